@@ -1,0 +1,50 @@
+# Every target sets up what it needs first (scripts/setup: a no-op when nothing changed). Needs Python 3.11 and git.
+PYTHON := .venv/bin/python
+CODE := $(wildcard src apps benchmarks examples tests)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup test demo compare bench soak sabotage lint format docs lock clean
+
+help: ## what can be made
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## .venv with everything, from the hashed locks
+	@scripts/setup
+
+test: setup ## the tests; ends with the list of promises left untested
+	$(PYTHON) -m pytest $(ARGS)
+
+demo: setup ## the checkout application, live; ORDERS=path.csv reads real orders, STORE=path keeps the store
+	$(PYTHON) -m apps.checkout.demo $(if $(ORDERS),--orders "$(ORDERS)") $(if $(STORE),--store "$(STORE)") $(ARGS)
+
+compare: setup ## the same shop, event-driven against request-response
+	$(PYTHON) -m apps.checkout.compare $(if $(ORDERS),--orders "$(ORDERS)") $(ARGS)
+
+bench: setup ## every path against its raw loop and the peers, in one run
+	@scripts/setup peers
+	$(PYTHON) -m benchmarks $(ARGS)
+
+soak: setup ## real processes killed and frozen at random; SEEDS=n runs n seeds
+	$(PYTHON) tests/soak.py --seeds $(or $(SEEDS),3) $(ARGS)
+
+sabotage: setup ## takes out each guarded mechanism in turn: the test that guards it must fail
+	$(PYTHON) tests/sabotage.py $(ARGS)
+
+lint: setup ## ruff and mypy
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m mypy $(CODE)
+
+format: setup ## let ruff put the code in order
+	$(PYTHON) -m ruff check --fix .
+	$(PYTHON) -m ruff format .
+
+docs: setup ## the documentation into site/; a broken link is an error
+	$(PYTHON) -m zensical build --clean --strict
+
+lock: setup ## write the hashed locks again; ARGS=--upgrade takes newer versions
+	scripts/lock $(ARGS)
+
+clean: ## remove what was built, not .venv
+	rm -rf build dist site var .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find $(CODE) scripts -name __pycache__ -type d -prune -exec rm -rf {} +
