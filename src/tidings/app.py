@@ -1,0 +1,405 @@
+"""The composition root: an app is a name, a store, and what subscribes to it."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import datetime, timedelta
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
+
+from .clock import Clock, SystemClock
+from .envelope import Envelope
+from .errors import ConfigurationError, SubscriptionNameTaken
+from .event import EventType
+from .publish.publisher import Publisher, Publishing, Receipt
+from .retry import Retry
+from .store.port import Scheduled
+from .store.sqlite import SQLiteStore
+from .subscribe.middleware import Middleware, wrap
+from .subscribe.subscription import F, Options, Subscription
+from .subscribe.transactions import Transactions, check_given
+from .subscribe.worker import Worker
+
+if TYPE_CHECKING:
+    import sqlite3
+
+T = TypeVar("T")
+
+_NAME = 'a name is letters, digits, - and _, for example "shop"'
+
+
+class App:
+    """One service: publishes events under its name, and handles those it subscribes to.
+
+    Args:
+        name: the CloudEvents ``source`` of its events, and the first part of their type names.
+        store: ``sqlite:///shop.db``, or a store object.
+        transactions: where handlers' transactions come from: a SQLAlchemy engine or sessionmaker, their async twins, a callable that
+            returns an aiosqlite connection, or several of these. ``sqlite3.Connection`` needs nothing.
+        topic: where its events go between services; its name unless given.
+        synchronous: ``FULL`` or ``NORMAL``, see ``SQLiteStore``.
+        lease: seconds after which other workers take over from one that is dead or frozen.
+        retention: how long events stay in the log after every subscription has passed them; None keeps them.
+        drain: seconds that stopping waits for handlers that run.
+        clock: tests give a ManualClock.
+
+    Raises:
+        ConfigurationError: something here can't work.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        store: str | SQLiteStore,
+        *,
+        transactions: Any = None,
+        topic: str | None = None,
+        synchronous: Literal["FULL", "NORMAL"] = "FULL",
+        lease: float = 10.0,
+        retention: timedelta | None = None,
+        drain: float = 30.0,
+        clock: Clock | None = None,
+    ) -> None:
+        if not name or not name.replace("-", "").replace("_", "").isalnum():
+            raise ConfigurationError(f"App({name!r}): {_NAME}")
+        if lease < 0.2:
+            raise ConfigurationError(f"lease={lease!r}: seconds, 0.2 or more; a worker must be able to renew it in time")
+        check_given(transactions)
+        self.name = name
+        self.clock: Clock = clock or (SystemClock() if isinstance(store, str) else store.clock)
+        self.store = SQLiteStore(store, synchronous=synchronous, clock=self.clock) if isinstance(store, str) else store
+        self.subscriptions: dict[str, Subscription] = {}
+        self._types: dict[type, EventType] = {}
+        self._publisher = Publisher(name, topic or name, self.store, self.type_of)
+        self._transactions = Transactions(self.store, self._publisher, transactions)
+        self._provided: dict[type, Any] = {}
+        self._middleware: list[Middleware] = []
+        self._bound = False
+        self._opened = False
+        self._worker_options: dict[str, Any] = {"lease": lease, "retention": retention, "drain": drain}
+        self.worker: Worker | None = None
+
+    # -- publishing
+
+    @overload
+    def publish(
+        self,
+        event: Any,
+        tx: Literal["own"],
+        *,
+        at: datetime | None = None,
+        after: timedelta | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Publishing: ...
+    @overload
+    def publish(
+        self,
+        event: Any,
+        tx: sqlite3.Connection,
+        *,
+        at: datetime | None = None,
+        after: timedelta | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Receipt: ...
+    @overload
+    def publish(
+        self,
+        event: Any,
+        tx: Any = None,
+        *,
+        at: datetime | None = None,
+        after: timedelta | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Any: ...
+    def publish(
+        self,
+        event: Any,
+        tx: Any = None,
+        *,
+        at: datetime | None = None,
+        after: timedelta | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Any:
+        """Announce an event in the transaction that your own rows are in: it exists if and only if you commit.
+
+        Args:
+            tx: an open transaction: sqlite3.Connection, SQLAlchemy Connection or Session, ``django.db.connection``; with aiosqlite, AsyncConnection
+                or AsyncSession the call must be awaited. ``"own"`` for a transaction of its own: await it, or call ``.result()``.
+            at: publish then instead (a time with time zone). after: publish after this time instead.
+            headers: further texts that travel along; ``traceparent`` goes into its own field.
+
+        Returns:
+            A Receipt with event id, lane and position (None for a scheduled event), or an awaitable of it.
+
+        Raises:
+            InvalidEvent, OutsideTransaction, UnsupportedTransaction, WrongStore, UnawaitedPublish: nothing was written.
+        """
+        if not self._opened:
+            self.open()
+        result = self._publisher.publish(event, tx, at=at, after=after, headers=headers)
+        if self.worker is not None and tx != "own":
+            self.worker.hint()
+        return result
+
+    def scheduled(self) -> list[Scheduled]:
+        """Events that are to be published later, the next first (at most 1,000)."""
+        self.open()
+        return self.store.query(lambda unit: unit.scheduled())
+
+    def cancel(self, event_id: str) -> bool:
+        """Take back a scheduled event; False if there is none of that id (it may have been published)."""
+        self.open()
+        return self.store.write(lambda unit: unit.cancel(event_id)).result()
+
+    # -- subscribing
+
+    def subscription(
+        self,
+        name: str,
+        *,
+        order: Literal["key", "none", "log"] = "key",
+        concurrency: int = 16,
+        rate: float | None = None,
+        timeout: float | None = None,
+        retry: Retry | None = None,
+        start: Literal["start", "now"] | datetime | int = "start",
+        on_dead: Literal["go on", "hold"] = "go on",
+        size: int = 100,
+        age: float = 1.0,
+        shared_tx: bool = False,
+        max_parked: int = 1000,
+        checkpoint_age: float = 0.25,
+        middleware: Sequence[Middleware] = (),
+    ) -> Subscription:
+        """A reader of the log with a name and a place of its own; add handlers with ``on``.
+
+        Args:
+            order: ``key`` (events of one key one after another), ``none``, or ``log`` (one after another, all of them).
+            concurrency: handlers at the same time, over all workers.
+            rate: events a second, over all workers.
+            timeout: seconds for one call of a handler.
+            retry: when a failed event is tried again.
+            start: where a new subscription begins: the oldest event, now, a time, or behind a position. Ignored once it exists.
+            on_dead: what a key does behind a dead letter: ``go on``, or ``hold`` until someone retries or drops it.
+            size, age: for a handler that takes a list: up to so many events, or what came within so many seconds.
+            shared_tx: the handler has no effects outside its transaction and its events, so neighbours may share one transaction.
+            max_parked: with so many parked keys it stops reading, and goes on by itself when they have become fewer.
+            checkpoint_age: seconds; after a crash, handlers without ``tx`` run again only for what was in flight or ended within this time.
+            middleware: functions around the handlers, inside those of ``App.use``.
+
+        Raises:
+            ConfigurationError, SubscriptionNameTaken
+        """
+        if not name or not name.replace("-", "").replace("_", "").replace(".", "").isalnum():
+            raise ConfigurationError(f"subscription {name!r}: {_NAME}")
+        if name in self.subscriptions:
+            raise SubscriptionNameTaken(
+                f"the app {self.name!r} has a subscription {name!r} already; give one of them another name", name=name
+            )
+        options = Options(
+            order,
+            concurrency,
+            rate,
+            timeout,
+            retry or Retry(),
+            start,
+            on_dead,
+            size,
+            age,
+            shared_tx,
+            max_parked,
+            checkpoint_age,
+            middleware,
+        )
+        subscription = self.subscriptions[name] = Subscription(name, options, self.type_of)
+        return subscription
+
+    def subscribe(
+        self,
+        *classes: type,
+        name: str | None = None,
+        where: Callable[[Any], bool] | None = None,
+        **options: Any,
+    ) -> Callable[[F], F]:
+        """The decorated function is a subscription of its own, named after it. Options as in ``subscription``.
+
+        Raises:
+            ConfigurationError: an option that doesn't exist, or a value that can't be.
+        """
+        import inspect
+
+        known = set(inspect.signature(self.subscription).parameters) - {"name"}
+        for option in options:
+            if option not in known:
+                import difflib
+
+                near = difflib.get_close_matches(option, known, 1)
+                hint = f"; did you mean {near[0]}=?" if near else f"; there are {', '.join(sorted(known))}"
+                raise ConfigurationError(f"subscribe has no option {option!r}{hint}")
+
+        def mark(fn: F) -> F:
+            subscription = self.subscription(name or fn.__name__, **options)
+            try:
+                return subscription.on(*classes, where=where)(fn)
+            except BaseException:
+                del self.subscriptions[subscription.name]
+                raise
+
+        return mark
+
+    def provide(self, wanted: type[T], value: T | Callable[[], T]) -> None:
+        """Handlers that ask for ``wanted`` by type get ``value``; if it is a function, what it returns at each call."""
+        self._provided[wanted] = value
+
+    def use(self, middleware: Middleware) -> Middleware:
+        """Put a function around every handler of this app; the first one used is outermost. Works as a decorator."""
+        self._middleware.append(middleware)
+        return middleware
+
+    def type_of(self, cls: type) -> EventType:
+        """The event type of a class in this app."""
+        found = self._types.get(cls)
+        if found is None:
+            found = self._types[cls] = EventType(cls, self.name)
+        return found
+
+    # -- running
+
+    def open(self) -> None:
+        """Connect to the store, making or migrating its tables; for publishing without a worker. Called by the first publish.
+
+        Raises:
+            StoreError
+        """
+        if not self._opened:
+            self.store.open()
+            self._opened = True
+
+    def close(self) -> None:
+        """Finish what is queued for the store and let go of it. Not while a worker runs."""
+        if self._opened:
+            self._opened = False
+            self.store.close()
+
+    async def start(self) -> None:
+        """Run this app's subscriptions in this process, until ``stop``.
+
+        Raises:
+            ConfigurationError, StoreError
+        """
+        if self.worker is not None:
+            raise ConfigurationError(f"the app {self.name!r} runs already")
+        self.bind()
+        self.open()
+        worker = Worker(
+            self.name,
+            list(self.subscriptions.values()),
+            self.store,
+            self._publisher,
+            self._transactions,
+            clock=self.clock,
+            **self._worker_options,
+        )
+        await worker.start()
+        self.worker = worker
+
+    async def stop(self) -> None:
+        """Drain and end the worker, and close the store."""
+        worker, self.worker = self.worker, None
+        if worker is not None:
+            await worker.stop()
+        await asyncio.get_running_loop().run_in_executor(None, self.close)
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        await self.stop()
+
+    def run(self) -> None:
+        """Run until SIGINT or SIGTERM, then drain. A second one stops at once."""
+        asyncio.run(serve([self]))
+
+    def bind(self) -> None:
+        """Check every subscription and wrap its handlers; once.
+
+        Raises:
+            HandlerDefinitionError
+        """
+        if self._bound:
+            return
+        counts: dict[type, int] = {}
+        for subscription in self.subscriptions.values():
+            if not subscription.handlers:
+                raise ConfigurationError(
+                    f"subscription {subscription.name!r} of app {self.name!r} has no handler; add one with @{subscription.name}.on(EventClass)"
+                )
+            for handler in set(subscription.handlers.values()):
+                handler.provide(self._provided)
+                if handler.tx is not None:
+                    self._transactions.check(handler.tx, handler.name)
+                layers = [*self._middleware, *subscription.options.middleware]
+                handler.call = wrap(handler.call, handler.is_async, layers, handler.name)
+                counts[handler.event_type.cls] = counts.get(handler.event_type.cls, 0) + 1
+        if any(count > 1 for count in counts.values()):
+            shared = _Decoded()
+            for subscription in self.subscriptions.values():
+                subscription.decoded = shared
+        self._bound = True
+
+    def envelope(self, event: Any) -> Envelope:
+        """The row that ``publish`` would write, its position still 0; for tests and tools."""
+        return self._publisher.envelope(event)
+
+
+class _Decoded:
+    """Decoded events, shared by the subscriptions of an app that read the same class."""
+
+    LIMIT = 8192
+
+    def __init__(self) -> None:
+        self._events: dict[tuple[type, int], Any] = {}
+        self.get = self._events.get
+
+    def put(self, key: tuple[type, int], event: Any) -> None:
+        if len(self._events) >= self.LIMIT:
+            self._events.clear()
+        self._events[key] = event
+
+
+async def serve(apps: Sequence[App], *, ready: Callable[[], Awaitable[None] | None] | None = None) -> None:
+    """Run several apps in this process until SIGINT or SIGTERM, then drain; a second signal ends without waiting."""
+    loop = asyncio.get_running_loop()
+    asked = asyncio.Event()
+    again = asyncio.Event()
+
+    def on_signal() -> None:
+        if asked.is_set():
+            again.set()
+        asked.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, on_signal)
+    started: list[App] = []
+    try:
+        for app in apps:
+            await app.start()
+            started.append(app)
+        if ready is not None and (waiting := ready()) is not None:
+            await waiting
+        await asked.wait()
+    finally:
+        stopping = asyncio.gather(*(app.stop() for app in started))
+        hurry = asyncio.ensure_future(again.wait())
+        await asyncio.wait({stopping, hurry}, return_when=asyncio.FIRST_COMPLETED)
+        if not stopping.done():
+            for app in started:
+                if app.worker is not None:
+                    app.worker.kill()
+            stopping.cancel()
+        hurry.cancel()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)

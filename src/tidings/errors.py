@@ -1,0 +1,125 @@
+"""Every error that Tidings raises on purpose.
+
+    TidingsError
+    ├── ConfigurationError         a declaration that can't work; raised while the program starts
+    │   ├── EventDefinitionError       an event class without a usable key, type or version
+    │   ├── HandlerDefinitionError     a handler whose signature or options can't be served
+    │   └── SubscriptionNameTaken      two subscriptions of one name
+    ├── PublishError               nothing was written by this publish
+    │   ├── OutsideTransaction         no transaction was given, or the one given isn't open
+    │   ├── InvalidEvent               wrong field types, no key, not serialisable
+    │   ├── UnsupportedTransaction     an object that is no transaction of a known driver
+    │   └── UnawaitedPublish           an async publish that nobody awaited
+    ├── StoreError                 the store can't be used as it is
+    │   ├── StoreNotInitialised        no Tidings tables there
+    │   ├── WrongStore                 the transaction is another database's
+    │   ├── StoreNewer                 the tables were made by a newer Tidings
+    │   ├── StoreBusy                  somebody else holds the file's write lock
+    │   └── StoreFailed                full disk, read-only file, damaged file
+    ├── HandlingError              about one event in one subscription
+    │   ├── UndecodableEvent           the data doesn't fit the class that the handler asks for
+    │   ├── HandlerTimeout             the handler ran past its timeout
+    │   ├── TransactionEnded           the handler ended the transaction it was given
+    │   └── Fenced                     another worker holds the lane now; nothing was written
+    └── NotFound                   no such subscription, dead letter or scheduled event
+
+Errors carry their facts as attributes, so that a program needs no parsing.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class TidingsError(Exception):
+    """Base of all. Facts given as keywords become attributes."""
+
+    def __init__(self, message: str, **facts: Any) -> None:
+        super().__init__(message)
+        self.facts = facts
+        for name, value in facts.items():
+            setattr(self, name, value)
+
+
+class ConfigurationError(TidingsError):
+    """A declaration that can't work."""
+
+
+class EventDefinitionError(ConfigurationError):
+    """An event class without a usable key, type or version."""
+
+
+class HandlerDefinitionError(ConfigurationError):
+    """A handler whose signature or options can't be served."""
+
+
+class SubscriptionNameTaken(ConfigurationError):
+    """Two subscriptions of one name on one store."""
+
+
+class PublishError(TidingsError):
+    """Nothing was written by this publish."""
+
+
+class OutsideTransaction(PublishError):
+    """No transaction was given, or the one given isn't open."""
+
+
+class InvalidEvent(PublishError):
+    """Wrong field types, a missing key, or a value that can't be serialised."""
+
+
+class UnsupportedTransaction(PublishError):
+    """The object given as ``tx`` is no transaction of a driver that Tidings knows."""
+
+
+class UnawaitedPublish(PublishError):
+    """``publish`` on an async driver was called and never awaited."""
+
+
+class StoreError(TidingsError):
+    """The store can't be used as it is."""
+
+
+class StoreNotInitialised(StoreError):
+    """The database has no Tidings tables."""
+
+
+class WrongStore(StoreError):
+    """The transaction belongs to another database than the app's store."""
+
+
+class StoreNewer(StoreError):
+    """The tables were made by a newer version of Tidings."""
+
+
+class StoreBusy(StoreError):
+    """The file's write lock was held by somebody else for too long. ``holder`` names the process if it is known."""
+
+
+class StoreFailed(StoreError):
+    """The file can't be read or written: full disk, read-only, damaged."""
+
+
+class HandlingError(TidingsError):
+    """About one event in one subscription."""
+
+
+class UndecodableEvent(HandlingError):
+    """The data of an event doesn't fit the class that the handler asks for."""
+
+
+class HandlerTimeout(HandlingError):
+    """A handler ran past its timeout."""
+
+
+class TransactionEnded(HandlingError):
+    """A handler ended the transaction that it was given; nothing counts as done."""
+
+
+class Fenced(HandlingError):
+    """Another worker holds the lane now; nothing was written."""
+
+
+class NotFound(TidingsError):
+    """No subscription, dead letter or scheduled event of that name."""

@@ -1,0 +1,1 @@
+"""Publishing: one INSERT into the log, in the caller's own transaction."""

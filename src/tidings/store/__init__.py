@@ -1,0 +1,1 @@
+"""Where the log and its readers' progress are kept."""

@@ -1,0 +1,258 @@
+"""What Tidings asks of a store.
+
+A store keeps one log and its readers' progress in a database that the user's own rows live in as well. Everything that changes
+goes through a ``Unit``: the statements of one transaction. Where that transaction comes from is not the unit's business:
+the store's own (``write``), a handler's, or the publisher's in the user's code. What an implementation must keep:
+
+- *Order.* ``read`` returns rows in ascending position, and never a row with a later, lower neighbour: once a position was seen,
+  no smaller one appears.
+- *Atomicity.* What a unit writes appears together or not at all, with everything else in its transaction.
+- *Fencing.* ``Unit.advance`` changes a lane only for its owner at its epoch, and names the lanes that weren't changed.
+- *Durability.* When the future of ``write`` has its result, it survives a crash of the machine (``durable`` for what others wrote).
+- *Threads.* ``read``, ``query`` and ``durable`` block and may be called from any thread; ``write`` doesn't block. ``close`` ends what was begun.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+from ..clock import Clock
+from ..envelope import Envelope
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class Lane:
+    """Progress of one subscription in one lane: done up to ``position`` but for ``open``; held by ``worker`` under ``epoch``."""
+
+    subscription: str
+    lane: int
+    position: int
+    open: tuple[int, ...]
+    worker: str | None
+    epoch: int
+
+
+@dataclass(slots=True)
+class WorkerRow:
+    """A process that runs subscriptions. ``alive``: its lease has not run out; ``seconds_left`` of it."""
+
+    worker: str
+    app: str
+    host: str
+    pid: int
+    started: int
+    subscriptions: tuple[str, ...]
+    alive: bool
+    seconds_left: float
+    info: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class SubscriptionRow:
+    """A subscription as the store knows it. ``types`` are the type names it reads; times are microseconds since 1970."""
+
+    name: str
+    app: str
+    types: tuple[str, ...]
+    ordering: str
+    created: int
+    paused: bool
+    held: str | None
+    held_since: int | None
+
+
+@dataclass(slots=True)
+class Parked:
+    """An event that waits (``retry``: for its due time, ``waiting``: behind an earlier one of its key) or is a dead letter (``dead``).
+
+    ``due`` and ``since`` are microseconds since 1970; ``delay`` is the whole wait before the next attempt, in microseconds.
+    """
+
+    subscription: str
+    state: str
+    holds: bool
+    attempts: int
+    due: int
+    delay: int
+    since: int
+    error: str | None
+    traceback: str | None
+    envelope: Envelope
+
+
+@dataclass(slots=True)
+class KeyState:
+    """What a key's parked rows say after a transaction: ``free``, ``held`` (by a dead letter), or ``retry`` with the head to run.
+
+    ``due_in`` is in seconds from now, never more than the delay that was chosen: a wall clock that jumps can't stretch it.
+    """
+
+    lane: int
+    key: tuple[str | None, str] | int
+    state: str
+    position: int = 0
+    attempts: int = 0
+    due_in: float = 0.0
+
+
+@dataclass(slots=True)
+class FailedAttempt:
+    """One attempt that failed: ``time`` in microseconds since 1970; outcome ``retry`` or ``dead``."""
+
+    subscription: str
+    position: int
+    attempt: int
+    time: int
+    worker: str
+    outcome: str
+    error: str | None
+
+
+@dataclass(slots=True)
+class Scheduled:
+    """An event that will be published at ``due`` (microseconds since 1970)."""
+
+    due: int
+    envelope: Envelope
+
+
+class Unit(Protocol):
+    """The statements of one transaction. Methods raise the driver's errors; the owner of the transaction rolls back."""
+
+    # -- the log
+    def append(self, envelopes: Iterable[Envelope]) -> list[int]:
+        """Write events to the end of the log; their positions."""
+        ...
+
+    def head(self) -> int:
+        """The last position given out; 0 for an empty log."""
+        ...
+
+    def first_position_at(self, time: int) -> int:
+        """The position before the first event published at ``time`` (microseconds) or later; the head if there is none."""
+        ...
+
+    def select(
+        self, *, after: int = 0, limit: int, types: Sequence[str] = (), key: tuple[str | None, str] | None = None, since: int | None = None,
+        until: int | None = None, event_ids: Sequence[str] = (), correlation_ids: Sequence[str] = (), newest: bool = False,
+    ) -> list[Envelope]:  # fmt: skip
+        """Rows of the log that fit everything given, ascending; with ``newest`` the last ``limit`` of them."""
+        ...
+
+    def trim(self, upto: int, limit: int) -> int:
+        """Delete at most ``limit`` of the rows up to ``upto``, the oldest first; how many."""
+        ...
+
+    # -- scheduled events
+    def schedule(self, envelope: Envelope, due: int) -> None: ...
+    def release_due(self, now: int, limit: int) -> int:
+        """Move what is due to the log; how many."""
+        ...
+
+    def scheduled(self, limit: int = 1000) -> list[Scheduled]: ...
+    def next_due(self) -> int | None: ...
+    def cancel(self, event_id: str) -> bool: ...
+
+    # -- subscriptions
+    def register(self, name: str, app: str, types: Sequence[str], ordering: str, start: int, now: int) -> None:
+        """Make it known; a new one gets its lanes at ``start``. Raises SubscriptionNameTaken for another app's name."""
+        ...
+
+    def subscriptions(self) -> list[SubscriptionRow]: ...
+    def set_paused(self, name: str, paused: bool) -> bool: ...
+    def set_held(self, name: str, reason: str | None, now: int) -> None: ...
+    def rewind(self, name: str, position: int) -> int:
+        """Put every lane to ``position``, fence whoever holds it, drop parked rows above it; how many rows."""
+        ...
+
+    def remove(self, name: str) -> bool: ...
+
+    # -- workers and lanes
+    def enrol(self, row: WorkerRow, until: float) -> None: ...
+    def renew(self, worker: str, until: float, info: dict[str, Any] | None) -> bool:
+        """False if the row is gone: somebody else took the lanes."""
+        ...
+
+    def workers(self) -> list[WorkerRow]: ...
+    def leave(self, worker: str) -> None: ...
+    def lanes(self, subscription: str | None = None) -> list[Lane]: ...
+    def claim(self, subscription: str, worker: str, groups: int, share: int) -> list[Lane]:
+        """Take free lanes (nobody's, or a dead worker's) in whole groups until ``share`` groups are held; the lanes taken."""
+        ...
+
+    def advance(self, subscription: str, worker: str, rows: Sequence[tuple[int, int, int, str | None]]) -> list[int]:
+        """Write checkpoints ``(lane, epoch, position, open)``; the lanes where worker and epoch no longer fit (fenced)."""
+        ...
+
+    def release(self, subscription: str, worker: str, lanes: Iterable[int]) -> None: ...
+
+    # -- parked events and dead letters
+    def park(self, row: Parked) -> None: ...
+    def unpark(self, subscription: str, position: int) -> None: ...
+    def key_state(self, subscription: str, lane: int, key: tuple[str | None, str] | int, now: int) -> KeyState:
+        """Promote the next row of the key if nothing of it is due or held, and say how the key stands."""
+        ...
+
+    def parked_keys(self, subscription: str, lanes: Sequence[int], now: int) -> list[KeyState]: ...
+    def parked_row(self, subscription: str, position: int) -> Parked | None: ...
+    def parked(self, subscription: str | None = None, states: Sequence[str] = (), limit: int = 1000) -> list[Parked]: ...
+    def count_parked(self, subscription: str) -> tuple[int, int, int]:
+        """Keys (or keyless events) that wait for a retry, events behind them, dead letters."""
+        ...
+
+    def record_attempt(self, row: FailedAttempt) -> None: ...
+    def attempts(self, positions: Sequence[int]) -> list[FailedAttempt]: ...
+    def retry_dead(self, subscription: str, position: int, now: int) -> bool: ...
+    def drop_dead(self, subscription: str, position: int, now: int) -> bool: ...
+
+    # -- operators' commands
+    def control(self) -> int:
+        """Raised by every operator's command, so that workers see it by reading one row."""
+        ...
+
+
+class Store(Protocol):
+    """A log, its readers' progress, and where transactions come from."""
+
+    url: str
+    log_id: str
+    clock: Clock
+
+    def open(self) -> None:
+        """Connect, and make or migrate the tables. Raises StoreError. May be called again."""
+        ...
+
+    def close(self) -> None: ...
+
+    def write(self, job: Callable[[Unit], T], after: Callable[[T], None] | None = None) -> Future[T]:
+        """Run a job in a transaction of the store's own, committed together with others (group commit). The job may run more than
+        once if its neighbour fails, so it keeps its effects to the unit. ``after`` runs once, behind the commit, before any other
+        transaction of this process begins."""
+        ...
+
+    def query(self, job: Callable[[Unit], T]) -> T:
+        """Run a reading job in one snapshot."""
+        ...
+
+    def read(self, after: int, upto: int) -> tuple[list[tuple[Any, ...]], int]:
+        """Rows with ``after < position <= upto``, ascending, in the order of ``Envelope``'s fields, and how far that is complete: no row up
+        to there is missing or will come. Bounded in bytes: it may stop early. For the hot path."""
+        ...
+
+    def durable(self) -> None:
+        """Return when everything that ``read`` has returned survives a crash of the machine, whatever its writer's setting was."""
+        ...
+
+    def unit(self, connection: Any) -> Unit:
+        """The statements on a driver connection that is the user's."""
+        ...
+
+    def transaction(self) -> AbstractContextManager[Any]:
+        """A driver connection with a write transaction open: commits at the end, rolls back on an error."""
+        ...

@@ -1,0 +1,188 @@
+"""The tables, as numbered migrations. A migration that has been released is never edited; a new one is added."""
+
+from __future__ import annotations
+
+import sqlite3
+import uuid
+
+from ...errors import StoreNewer, StoreNotInitialised
+
+_EVENT_COLUMNS = """
+    lane            INTEGER NOT NULL,
+    topic           TEXT NOT NULL,
+    type            TEXT NOT NULL,
+    version         INTEGER NOT NULL,
+    key_name        TEXT,
+    key             TEXT,
+    event_id        TEXT NOT NULL,
+    time            INTEGER NOT NULL,
+    source          TEXT NOT NULL,
+    data            BLOB NOT NULL,
+    correlation_id  TEXT NOT NULL,
+    causation_id    TEXT,
+    traceparent     TEXT,
+    headers         TEXT"""
+
+MIGRATIONS: tuple[tuple[int, str, str], ...] = (
+    (
+        1,
+        "the log and its readers",
+        f"""
+-- Facts about this store: schema, log_id, incarnation, retained (rows up to here may be gone), control (raised by every operator's command).
+CREATE TABLE tidings_meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+
+-- The log. One writer at a time, so the order of positions is the order of commits; AUTOINCREMENT never gives a position out again after a trim.
+-- No index beside the primary key: each would be paid by every publish.
+CREATE TABLE tidings_log (
+    position        INTEGER PRIMARY KEY AUTOINCREMENT,{_EVENT_COLUMNS}
+);
+
+-- Who reads. types: JSON list of type names; held: why it stopped reading by itself.
+CREATE TABLE tidings_subscriptions (
+    name        TEXT PRIMARY KEY,
+    app         TEXT NOT NULL,
+    types       TEXT NOT NULL,
+    ordering    TEXT NOT NULL,
+    created     INTEGER NOT NULL,
+    paused      INTEGER NOT NULL DEFAULT 0,
+    held        TEXT,
+    held_since  INTEGER
+) WITHOUT ROWID;
+
+-- Living processes. until: end of the lease on the machine's monotonic clock, which only means something within one boot.
+CREATE TABLE tidings_workers (
+    worker         TEXT PRIMARY KEY,
+    app            TEXT NOT NULL,
+    host           TEXT NOT NULL,
+    pid            INTEGER NOT NULL,
+    boot           TEXT NOT NULL,
+    until          REAL NOT NULL,
+    started        INTEGER NOT NULL,
+    subscriptions  TEXT NOT NULL,
+    info           TEXT
+) WITHOUT ROWID;
+
+-- Progress: everything in the lane up to position is done but what open lists (JSON). epoch rises whenever the lane changes hands.
+CREATE TABLE tidings_lanes (
+    subscription  TEXT NOT NULL,
+    lane          INTEGER NOT NULL,
+    position      INTEGER NOT NULL,
+    open          TEXT,
+    worker        TEXT,
+    epoch         INTEGER NOT NULL DEFAULT 0,
+    PRIMARY KEY (subscription, lane)
+) WITHOUT ROWID;
+
+-- Events whose handler failed (retry), those of the same key behind them (waiting), and those that used up their attempts (dead).
+-- Each row carries its own copy of the event. holds: a dead one that its key waits for.
+CREATE TABLE tidings_parked (
+    subscription    TEXT NOT NULL,
+    position        INTEGER NOT NULL,
+    state           TEXT NOT NULL CHECK (state IN ('retry', 'waiting', 'dead')),
+    holds           INTEGER NOT NULL DEFAULT 0,
+    attempts        INTEGER NOT NULL,
+    due             INTEGER NOT NULL,
+    delay           INTEGER NOT NULL,
+    since           INTEGER NOT NULL,
+    error           TEXT,
+    traceback       TEXT,{_EVENT_COLUMNS},
+    PRIMARY KEY (subscription, position)
+) WITHOUT ROWID;
+CREATE INDEX tidings_parked_key ON tidings_parked (subscription, lane, key);
+
+-- Failed attempts, for whoever asks what happened. Handled events leave no row: the checkpoint says it.
+CREATE TABLE tidings_attempts (
+    subscription  TEXT NOT NULL,
+    position      INTEGER NOT NULL,
+    attempt       INTEGER NOT NULL,
+    time          INTEGER NOT NULL,
+    worker        TEXT NOT NULL,
+    outcome       TEXT NOT NULL,
+    error         TEXT,
+    PRIMARY KEY (subscription, position, attempt, time)
+) WITHOUT ROWID;
+
+-- Events that are to be published later.
+CREATE TABLE tidings_scheduled (
+    event_id_       TEXT PRIMARY KEY,
+    due             INTEGER NOT NULL,{_EVENT_COLUMNS}
+) WITHOUT ROWID;
+CREATE INDEX tidings_scheduled_due ON tidings_scheduled (due);
+""",
+    ),
+)
+
+NEWEST = MIGRATIONS[-1][0]
+
+
+def sql() -> str:
+    """All migrations as one script, for those who own their DDL."""
+    return "\n".join(f"-- {number}: {title}\n{text.strip()}\n" for number, title, text in MIGRATIONS)
+
+
+def version_of(conn: sqlite3.Connection) -> int | None:
+    """The schema version of the tables behind ``conn``; None where there are none."""
+    if conn.execute("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'tidings_meta'").fetchone() is None:
+        return None
+    row = conn.execute("SELECT value FROM tidings_meta WHERE name = 'schema'").fetchone()
+    return int(row[0]) if row else 0
+
+
+def require(conn: sqlite3.Connection, path: str) -> None:
+    """Check that the tables are there and not newer than this library.
+
+    Raises:
+        StoreNotInitialised, StoreNewer
+    """
+    version = version_of(conn)
+    if version is None:
+        raise StoreNotInitialised(f"{path} has no Tidings tables; run `tidings store init --store sqlite:///{path}`", path=path)
+    if version > NEWEST:
+        raise StoreNewer(
+            f"{path} was made by a newer Tidings (schema {version}, this one knows {NEWEST}); upgrade tidings in this environment",
+            found=version,
+            known=NEWEST,
+        )
+
+
+def migrate(conn: sqlite3.Connection, path: str) -> list[int]:
+    """Bring the tables up to date; returns the numbers of the migrations that ran. ``conn`` is in no transaction (isolation_level None).
+
+    Raises:
+        StoreNewer: nothing was changed.
+    """
+    done: list[int] = []
+    conn.execute("BEGIN IMMEDIATE")
+    try:
+        version = version_of(conn)
+        if version is not None:
+            require(conn, path)
+        for number, _title, text in MIGRATIONS:
+            if number <= (version or 0):
+                continue
+            for statement in _statements(text):
+                conn.execute(statement)
+            conn.execute(
+                "INSERT INTO tidings_meta VALUES ('schema', ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value", (str(number),)
+            )
+            done.append(number)
+        if version is None:
+            facts = {"log_id": str(uuid.uuid4()), "incarnation": "1", "retained": "0", "control": "0"}
+            conn.executemany("INSERT INTO tidings_meta VALUES (?, ?)", facts.items())
+        conn.execute("COMMIT")
+    except BaseException:
+        conn.rollback()
+        raise
+    return done
+
+
+def _statements(script: str) -> list[str]:
+    """A script cut into statements; ``executescript`` would commit the migration's transaction first."""
+    found: list[str] = []
+    part = ""
+    for line in script.splitlines():
+        part += line + "\n"
+        if sqlite3.complete_statement(part):
+            found.append(part)
+            part = ""
+    return found

@@ -1,0 +1,207 @@
+"""The store on one SQLite file: its connections, its writer, and the transactions that handlers get."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from ...clock import Clock, SystemClock
+from ...errors import ConfigurationError, StoreBusy, StoreError
+from . import schema
+from .connect import BUSY_SECONDS, boot_id, connect, explain, path_of
+from .unit import READ, SQLiteUnit
+from .writer import Writer, WriteTurn
+
+T = TypeVar("T")
+
+READ_BYTES = 8 * 1024 * 1024
+"""One read stops after this much data."""
+
+
+class SQLiteStore:
+    """A log on a SQLite file (WAL mode).
+
+    Args:
+        url: ``sqlite:///shop.db``.
+        synchronous: ``FULL`` (a commit survives a power cut) or ``NORMAL`` (the last commits before a power cut may be undone; what leaves
+            the machine is made durable first).
+        clock: for due times and leases; tests give a ManualClock.
+        busy: seconds to wait for the file's write lock before StoreBusy.
+
+    Raises:
+        ConfigurationError: the URL or ``synchronous`` isn't understood.
+    """
+
+    def __init__(self, url: str, *, synchronous: str = "FULL", clock: Clock | None = None, busy: float = BUSY_SECONDS) -> None:
+        if synchronous not in {"FULL", "NORMAL"}:
+            raise ConfigurationError(f'synchronous={synchronous!r}: choose "FULL" (the default) or "NORMAL"')
+        self.url = url
+        self.path = path_of(url)
+        self.clock: Clock = clock or SystemClock()
+        self.log_id = ""
+        self.turn = WriteTurn()
+        self._synchronous = synchronous
+        self._busy = busy
+        self._boot = boot_id()
+        self._writer: Writer | None = None
+        self._readers = threading.local()
+        self._reading: list[sqlite3.Connection] = []
+        self._wal: int | None = None
+        self._open_lock = threading.Lock()
+        self._committed: list[Callable[[], None]] = []
+        self._opened = 0
+
+    def open(self) -> None:
+        """Make or migrate the tables if need be, and start the writer. Each ``open`` wants its ``close``.
+
+        Raises:
+            StoreFailed, StoreBusy, StoreNewer
+        """
+        with self._open_lock:
+            self._opened += 1
+            if self._writer is not None:
+                return
+            try:
+                conn = self.connect(create=True)
+                try:
+                    if schema.version_of(conn) != schema.NEWEST:
+                        schema.migrate(conn, self.path)
+                    self.log_id = conn.execute("SELECT value FROM tidings_meta WHERE name = 'log_id'").fetchone()[0]
+                except BaseException:
+                    conn.close()
+                    raise
+            except sqlite3.Error as error:
+                self._opened -= 1
+                raise explain(error, self.path) from error
+            except BaseException:
+                self._opened -= 1
+                raise
+            self._writer = Writer(conn, self.path, self.turn, self.unit, self.announce)
+
+    def close(self) -> None:
+        with self._open_lock:
+            self._opened -= 1
+            if self._opened > 0 or self._writer is None:
+                return
+            self._writer.close()
+            self._writer = None
+            for conn in self._reading:
+                conn.close()
+            self._reading.clear()
+            self._readers = threading.local()
+            if self._wal is not None:
+                os.close(self._wal)
+                self._wal = None
+
+    def connect(self, *, create: bool = False, read_only: bool = False) -> sqlite3.Connection:
+        """A new connection with the store's settings; the caller closes it."""
+        return connect(self.path, synchronous=self._synchronous, create=create, read_only=read_only, busy=self._busy)
+
+    def on_commit(self, callback: Callable[[], None]) -> None:
+        """Call ``callback`` (from any thread) after each commit of this process's writer."""
+        self._committed.append(callback)
+
+    def off_commit(self, callback: Callable[[], None]) -> None:
+        """Undo ``on_commit``."""
+        if callback in self._committed:
+            self._committed.remove(callback)
+
+    def write(self, job: Callable[[SQLiteUnit], T], after: Callable[[T], None] | None = None) -> Future[T]:
+        if self._writer is None:
+            raise StoreError("the store is not open; use `async with app:` or app.open() first", path=self.path)
+        return self._writer.submit(job, after)
+
+    def query(self, job: Callable[[SQLiteUnit], T]) -> T:
+        conn = self.reader()
+        try:
+            conn.execute("BEGIN")
+            try:
+                return job(self.unit(conn))
+            finally:
+                conn.rollback()
+        except sqlite3.Error as error:
+            raise explain(error, self.path) from error
+
+    def read(self, after: int, upto: int) -> tuple[list[tuple[Any, ...]], int]:
+        conn = self.reader()
+        try:
+            # The head first, the rows in a later snapshot: positions are given out in commit order, so all rows up to that head are there.
+            head = conn.execute("SELECT seq FROM sqlite_sequence WHERE name = 'tidings_log'").fetchone()
+            safe = min(upto, head[0] if head else 0)
+            if safe <= after:
+                return [], after
+            cursor = conn.execute(READ, (after, safe))
+            rows: list[tuple[Any, ...]] = []
+            size = 0
+            while part := cursor.fetchmany(256):
+                rows += part
+                size += sum([len(row[10]) for row in part])
+                if size > READ_BYTES:
+                    cursor.close()
+                    return rows, rows[-1][0]
+            return rows, safe
+        except sqlite3.Error as error:
+            raise explain(error, self.path) from error
+
+    def durable(self) -> None:
+        """Sync the -wal file: what was readable then is in it, or in the database file that a checkpoint has synced."""
+        if self._wal is None:
+            self._wal = os.open(self.path + "-wal", os.O_RDONLY)
+        os.fdatasync(self._wal) if hasattr(os, "fdatasync") else os.fsync(self._wal)
+
+    def unit(self, connection: sqlite3.Connection) -> SQLiteUnit:
+        return SQLiteUnit(connection, self.clock, self._boot)
+
+    @contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """A connection of this thread's with BEGIN IMMEDIATE done, in this process's turn.
+
+        Raises:
+            StoreBusy: the file's write lock was held by somebody else for longer than ``busy``.
+        """
+        with self.turn:
+            conn = self.handling_connection()
+            try:
+                conn.execute("BEGIN IMMEDIATE")
+            except sqlite3.Error as error:
+                raise explain(error, self.path) from error
+            try:
+                yield conn
+                conn.commit()
+            except BaseException:
+                if conn.in_transaction:
+                    conn.rollback()
+                raise
+            self.announce()
+
+    def handling_connection(self) -> sqlite3.Connection:
+        """This thread's connection for handlers' transactions."""
+        conn: sqlite3.Connection | None = getattr(self._readers, "handling", None)
+        if conn is None:
+            conn = self._readers.handling = self.connect()
+            self._reading.append(conn)
+        return conn
+
+    def reader(self) -> sqlite3.Connection:
+        """This thread's connection for reading."""
+        conn: sqlite3.Connection | None = getattr(self._readers, "reading", None)
+        if conn is None:
+            conn = self._readers.reading = self.connect()
+            self._reading.append(conn)
+        return conn
+
+    def is_busy(self, error: BaseException) -> bool:
+        """Whether an error means that the store was busy, so that the same work is simply run again."""
+        from .connect import is_busy
+
+        return isinstance(error, StoreBusy) or is_busy(error)
+
+    def announce(self) -> None:
+        """Tell this process's readers that something was committed."""
+        for callback in self._committed:
+            callback()

@@ -1,0 +1,413 @@
+"""The statements of one transaction, as named SQL beside the method that runs it."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from ...clock import Clock
+from ...envelope import LANES, Envelope
+from ...errors import SubscriptionNameTaken
+from ..port import FailedAttempt, KeyState, Lane, Parked, Scheduled, SubscriptionRow, WorkerRow
+
+EVENT = "lane, topic, type, version, key_name, key, event_id, time, source, data, correlation_id, causation_id, traceparent, headers"
+"""The columns of an event, in the order of ``Envelope``'s fields after the position."""
+
+APPEND = f"INSERT INTO tidings_log ({EVENT}) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)"
+
+# A connection can't be remembered by identity (CPython gives a dead one's id to the next), so the check of the store rides along:
+# nothing is inserted where the meta table has another log_id.
+APPEND_CHECKED = (
+    f"INSERT INTO tidings_log ({EVENT}) SELECT ?,?,?,?,?,?,?,?,?,?,?,?,?,? FROM tidings_meta WHERE name = 'log_id' AND value = ?"
+)
+
+READ = f"SELECT position, {EVENT} FROM tidings_log WHERE position > ? AND position <= ? ORDER BY position"
+
+_ACTIVE = "(state <> 'dead' OR holds = 1)"
+_PARKED = f"subscription, state, holds, attempts, due, delay, since, error, traceback, position, {EVENT}"
+
+# Never more than the whole delay from now, whatever the wall clock did in between.
+_DUE_IN = "max(0, min(due - ?, delay))"
+
+
+class SQLiteUnit:
+    """``Unit`` on a sqlite3 connection; the transaction is its owner's."""
+
+    __slots__ = ("_boot", "_clock", "_conn")
+
+    def __init__(self, conn: sqlite3.Connection, clock: Clock, boot: str) -> None:
+        self._conn = conn
+        self._clock = clock
+        self._boot = boot
+
+    # -- the log
+
+    def append(self, envelopes: Iterable[Envelope]) -> list[int]:
+        execute = self._conn.execute
+        return [execute(APPEND, envelope[1:]).lastrowid or 0 for envelope in envelopes]
+
+    def head(self) -> int:
+        row = self._conn.execute("SELECT seq FROM sqlite_sequence WHERE name = 'tidings_log'").fetchone()
+        return int(row[0]) if row else 0
+
+    def retained(self) -> int:
+        return int(self._meta("retained"))
+
+    def first_position_at(self, time: int) -> int:
+        row = self._conn.execute("SELECT min(position) FROM tidings_log WHERE time >= ?", (time,)).fetchone()
+        return self.head() if row[0] is None else int(row[0]) - 1
+
+    def select(
+        self, *, after: int = 0, limit: int, types: Sequence[str] = (), key: tuple[str | None, str] | None = None, since: int | None = None,
+        until: int | None = None, event_ids: Sequence[str] = (), correlation_ids: Sequence[str] = (), newest: bool = False,
+    ) -> list[Envelope]:  # fmt: skip
+        where, args = ["position > ?"], [after]
+        several: tuple[tuple[str, Sequence[str]], ...] = (("type", types), ("event_id", event_ids), ("correlation_id", correlation_ids))
+        for column, values in several:
+            if values:
+                where.append(f"{column} IN (SELECT value FROM json_each(?))")
+                args.append(json.dumps(list(values)))
+        if key is not None:
+            where.append("key = ?")
+            args.append(key[1])
+            if key[0] is not None:
+                where.append("key_name = ?")
+                args.append(key[0])
+        for condition, moment in (("time >= ?", since), ("time < ?", until)):
+            if moment is not None:
+                where.append(condition)
+                args.append(moment)
+        order = "DESC" if newest else "ASC"
+        rows = self._conn.execute(
+            f"SELECT position, {EVENT} FROM tidings_log WHERE {' AND '.join(where)} ORDER BY position {order} LIMIT ?", (*args, limit)
+        ).fetchall()
+        if newest:
+            rows.reverse()
+        return [Envelope(*row) for row in rows]
+
+    def trim(self, upto: int, limit: int) -> int:
+        """Deletes by range in chunks; the mark goes up first, so that a reader knows that what is missing below it was trimmed."""
+        first = self._conn.execute("SELECT min(position) FROM tidings_log").fetchone()[0]
+        if first is None or first > upto:
+            return 0
+        last = min(upto, first + limit - 1)
+        self._conn.execute("UPDATE tidings_meta SET value = ? WHERE name = 'retained' AND CAST(value AS INTEGER) < ?", (str(last), last))
+        self._conn.execute("DELETE FROM tidings_attempts WHERE position <= ?", (last,))
+        return self._conn.execute("DELETE FROM tidings_log WHERE position <= ?", (last,)).rowcount
+
+    def trimmable(self) -> int:
+        """The highest position that every subscription has passed, open positions included."""
+        passed = self.head()
+        for lane in self.lanes():
+            passed = min(passed, lane.position, *(position - 1 for position in lane.open))
+        return passed
+
+    # -- scheduled events
+
+    def schedule(self, envelope: Envelope, due: int) -> None:
+        self._conn.execute(
+            f"INSERT INTO tidings_scheduled (event_id_, due, {EVENT}) VALUES ({_marks(16)})",
+            (envelope.event_id, due, *envelope[1:]),
+        )
+
+    def release_due(self, now: int, limit: int) -> int:
+        """Two workers may try at once: the write lock makes them take turns, and the second finds the rows gone."""
+        rows = self._conn.execute(
+            f"SELECT event_id_, {EVENT} FROM tidings_scheduled WHERE due <= ? ORDER BY due, event_id_ LIMIT ?", (now, limit)
+        ).fetchall()
+        for row in rows:
+            self._conn.execute(APPEND, row[1:])
+            self._conn.execute("DELETE FROM tidings_scheduled WHERE event_id_ = ?", (row[0],))
+        return len(rows)
+
+    def scheduled(self, limit: int = 1000) -> list[Scheduled]:
+        rows = self._conn.execute(f"SELECT due, {EVENT} FROM tidings_scheduled ORDER BY due, event_id_ LIMIT ?", (limit,))
+        return [Scheduled(row[0], Envelope(0, *row[1:])) for row in rows]
+
+    def next_due(self) -> int | None:
+        row = self._conn.execute("SELECT min(due) FROM tidings_scheduled").fetchone()
+        return None if row[0] is None else int(row[0])
+
+    def cancel(self, event_id: str) -> bool:
+        return self._conn.execute("DELETE FROM tidings_scheduled WHERE event_id_ = ?", (event_id,)).rowcount > 0
+
+    # -- subscriptions
+
+    def register(self, name: str, app: str, types: Sequence[str], ordering: str, start: int, now: int) -> None:
+        known = self._conn.execute("SELECT app FROM tidings_subscriptions WHERE name = ?", (name,)).fetchone()
+        if known is None:
+            self._conn.execute(
+                "INSERT INTO tidings_subscriptions (name, app, types, ordering, created) VALUES (?, ?, ?, ?, ?)",
+                (name, app, json.dumps(sorted(types)), ordering, now),
+            )
+            self._conn.executemany(
+                "INSERT INTO tidings_lanes (subscription, lane, position) VALUES (?, ?, ?)", [(name, lane, start) for lane in range(LANES)]
+            )
+            return
+        if known[0] != app:
+            raise SubscriptionNameTaken(
+                f"the subscription {name!r} belongs to the app {known[0]!r}; give yours another name, for example {app + '-' + name!r}",
+                name=name,
+                app=known[0],
+            )
+        self._conn.execute(
+            "UPDATE tidings_subscriptions SET types = ?1, ordering = ?2 WHERE name = ?3 AND (types <> ?1 OR ordering <> ?2)",
+            (json.dumps(sorted(types)), ordering, name),
+        )
+
+    def subscriptions(self) -> list[SubscriptionRow]:
+        rows = self._conn.execute(
+            "SELECT name, app, types, ordering, created, paused, held, held_since FROM tidings_subscriptions ORDER BY created, name"
+        )
+        return [SubscriptionRow(r[0], r[1], tuple(json.loads(r[2])), r[3], r[4], bool(r[5]), r[6], r[7]) for r in rows]
+
+    def set_paused(self, name: str, paused: bool) -> bool:
+        done = self._conn.execute("UPDATE tidings_subscriptions SET paused = ? WHERE name = ?", (int(paused), name)).rowcount > 0
+        self._raise_control()
+        return done
+
+    def set_held(self, name: str, reason: str | None, now: int) -> None:
+        self._conn.execute(
+            "UPDATE tidings_subscriptions SET held = ?, held_since = ? WHERE name = ?", (reason, None if reason is None else now, name)
+        )
+
+    def rewind(self, name: str, position: int) -> int:
+        self._conn.execute(
+            "UPDATE tidings_lanes SET position = ?, open = NULL, worker = NULL, epoch = epoch + 1 WHERE subscription = ?", (position, name)
+        )
+        dropped = self._conn.execute("DELETE FROM tidings_parked WHERE subscription = ? AND position > ?", (name, position)).rowcount
+        self._raise_control()
+        return dropped
+
+    def remove(self, name: str) -> bool:
+        done = self._conn.execute("DELETE FROM tidings_subscriptions WHERE name = ?", (name,)).rowcount > 0
+        for table in ("tidings_lanes", "tidings_parked", "tidings_attempts"):
+            self._conn.execute(f"DELETE FROM {table} WHERE subscription = ?", (name,))
+        self._raise_control()
+        return done
+
+    # -- workers and lanes
+
+    def enrol(self, row: WorkerRow, until: float) -> None:
+        self._conn.execute(
+            "INSERT OR REPLACE INTO tidings_workers (worker, app, host, pid, boot, until, started, subscriptions, info)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (row.worker, row.app, row.host, row.pid, self._boot, until, row.started, json.dumps(row.subscriptions), json.dumps(row.info)),
+        )
+
+    def renew(self, worker: str, until: float, info: dict[str, Any] | None) -> bool:
+        return (
+            self._conn.execute(
+                "UPDATE tidings_workers SET until = ?, info = ? WHERE worker = ?", (until, json.dumps(info or {}), worker)
+            ).rowcount
+            == 1
+        )
+
+    def workers(self) -> list[WorkerRow]:
+        now = self._clock.monotonic()
+        rows = self._conn.execute(
+            "SELECT worker, app, host, pid, started, subscriptions, boot = ?, until, info FROM tidings_workers ORDER BY started, worker",
+            (self._boot,),
+        )
+        return [
+            WorkerRow(
+                r[0], r[1], r[2], r[3], r[4], tuple(json.loads(r[5])), bool(r[6]) and r[7] > now, r[7] - now, json.loads(r[8] or "{}")
+            )
+            for r in rows
+        ]
+
+    def leave(self, worker: str) -> None:
+        self._conn.execute("UPDATE tidings_lanes SET worker = NULL WHERE worker = ?", (worker,))
+        self._conn.execute("DELETE FROM tidings_workers WHERE worker = ?", (worker,))
+
+    def lanes(self, subscription: str | None = None) -> list[Lane]:
+        rows = self._conn.execute(
+            "SELECT subscription, lane, position, open, worker, epoch FROM tidings_lanes"
+            " WHERE ?1 IS NULL OR subscription = ?1 ORDER BY subscription, lane",
+            (subscription,),
+        )
+        return [_lane(row) for row in rows]
+
+    def claim(self, subscription: str, worker: str, groups: int, share: int) -> list[Lane]:
+        alive = {row.worker for row in self.workers() if row.alive}
+        by_group: dict[int, list[Lane]] = {}
+        for lane in self.lanes(subscription):
+            by_group.setdefault(lane.lane * groups // LANES, []).append(lane)
+        held = sum(all(lane.worker == worker for lane in lanes) for lanes in by_group.values())
+        taken: list[Lane] = []
+        for lanes in by_group.values():
+            if held >= share:
+                break
+            if all(lane.worker == worker for lane in lanes):
+                continue
+            if any(lane.worker in alive and lane.worker != worker for lane in lanes):
+                continue
+            held += 1
+            for lane in lanes:
+                if lane.worker != worker:
+                    lane.worker, lane.epoch = worker, lane.epoch + 1
+                    taken.append(lane)
+        self._conn.executemany(
+            "UPDATE tidings_lanes SET worker = ?, epoch = ? WHERE subscription = ? AND lane = ?",
+            [(worker, lane.epoch, subscription, lane.lane) for lane in taken],
+        )
+        return taken
+
+    def bury(self) -> None:
+        """Delete the rows of workers whose lease ran out and whose lanes all went to others."""
+        dead = [row.worker for row in self.workers() if not row.alive]
+        for worker in dead:
+            self._conn.execute(
+                "DELETE FROM tidings_workers WHERE worker = ?1 AND NOT EXISTS (SELECT 1 FROM tidings_lanes WHERE worker = ?1)", (worker,)
+            )
+
+    def advance(self, subscription: str, worker: str, rows: Sequence[tuple[int, int, int, str | None]]) -> list[int]:
+        statement = "UPDATE tidings_lanes SET position = ?, open = ? WHERE subscription = ? AND lane = ? AND worker = ? AND epoch = ?"
+        arguments = [(position, open_, subscription, lane, worker, epoch) for lane, epoch, position, open_ in rows]
+        if self._conn.executemany(statement, arguments).rowcount == len(rows):
+            return []
+        owned = {(row.lane, row.epoch) for row in self.lanes(subscription) if row.worker == worker}
+        return [lane for lane, epoch, _, _ in rows if (lane, epoch) not in owned]
+
+    def release(self, subscription: str, worker: str, lanes: Iterable[int]) -> None:
+        self._conn.executemany(
+            "UPDATE tidings_lanes SET worker = NULL WHERE subscription = ? AND lane = ? AND worker = ?",
+            [(subscription, lane, worker) for lane in lanes],
+        )
+
+    # -- parked events and dead letters
+
+    def park(self, row: Parked) -> None:
+        self._conn.execute(
+            f"INSERT OR REPLACE INTO tidings_parked ({_PARKED}) VALUES ({_marks(24)})",
+            (
+                row.subscription,
+                row.state,
+                int(row.holds),
+                row.attempts,
+                row.due,
+                row.delay,
+                row.since,
+                row.error,
+                row.traceback,
+                *row.envelope,
+            ),
+        )
+
+    def unpark(self, subscription: str, position: int) -> None:
+        self._conn.execute("DELETE FROM tidings_parked WHERE subscription = ? AND position = ?", (subscription, position))
+
+    def key_state(self, subscription: str, lane: int, key: tuple[str | None, str] | int | None, now: int) -> KeyState:
+        where, args = _of_key(subscription, lane, key)
+        row = self._conn.execute(
+            f"SELECT position, state, attempts, {_DUE_IN} FROM tidings_parked WHERE {where} AND {_ACTIVE} ORDER BY position LIMIT 1",
+            (now, *args),
+        ).fetchone()
+        if row is None:
+            return KeyState(lane, key, "free")
+        position, state, attempts, due_in = row
+        if state == "dead":
+            return KeyState(lane, key, "held", position, attempts)
+        if state == "waiting":
+            self._conn.execute(
+                "UPDATE tidings_parked SET state = 'retry', due = ?, delay = 0 WHERE subscription = ? AND position = ?",
+                (now, subscription, position),
+            )
+            due_in = 0
+        return KeyState(lane, key, "retry", position, attempts, due_in / 1e6)
+
+    def parked_keys(self, subscription: str, lanes: Sequence[int], now: int) -> list[KeyState]:
+        """Ascending by position; with several rows of a key the first is its head."""
+        rows = self._conn.execute(
+            f"SELECT lane, key_name, key, position, state, attempts, {_DUE_IN} FROM tidings_parked WHERE subscription = ? AND {_ACTIVE}"
+            " AND lane IN (SELECT value FROM json_each(?)) ORDER BY position",
+            (now, subscription, json.dumps(list(lanes))),
+        )
+        return [
+            KeyState(r[0], r[3] if r[2] is None else (r[1], r[2]), "held" if r[4] == "dead" else r[4], r[3], r[5], r[6] / 1e6) for r in rows
+        ]
+
+    def parked_row(self, subscription: str, position: int) -> Parked | None:
+        row = self._conn.execute(
+            f"SELECT {_PARKED} FROM tidings_parked WHERE subscription = ? AND position = ?", (subscription, position)
+        ).fetchone()
+        return _parked(row) if row else None
+
+    def parked(self, subscription: str | None = None, states: Sequence[str] = (), limit: int = 1000) -> list[Parked]:
+        rows = self._conn.execute(
+            f"SELECT {_PARKED} FROM tidings_parked WHERE (?1 IS NULL OR subscription = ?1)"
+            " AND (?2 = '[]' OR state IN (SELECT value FROM json_each(?2))) ORDER BY subscription, position LIMIT ?3",
+            (subscription, json.dumps(list(states)), limit),
+        )
+        return [_parked(row) for row in rows]
+
+    def count_parked(self, subscription: str) -> tuple[int, int, int]:
+        row = self._conn.execute(
+            "SELECT sum(state = 'retry'), sum(state = 'waiting'), sum(state = 'dead') FROM tidings_parked WHERE subscription = ?",
+            (subscription,),
+        ).fetchone()
+        return (row[0] or 0, row[1] or 0, row[2] or 0)
+
+    def record_attempt(self, row: FailedAttempt) -> None:
+        self._conn.execute(
+            "INSERT OR REPLACE INTO tidings_attempts (subscription, position, attempt, time, worker, outcome, error) VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (row.subscription, row.position, row.attempt, row.time, row.worker, row.outcome, row.error),
+        )
+
+    def attempts(self, positions: Sequence[int]) -> list[FailedAttempt]:
+        rows = self._conn.execute(
+            "SELECT subscription, position, attempt, time, worker, outcome, error FROM tidings_attempts"
+            " WHERE position IN (SELECT value FROM json_each(?)) ORDER BY position, subscription, time, attempt",
+            (json.dumps(list(positions)),),
+        )
+        return [FailedAttempt(*row) for row in rows]
+
+    def retry_dead(self, subscription: str, position: int, now: int) -> bool:
+        done = self._conn.execute(
+            "UPDATE tidings_parked SET state = 'retry', holds = 0, due = ?, delay = 0 WHERE subscription = ? AND position = ? AND state = 'dead'",
+            (now, subscription, position),
+        ).rowcount
+        self._raise_control()
+        return done > 0
+
+    def drop_dead(self, subscription: str, position: int, now: int) -> bool:
+        row = self.parked_row(subscription, position)
+        if row is None or row.state != "dead":
+            return False
+        self.unpark(subscription, position)
+        self._raise_control()
+        return True
+
+    # -- operators' commands
+
+    def control(self) -> int:
+        return int(self._meta("control"))
+
+    def _raise_control(self) -> None:
+        self._conn.execute("UPDATE tidings_meta SET value = CAST(value AS INTEGER) + 1 WHERE name = 'control'")
+
+    def _meta(self, name: str) -> str:
+        return str(self._conn.execute("SELECT value FROM tidings_meta WHERE name = ?", (name,)).fetchone()[0])
+
+
+def _marks(count: int) -> str:
+    return ",".join("?" * count)
+
+
+def _of_key(subscription: str, lane: int, key: tuple[str | None, str] | int | None) -> tuple[str, tuple[Any, ...]]:
+    """The rows that wait for each other: of one key, of one event that promises no order, or (None) of the whole subscription."""
+    if key is None:
+        return "subscription = ?", (subscription,)
+    if isinstance(key, int):
+        return "subscription = ? AND position = ?", (subscription, key)
+    return "subscription = ? AND lane = ? AND key = ? AND key_name IS ?", (subscription, lane, key[1], key[0])
+
+
+def _lane(row: tuple[Any, ...]) -> Lane:
+    return Lane(row[0], row[1], row[2], tuple(json.loads(row[3])) if row[3] else (), row[4], row[5])
+
+
+def _parked(row: tuple[Any, ...]) -> Parked:
+    return Parked(row[0], row[1], bool(row[2]), row[3], row[4], row[5], row[6], row[7], row[8], Envelope(*row[9:]))

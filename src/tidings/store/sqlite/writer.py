@@ -1,0 +1,136 @@
+"""Who writes to the file, one at a time: the process's turn, and the thread that commits in groups."""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, NamedTuple
+
+from ...errors import StoreError
+from .connect import explain
+
+log = logging.getLogger("tidings.store")
+
+GROUP = 1000
+"""At most this many jobs are committed together."""
+
+
+class WriteTurn:
+    """A lock that is handed on in the order of asking, so that nobody in this process starves while SQLite's own lock is polled."""
+
+    def __init__(self) -> None:
+        self._guard = threading.Lock()
+        self._waiting: deque[threading.Lock] = deque()
+        self._taken = False
+
+    def acquire(self) -> None:
+        with self._guard:
+            if not self._taken:
+                self._taken = True
+                return
+            mine = threading.Lock()
+            mine.acquire()
+            self._waiting.append(mine)
+        mine.acquire()  # until release() hands the turn over
+
+    def release(self) -> None:
+        with self._guard:
+            if self._waiting:
+                self._waiting.popleft().release()
+            else:
+                self._taken = False
+
+    def __enter__(self) -> None:
+        self.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
+class _Job(NamedTuple):
+    work: Callable[[Any], Any]
+    after: Callable[[Any], None] | None
+    future: Future[Any]
+
+
+class Writer:
+    """A thread that drains a queue of jobs and commits them in groups.
+
+    While one group is being synced to disk the next one gathers: that alone makes durable writes of many tasks cheap.
+    """
+
+    def __init__(
+        self, conn: sqlite3.Connection, path: str, turn: WriteTurn, unit: Callable[[sqlite3.Connection], Any], committed: Callable[[], None]
+    ) -> None:
+        self._conn = conn
+        self._path = path
+        self._turn = turn
+        self._unit = unit(conn)
+        self._committed = committed
+        self._jobs: deque[_Job] = deque()
+        self._wake = threading.Semaphore(0)
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name="tidings-writer", daemon=True)
+        self._thread.start()
+
+    def submit(self, work: Callable[[Any], Any], after: Callable[[Any], None] | None = None) -> Future[Any]:
+        """Queue a job; the future has its result once it is durable. ``after`` gets it first, still in the process's turn."""
+        if self._closing:
+            raise StoreError("the store is closed", path=self._path)
+        future: Future[Any] = Future()
+        self._jobs.append(_Job(work, after, future))
+        self._wake.release()
+        return future
+
+    def close(self) -> None:
+        """Finish what is queued, then end the thread and its connection."""
+        self._closing = True
+        self._wake.release()
+        self._thread.join()
+        self._conn.close()
+
+    def _run(self) -> None:
+        while True:
+            self._wake.acquire()
+            with self._turn:
+                group = []
+                while self._jobs and len(group) < GROUP:
+                    job = self._jobs.popleft()
+                    if job.future.set_running_or_notify_cancel():
+                        group.append(job)
+                if group:
+                    self._commit(group)
+            if self._closing and not self._jobs:
+                return
+
+    def _commit(self, group: list[_Job]) -> None:
+        try:
+            results = self._transact(group)
+        except BaseException as error:
+            if len(group) > 1:  # one job's error is not its neighbours': each alone
+                for single in group:
+                    self._commit([single])
+                return
+            group[0].future.set_exception(explain(error, self._path) if isinstance(error, sqlite3.Error) else error)
+            return
+        for job, result in zip(group, results, strict=True):
+            if job.after is not None:
+                job.after(result)
+        self._committed()
+        for job, result in zip(group, results, strict=True):
+            job.future.set_result(result)
+
+    def _transact(self, group: list[_Job]) -> list[Any]:
+        conn = self._conn
+        conn.execute("BEGIN IMMEDIATE")
+        try:
+            results = [job.work(self._unit) for job in group]
+            conn.commit()
+        except BaseException:
+            conn.rollback()
+            raise
+        return results

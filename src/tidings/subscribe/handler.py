@@ -1,0 +1,155 @@
+"""What a handler asks for, read from its signature once."""
+
+from __future__ import annotations
+
+import inspect
+import sqlite3
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ..errors import HandlerDefinitionError
+from ..event import EventType
+from .context import Context
+
+TRANSACTION_TYPES: dict[str, str] = {
+    "sqlite3.Connection": "sqlite3",
+    "aiosqlite.core.Connection": "aiosqlite",
+    "sqlalchemy.orm.session.Session": "session",
+    "sqlalchemy.engine.base.Connection": "connection",
+    "sqlalchemy.ext.asyncio.session.AsyncSession": "async session",
+    "sqlalchemy.ext.asyncio.engine.AsyncConnection": "async connection",
+    "django.db.backends.base.base.BaseDatabaseWrapper": "django",
+    "django.db.transaction.Atomic": "django",
+}
+"""Annotations that ask for a transaction, by full name so that nothing is imported, and the kind of transaction."""
+
+ASYNC_KINDS = {"aiosqlite", "async session", "async connection"}
+
+
+class Handler:
+    """A function for one event type in one subscription.
+
+    Attributes:
+        call: ``call(event, ctx)``; awaitable if ``is_async``.
+        tx: the kind of transaction it asked for, or None.
+        takes_list: it asked for ``list[EventClass]``.
+    """
+
+    __slots__ = ("call", "event_type", "fn", "is_async", "name", "needs", "takes_list", "tx", "where")
+
+    def __init__(self, fn: Callable[..., Any], event_type: EventType, *, where: Callable[[Any], bool] | None, name: str) -> None:
+        self.fn = fn
+        self.event_type = event_type
+        self.where = where
+        self.name = getattr(fn, "__qualname__", name)
+        self.is_async = inspect.iscoroutinefunction(fn)
+        self.tx: str | None = None
+        self.needs: dict[str, type] = {}
+        parameters = list(inspect.signature(fn).parameters.values())
+        if not parameters:
+            raise HandlerDefinitionError(f"{self.name} takes no argument; the first one is the event", handler=self.name)
+        first, *others = parameters
+        self.takes_list = typing.get_origin(self._annotation(first)) is list
+        ctx_name = tx_name = None
+        for parameter in others:
+            if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+                raise HandlerDefinitionError(
+                    f"{self.name}: *args and **kwargs say nothing of what the handler needs; name it", handler=self.name
+                )
+            wanted = self._annotation(parameter)
+            if wanted is Context:
+                ctx_name = parameter.name
+            elif (kind := transaction_kind(wanted)) is not None:
+                tx_name, self.tx = parameter.name, kind
+            elif parameter.default is not parameter.empty and not isinstance(wanted, type):
+                continue
+            elif isinstance(wanted, type):
+                self.needs[parameter.name] = wanted
+            else:
+                raise HandlerDefinitionError(
+                    f"{self.name}: the parameter {parameter.name!r} has no type. Handlers get what they ask for by type: Context,"
+                    " a transaction such as sqlite3.Connection or Session, or what app.provide(…) was given.",
+                    handler=self.name,
+                )
+        if self.tx in ASYNC_KINDS and not self.is_async:
+            raise HandlerDefinitionError(f"{self.name} asks for an {self.tx}, so it must be `async def`", handler=self.name)
+        if self.is_async and self.tx in {"session", "connection", "django"}:
+            raise HandlerDefinitionError(
+                f"{self.name} is async and asks for a synchronous {self.tx}, which would block the loop: make it `def`, or ask for the async one",
+                handler=self.name,
+            )
+        self.call = _caller(fn, ctx_name, tx_name)
+
+    def provide(self, values: Mapping[type, Any]) -> None:
+        """Bind the app's own dependencies.
+
+        Raises:
+            HandlerDefinitionError: one wasn't provided.
+        """
+        if not self.needs:
+            return
+        makers: dict[str, Callable[[], Any]] = {}
+        for parameter, wanted in self.needs.items():
+            if wanted not in values:
+                raise HandlerDefinitionError(
+                    f"{self.name} asks for {wanted.__name__}, which nobody provides; call app.provide({wanted.__name__}, …) before the app starts",
+                    handler=self.name,
+                    wanted=wanted,
+                )
+            value = values[wanted]
+            makers[parameter] = value if callable(value) and not isinstance(value, wanted) else (lambda given=value: given)
+        inner_fn = self.fn
+        hints = list(inspect.signature(inner_fn).parameters.values())[1:]
+        by_name = {parameter.name: self._annotation(parameter) for parameter in hints}
+
+        def call(event: Any, ctx: Context) -> Any:
+            arguments = {name: make() for name, make in makers.items()}
+            for name, wanted in by_name.items():
+                if wanted is Context:
+                    arguments[name] = ctx
+                elif name not in arguments and transaction_kind(wanted) is not None:
+                    arguments[name] = ctx.tx
+            return inner_fn(event, **arguments)
+
+        self.call = call
+
+    def _annotation(self, parameter: inspect.Parameter) -> Any:
+        given = parameter.annotation
+        if not isinstance(given, str):
+            return given
+        scope = dict(getattr(self.fn, "__globals__", {}))
+        closure = inspect.getclosurevars(self.fn) if inspect.isfunction(self.fn) else None
+        scope.update(closure.nonlocals if closure else {})
+        scope.setdefault(self.event_type.cls.__name__, self.event_type.cls)
+        try:
+            return eval(given, scope)  # an annotation as text is Python by definition (PEP 563)
+        except Exception as error:
+            raise HandlerDefinitionError(
+                f"{self.name}: the annotation {given!r} of {parameter.name!r} can't be resolved ({error}); import it at the top of the module",
+                handler=self.name,
+            ) from error
+
+
+def transaction_kind(wanted: Any) -> str | None:
+    """Which kind of transaction an annotation asks for; None if it asks for something else."""
+    if not isinstance(wanted, type):
+        return None
+    if issubclass(wanted, sqlite3.Connection):
+        return "sqlite3"
+    for base in wanted.__mro__:
+        kind = TRANSACTION_TYPES.get(f"{base.__module__}.{base.__qualname__}")
+        if kind is not None:
+            return kind
+    return None
+
+
+def _caller(fn: Callable[..., Any], ctx_name: str | None, tx_name: str | None) -> Callable[[Any, Any], Any]:
+    """The cheapest call for the usual signatures."""
+    if ctx_name is None and tx_name is None:
+        return lambda event, ctx: fn(event)
+    if tx_name is None:
+        return lambda event, ctx: fn(event, **{ctx_name: ctx})
+    if ctx_name is None:
+        return lambda event, ctx: fn(event, **{tx_name: ctx.tx})
+    return lambda event, ctx: fn(event, **{ctx_name: ctx, tx_name: ctx.tx})

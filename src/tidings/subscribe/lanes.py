@@ -1,0 +1,58 @@
+"""A lane in the hands of a worker: how far it was read, what is open."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+
+from ..store.port import Lane
+
+
+class LaneState:
+    """In-memory side of a checkpoint.
+
+    Attributes:
+        start: rows up to here were read before (but for ``recovered``).
+        recovered: positions at or below ``start`` that a former holder left open.
+        open: positions that were offered to handlers and whose end is not committed.
+        high: highest position whose end is committed.
+        kept: False once the lane is given back or fenced; what still runs for it is not written.
+    """
+
+    __slots__ = ("epoch", "high", "kept", "lane", "open", "recovered", "start", "swept")
+
+    def __init__(self, row: Lane) -> None:
+        self.lane = row.lane
+        self.epoch = row.epoch
+        self.start = row.position
+        self.recovered = set(row.open)
+        self.open: set[int] = set(row.open)
+        self.high = row.position
+        self.swept = row.position
+        self.kept = True
+
+    @property
+    def first(self) -> int:
+        """Read from behind this position to see everything that is not done."""
+        return min(self.recovered) - 1 if self.recovered else self.start
+
+    def checkpoint(self, finished: Collection[int], cursor: int) -> tuple[int, int, int, str | None]:
+        """The row for ``Unit.advance`` once ``finished`` are done and everything up to ``cursor`` was read.
+
+        May run in another thread than the reader, which only ever adds positions above all that are finished: ``sorted`` of a set of
+        ints is one step for the interpreter, so it sees a whole set.
+        """
+        read = max(self.start, cursor)
+        remaining = [position for position in sorted(self.open) if position not in finished]
+        high = max(self.high, max(finished, default=0))
+        if not remaining:
+            # A row is offered before the cursor passes it, so with nothing open all up to the cursor is done.
+            return self.lane, self.epoch, max(read, high), None
+        high = max(high, remaining[0] - 1)
+        below = [position for position in remaining if position < high]
+        return self.lane, self.epoch, high, json.dumps(below) if below else None
+
+    def committed(self, finished: Collection[int]) -> None:
+        """``finished`` are durable."""
+        self.open.difference_update(finished)
+        self.high = max(self.high, max(finished, default=0))

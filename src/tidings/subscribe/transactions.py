@@ -1,0 +1,330 @@
+"""The transactions that handlers run in: begun, guarded, and committed with the checkpoint.
+
+SQLite has one writer at a time, so each begins with BEGIN IMMEDIATE in this process's turn; a deferred one could find at its first write
+that its snapshot is stale, after the handler has had its effects.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sqlite3
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ConfigurationError, HandlerDefinitionError, TransactionEnded
+from ..publish import enlist
+
+if TYPE_CHECKING:
+    from ..publish.publisher import Publisher
+    from ..store.sqlite.store import SQLiteStore
+
+
+class Guard:
+    """Keeps a handler from ending a transaction that isn't its own, by SQLite's authorizer: COMMIT and ROLLBACK are refused when they
+    are prepared, so nothing is lost and the handler sees the error where it made the mistake. Savepoints are its own business.
+
+    Setting an authorizer makes SQLite prepare every statement anew, so it is set once a connection and switched by a flag.
+    """
+
+    def __init__(self, raw: sqlite3.Connection) -> None:
+        self.raw = raw
+        self._closed = False
+        self._tried = False
+        raw.set_authorizer(self._allow)
+
+    def remove(self) -> None:
+        """Take the authorizer off a connection that goes back to its owner."""
+        with contextlib.suppress(sqlite3.ProgrammingError):  # closed meanwhile
+            self.raw.set_authorizer(None)
+
+    @contextmanager
+    def closed(self, name: str) -> Iterator[None]:
+        """Around a handler's call.
+
+        Raises:
+            TransactionEnded: it tried to end the transaction, whatever error that gave it.
+        """
+        self._closed, self._tried = True, False
+        try:
+            yield
+        except BaseException as error:
+            if self._tried:
+                raise self._ended(name) from error
+            raise
+        finally:
+            self._closed = False
+        if self._tried or not self.raw.in_transaction:
+            raise self._ended(name)
+
+    def _allow(self, action: int, *_: str | None) -> int:
+        if self._closed and action == sqlite3.SQLITE_TRANSACTION:
+            self._tried = True
+            return sqlite3.SQLITE_DENY
+        return sqlite3.SQLITE_OK
+
+    def _ended(self, name: str) -> TransactionEnded:
+        return TransactionEnded(
+            f"{name} tried to end the transaction it was given (commit, rollback, `with tx:` or executescript): the worker commits it,"
+            " with the checkpoint. Use a savepoint for a part that may be undone.",
+            handler=name,
+        )
+
+
+class Transaction:
+    """A transaction under way.
+
+    Attributes:
+        tx: for the handler. raw: for Tidings' own statements. guard: around the handler.
+        savepoint: makes a context manager; an error inside undoes what was done inside.
+        after: called behind the commit, before any other transaction of this process.
+    """
+
+    def __init__(self, tx: Any, raw: sqlite3.Connection, guard: Guard, savepoint: Callable[[], Any]) -> None:
+        self.tx = tx
+        self.raw = raw
+        self.guard = guard
+        self.savepoint = savepoint
+        self.after: list[Callable[[], None]] = []
+        self.turn: _Turn | None = None
+        self.aborted = False
+
+
+class AsyncTransaction:
+    """The same for an async handler: ``await run(work)`` runs ``work(connection)`` in it."""
+
+    def __init__(self, tx: Any, run: Callable[[Callable[[sqlite3.Connection], Any]], Any]) -> None:
+        self.tx = tx
+        self.run = run
+        self.after: list[Callable[[], None]] = []
+
+
+class Transactions:
+    """Where the transactions of one app's handlers come from.
+
+    Args:
+        given: what ``App(transactions=…)`` was given: an engine, a sessionmaker, their async twins, a callable that returns an
+            aiosqlite connection, or several of these.
+    """
+
+    def __init__(self, store: SQLiteStore, publisher: Publisher, given: Any) -> None:
+        self._store = store
+        self._publisher = publisher
+        self._given = () if given is None else tuple(given) if isinstance(given, (list, tuple)) else (given,)
+        self._guards = threading.local()
+
+    def check(self, kind: str, handler: str) -> None:
+        """Raise HandlerDefinitionError unless transactions of this kind can be had."""
+        if kind in {"sqlite3", "aiosqlite", "django"}:
+            return
+        self._source(kind, handler)
+
+    @contextmanager
+    def begin(self, kind: str) -> Iterator[Transaction]:
+        """A transaction for synchronous handlers, in the thread that runs them. Commits at the end, rolls back on an error.
+
+        Raises:
+            sqlite3.OperationalError, and what the driver makes of it: somebody else held the write lock for too long.
+        """
+        turn = _Turn(self._store)
+        try:
+            with self._opened(kind) as transaction:
+                transaction.turn = turn
+                yield transaction
+            for step in transaction.after:
+                step()
+            self._store.announce()
+        finally:
+            turn.release()
+
+    @contextmanager
+    def _opened(self, kind: str) -> Iterator[Transaction]:
+        if kind == "sqlite3":
+            raw = self._store.handling_connection()
+            guard = getattr(self._guards, "guard", None)
+            if guard is None or guard.raw is not raw:
+                guard = self._guards.guard = Guard(raw)
+            raw.execute("BEGIN IMMEDIATE")
+            transaction = Transaction(raw, raw, guard, lambda: _savepoint(raw))
+            try:
+                yield transaction
+                raw.commit()
+            except BaseException:
+                if not transaction.aborted and raw.in_transaction:
+                    raw.rollback()
+                raise
+        elif kind == "django":
+            import django.db
+
+            connection = django.db.connection
+            with django.db.transaction.atomic():
+                raw = connection.connection
+                self._publisher.check(raw)
+                raw.execute(_TAKE_WRITE_LOCK)
+                with _guarded(raw) as guard:
+                    yield Transaction(connection, raw, guard, django.db.transaction.atomic)
+        else:
+            source = self._source(kind, kind)
+            with source() if kind == "session" else source.connect() as tx:
+                connection = tx.connection() if kind == "session" else tx
+                if not connection.in_transaction():
+                    connection.begin()
+                raw = connection.connection.driver_connection
+                self._publisher.check(raw)
+                if not raw.in_transaction:
+                    raw.execute("BEGIN IMMEDIATE")
+                with _guarded(raw) as guard:
+                    yield Transaction(tx, raw, guard, tx.begin_nested)
+                tx.commit()
+
+    @asynccontextmanager
+    async def begin_async(self, kind: str) -> AsyncIterator[AsyncTransaction]:
+        """A transaction for an async handler."""
+        loop = asyncio.get_running_loop()
+        turn = _Turn(self._store, acquire=False)
+        taking = loop.run_in_executor(None, turn.take)
+        try:
+            await asyncio.shield(taking)
+        except asyncio.CancelledError:
+            taking.add_done_callback(lambda _: turn.release())
+            raise
+        try:
+            if kind == "sqlite3":
+                raw = self._store.connect()
+                try:
+                    await loop.run_in_executor(None, raw.execute, "BEGIN IMMEDIATE")
+                    transaction = AsyncTransaction(raw, lambda work: loop.run_in_executor(None, work, raw))
+                    guard = Guard(raw)
+                    with guard.closed("the handler"):
+                        yield transaction
+                    await loop.run_in_executor(None, raw.commit)
+                finally:
+                    raw.close()  # rolls back what wasn't committed
+            else:
+                async with self._opened_async(kind) as tx:
+                    transaction = AsyncTransaction(tx, lambda work: enlist.run_async(tx, work))
+
+                    def begin(conn: sqlite3.Connection) -> None:
+                        self._publisher.check(conn)
+                        if not conn.in_transaction:
+                            conn.execute("BEGIN IMMEDIATE")
+
+                    try:
+                        await transaction.run(begin)
+                        yield transaction
+                        await tx.commit()
+                    except BaseException:
+                        await tx.rollback()
+                        raise
+            for step in transaction.after:
+                step()
+            self._store.announce()
+        finally:
+            turn.release()
+
+    def _opened_async(self, kind: str) -> Any:
+        if kind == "aiosqlite":
+            for given in self._given:
+                if callable(given) and not hasattr(given, "connect") and not hasattr(given, "kw"):
+                    return given()
+            import aiosqlite
+
+            return aiosqlite.connect(self._store.path)
+        source = self._source(kind, kind)
+        return source() if kind == "async session" else source.connect()
+
+    def _source(self, kind: str, handler: str) -> Any:
+        wants_async = kind.startswith("async")
+        for given in self._given:
+            name = f"{type(given).__module__}.{type(given).__name__}"
+            if not name.startswith("sqlalchemy."):
+                continue
+            if name.startswith("sqlalchemy.ext.asyncio") != wants_async:
+                continue
+            is_maker = "sessionmaker" in name
+            if kind.endswith("session"):
+                return given if is_maker else _session_of(given, wants_async)
+            return given.kw["bind"] if is_maker else given
+        raise HandlerDefinitionError(
+            f"{handler} asks for a SQLAlchemy {kind}: say where it comes from with App(…, transactions={'async_' if wants_async else ''}engine"
+            f" or {'async_' if wants_async else ''}sessionmaker)",
+            handler=handler,
+        )
+
+    def abort(self, transaction: Transaction) -> None:
+        """Give up a transaction whose handler hangs in another thread: its connection is closed, which frees the file."""
+        transaction.aborted = True
+        transaction.raw.interrupt()
+        with contextlib.suppress(sqlite3.Error):
+            transaction.raw.close()
+        if transaction.turn is not None:
+            transaction.turn.release()
+
+
+class _Turn:
+    """The process's turn, released once, by whoever is first."""
+
+    def __init__(self, store: SQLiteStore, acquire: bool = True) -> None:
+        self._store = store
+        self._lock = threading.Lock()
+        self._held = False
+        if acquire:
+            self.take()
+
+    def take(self) -> None:
+        self._store.turn.acquire()
+        self._held = True
+
+    def release(self) -> None:
+        with self._lock:
+            held, self._held = self._held, False
+        if held:
+            self._store.turn.release()
+
+
+_TAKE_WRITE_LOCK = "UPDATE tidings_meta SET value = value WHERE 0"
+"""Changes nothing; as the first statement it makes a deferred transaction a writing one, waiting for its turn."""
+
+
+@contextmanager
+def _guarded(raw: sqlite3.Connection) -> Iterator[Guard]:
+    guard = Guard(raw)
+    try:
+        yield guard
+    finally:
+        guard.remove()
+
+
+@contextmanager
+def _savepoint(raw: sqlite3.Connection) -> Iterator[None]:
+    raw.execute("SAVEPOINT tidings")
+    try:
+        yield
+    except BaseException:
+        if raw.in_transaction:
+            raw.execute("ROLLBACK TO tidings")
+            raw.execute("RELEASE tidings")
+        raise
+    raw.execute("RELEASE tidings")
+
+
+def _session_of(engine: Any, is_async: bool) -> Any:
+    if is_async:
+        from sqlalchemy.ext.asyncio import async_sessionmaker
+
+        return async_sessionmaker(engine, expire_on_commit=False)
+    from sqlalchemy.orm import sessionmaker
+
+    return sessionmaker(engine)
+
+
+def check_given(given: Any) -> None:
+    """Raise ConfigurationError for a ``transactions=`` that is none of the known kinds."""
+    for one in given if isinstance(given, (list, tuple)) else (given,):
+        if one is None or callable(one) or type(one).__module__.startswith("sqlalchemy."):
+            continue
+        raise ConfigurationError(
+            f"transactions={one!r}: give an engine, a sessionmaker, their async twins, or a callable that returns a connection"
+        )

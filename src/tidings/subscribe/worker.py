@@ -1,0 +1,384 @@
+"""The worker: one process's share of the lanes, and the loops that keep it.
+
+It renews one lease for the whole process, claims and gives back lanes so that every living worker has its fair share, publishes what was
+scheduled, trims what everyone has passed, and tells its runners when the log has grown.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import random
+import socket
+import time
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from ..clock import Clock
+from ..envelope import LANES
+from ..errors import StoreError
+from ..store.port import Lane, SubscriptionRow, WorkerRow
+from ..store.sqlite.waker import Waker
+from .runner import Runner
+from .tail import Tail
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ..publish.publisher import Publisher
+    from ..store.sqlite.store import SQLiteStore
+    from .subscription import Subscription
+    from .transactions import Transactions
+
+log = logging.getLogger("tidings.worker")
+
+CONTROL_SECONDS = 0.25
+"""An operator's command is seen at the latest this long after the next commit, or at the next renewal."""
+TRIM_CHUNK = 5_000
+TRIM_SECONDS = 5.0
+
+
+class Worker:
+    """Runs subscriptions of one app in this process.
+
+    Args:
+        lease: seconds after which others take over the lanes of a worker that doesn't renew; renewed each third of it.
+        retention: log rows older than this go away once every subscription has passed them; None keeps them.
+        drain: seconds that ``stop`` waits for handlers that run.
+    """
+
+    def __init__(
+        self,
+        app: str,
+        subscriptions: Sequence[Subscription],
+        store: SQLiteStore,
+        publisher: Publisher,
+        transactions: Transactions,
+        *,
+        clock: Clock,
+        lease: float = 10.0,
+        retention: timedelta | None = None,
+        drain: float = 30.0,
+        seed: int | None = None,
+    ) -> None:
+        self.app = app
+        self.id = f"{app}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        self._subscriptions = subscriptions
+        self._store = store
+        self._publisher = publisher
+        self._transactions = transactions
+        self._clock = clock
+        self._lease = lease
+        self._retention = retention
+        self._drain = drain
+        self._rng = random.Random(seed)
+        self._readers = ThreadPoolExecutor(1, thread_name_prefix="tidings-reader")
+        self.runners: dict[str, Runner] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+        self._control = -1
+        self._renewed = 0.0
+        self._checked = 0.0
+        self._giving_back: dict[str, set[int]] = {}
+        self._stopping = False
+        self._due: int | None = None
+        self._waker: Waker | None = None
+        self.settled = asyncio.Event()
+
+    # -- lifecycle
+
+    async def start(self) -> None:
+        """Register the subscriptions, take lanes, begin to read.
+
+        Raises:
+            SubscriptionNameTaken, StoreError
+        """
+        self._loop = asyncio.get_running_loop()
+        now = self._now()
+        durable = any(handler.tx is None for sub in self._subscriptions for handler in sub.handlers.values())
+        tail = Tail(self._store, self._readers, durable=durable)
+        await asyncio.wrap_future(self._store.write(lambda unit: self._register(unit, now)))
+        for subscription in self._subscriptions:
+            runner = Runner(
+                subscription,
+                self._store,
+                tail,
+                self._publisher,
+                self._transactions,
+                self.id,
+                self._clock,
+                random.Random(self._rng.random()),
+            )
+            runner.changed = self._on_change
+            self.runners[subscription.name] = runner
+            runner.start()
+        self._store.on_commit(self._on_commit)
+        self._waker = Waker(self._store.path, self._store.connect(), self._on_wake)
+        await self.balance()
+        self._tasks = [
+            self._loop.create_task(self._keep(), name="tidings-lease"),
+            self._loop.create_task(self._schedule(), name="tidings-schedule"),
+        ]
+        if self._retention is not None:
+            self._tasks.append(self._loop.create_task(self._trim(), name="tidings-trim"))
+        self._waker.arm()
+
+    async def stop(self) -> None:
+        """Drain: nothing new begins, what runs ends (at most ``drain`` seconds), checkpoints are written, lanes given back."""
+        self._stopping = True
+        self._store.off_commit(self._on_commit)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._waker is not None:
+            self._waker.close()
+        keeping = self._loop.create_task(self._keep_lease())
+        try:
+            async with asyncio.timeout(self._drain):
+                await asyncio.gather(*(runner.drain() for runner in self.runners.values()))
+        except TimeoutError:
+            running = [name for name, runner in self.runners.items() if runner.in_flight]
+            log.warning("stopped while handlers of %s still ran; their events will be handled again", ", ".join(running))
+        keeping.cancel()
+        await asyncio.gather(*(runner.close() for runner in self.runners.values()))
+        try:
+            await asyncio.wrap_future(self._store.write(lambda unit: unit.leave(self.id)))
+        except StoreError as error:
+            log.warning("the lease could not be given back, so it has to run out: %s", error)
+        self._readers.shutdown(wait=False)
+
+    def kill(self) -> None:
+        """Stop at once, as a crash would: nothing is written, the lease has to run out. For tests and a second SIGTERM."""
+        self._stopping = True
+        self._store.off_commit(self._on_commit)
+        if self._waker is not None:
+            self._waker.close()
+        for task in self._tasks:
+            task.cancel()
+        for runner in self.runners.values():
+            runner.kill()
+
+    def _register(self, unit: Any, now: int) -> None:
+        for subscription in self._subscriptions:
+            start = subscription.options.start
+            if start == "start":
+                position = unit.retained()
+            elif start == "now":
+                position = unit.head()
+            elif isinstance(start, datetime):
+                position = unit.first_position_at(int(start.timestamp() * 1_000_000))
+            else:
+                position = min(start, unit.head())
+            unit.register(subscription.name, self.app, list(subscription.handlers), subscription.options.order, position, now)
+        self._enrol(unit, now)
+
+    def _enrol(self, unit: Any, now: int) -> None:
+        names = tuple(subscription.name for subscription in self._subscriptions)
+        row = WorkerRow(self.id, self.app, socket.gethostname(), os.getpid(), now, names, True, self._lease)
+        unit.enrol(row, self._clock.monotonic() + self._lease)
+
+    # -- lanes
+
+    async def _keep(self) -> None:
+        while True:
+            await asyncio.sleep(self._lease / 3)
+            try:
+                await self.balance()
+            except StoreError as error:
+                log.warning("the lease could not be renewed: %s", error)
+
+    async def _keep_lease(self) -> None:
+        """While draining: only the lease."""
+        while True:
+            await asyncio.sleep(self._lease / 3)
+            until = self._clock.monotonic() + self._lease
+            await asyncio.wrap_future(self._store.write(lambda unit: unit.renew(self.id, until, self._info())))
+
+    async def balance(self) -> None:
+        """Renew the lease, see what operators want, and take or give back lanes."""
+        until = self._clock.monotonic() + self._lease
+        info = self._info()
+        renewed = await asyncio.wrap_future(self._store.write(lambda unit: self._renew(unit, until, info)))
+        if not renewed:  # frozen past the lease: others have the lanes
+            for runner in self.runners.values():
+                for lane in runner.held_lanes():
+                    runner.drop(lane)
+            await asyncio.wrap_future(self._store.write(lambda unit: self._enrol(unit, self._now())))
+        await self._look_at_control(force=True)
+
+    def _renew(self, unit: Any, until: float, info: dict[str, Any]) -> bool:
+        if not unit.renew(self.id, until, info):
+            return False
+        unit.bury()
+        return True
+
+    async def _look_at_control(self, force: bool = False) -> None:
+        self._checked = time.monotonic()
+        control, rows, workers, lanes = await self._loop.run_in_executor(self._readers, self._store.query, self._snapshot)
+        changed, self._control = control != self._control, control
+        if not changed and not force:
+            return
+        by_name = {row.name: row for row in rows}
+        for name, runner in self.runners.items():
+            await self._share(runner, by_name.get(name), workers, [lane for lane in lanes if lane.subscription == name], changed)
+
+    @staticmethod
+    def _snapshot(unit: Any) -> tuple[int, list[SubscriptionRow], list[WorkerRow], list[Lane]]:
+        return unit.control(), unit.subscriptions(), unit.workers(), unit.lanes()
+
+    async def _share(self, runner: Runner, row: SubscriptionRow | None, workers: list[WorkerRow], lanes: list[Lane], changed: bool) -> None:
+        """Bring one runner's lanes to this worker's fair share."""
+        name = runner.name
+        mine = {lane.lane: lane for lane in lanes if lane.worker == self.id}
+        for held in runner.held_lanes():
+            if held.lane not in mine or mine[held.lane].epoch != held.epoch:
+                runner.drop(held)
+        if row is None:  # removed by an operator
+            return
+        runner.pause(row.paused)
+        giving = self._giving_back.get(name, set())
+        if giving:
+            await self._hand_over(runner, giving & set(mine))
+        alive = [worker for worker in workers if name in worker.subscriptions and (worker.alive or worker.worker == self.id)]
+        places = sorted(worker.worker for worker in alive)[: runner.groups]
+        share = 0
+        if self.id in places:
+            share = runner.groups // len(places) + (places.index(self.id) < runner.groups % len(places))
+        elif runner.groups > 0 and self.id not in places:
+            share = 0
+        held_groups = sorted({lane.lane * runner.groups // LANES for lane in runner.held_lanes()})
+        if len(held_groups) > share:
+            surplus = set(held_groups[share:])
+            lanes_back = {lane.lane for lane in runner.held_lanes() if lane.lane * runner.groups // LANES in surplus}
+            runner.give_back(lanes_back)
+            self._giving_back.setdefault(name, set()).update(lanes_back)
+            await self._hand_over(runner, lanes_back)
+        elif len(held_groups) < share and not self._stopping and not self._giving_back.get(name):
+            now = self._now()
+
+            def claim(unit: Any) -> tuple[list[Lane], list[Any]]:
+                taken = unit.claim(name, self.id, runner.groups, share)
+                return taken, unit.parked_keys(name, [lane.lane for lane in taken], now)
+
+            taken, keys = await asyncio.wrap_future(self._store.write(claim))
+            runner.take(taken, keys)
+        if changed and (numbers := [lane.lane for lane in runner.held_lanes()]):
+            keys = await self._loop.run_in_executor(
+                self._readers, self._store.query, lambda unit: unit.parked_keys(name, numbers, self._now())
+            )
+            runner.refresh(keys, set(numbers))
+
+    async def _hand_over(self, runner: Runner, lanes: set[int]) -> None:
+        """Release those of the lanes in which nothing runs any more; the others at the next look."""
+        free = lanes - runner.busy_lanes()
+        left = self._giving_back.setdefault(runner.name, set())
+        left.intersection_update(lanes - free)
+        if free:
+            await asyncio.wrap_future(self._store.write(lambda unit: unit.release(runner.name, self.id, free)))
+        if left:
+            self._loop.call_later(0.05, lambda: self._spawn(self._look_at_control(force=True)))
+
+    # -- waking up
+
+    def _on_commit(self) -> None:
+        """The writer of this process committed (called in its thread)."""
+        try:
+            self._loop.call_soon_threadsafe(self._wake_runners)
+        except RuntimeError:
+            return
+
+    def _on_wake(self) -> None:
+        self._wake_runners()
+        if time.monotonic() - self._checked > CONTROL_SECONDS and not self._stopping:
+            self._checked = time.monotonic()
+            self._spawn(self._look_at_control())
+
+    def _wake_runners(self) -> None:
+        for runner in self.runners.values():
+            runner.wake()
+
+    def _on_change(self) -> None:
+        """A runner has reached the end of the log, or ended something."""
+        if self._waker is not None and not self._stopping:
+            self._waker.arm()
+        self.settled.set()
+
+    def hint(self) -> None:
+        """Somebody published in this process, in a transaction that isn't ours."""
+        if self._waker is not None:
+            self._loop.call_soon_threadsafe(self._waker.hint)
+
+    def _spawn(self, work: Any) -> None:
+        if self._stopping:
+            work.close()
+            return
+        task = self._loop.create_task(work)
+        self._tasks.append(task)
+
+        def ended(done: asyncio.Task[None]) -> None:
+            if done in self._tasks:
+                self._tasks.remove(done)
+            if not done.cancelled() and (error := done.exception()) is not None:
+                log.warning("%s", error)
+
+        task.add_done_callback(ended)
+
+    # -- scheduled events and retention
+
+    async def _schedule(self) -> None:
+        """Publish what is due; looks at least once a second, and exactly at the next due time."""
+        while True:
+            pause = 1.0
+            try:
+                pause = await self.publish_due()
+            except StoreError as error:
+                log.warning("scheduled events: %s", error)
+            await asyncio.sleep(pause)
+
+    async def publish_due(self) -> float:
+        """Move what is due into the log; seconds until the next look."""
+        due = await self._loop.run_in_executor(self._readers, self._store.query, lambda unit: unit.next_due())
+        now = self._now()
+        if due is None:
+            return 1.0
+        if due > now:
+            return min(1.0, (due - now) / 1e6 + 0.001)
+        moved = await asyncio.wrap_future(self._store.write(lambda unit: unit.release_due(now, 500)))
+        return 0.0 if moved == 500 else 0.01
+
+    async def _trim(self) -> None:
+        assert self._retention is not None
+        while True:
+            await asyncio.sleep(TRIM_SECONDS)
+            before = int((self._clock.time() - self._retention.total_seconds()) * 1_000_000)
+
+            def old(unit: Any, before: int = before) -> int:
+                return min(unit.trimmable(), unit.first_position_at(before))  # type: ignore[no-any-return]
+
+            upto = await self._loop.run_in_executor(self._readers, self._store.query, old)
+            while await asyncio.wrap_future(self._store.write(lambda unit, upto=upto: unit.trim(upto, TRIM_CHUNK))) > 0:
+                await asyncio.sleep(0.05)
+
+    # -- for tests and status
+
+    def outstanding(self) -> int:
+        """Work that will happen without time passing."""
+        return sum(
+            runner.outstanding() + (not runner.at_head and not runner._paused and runner.health.reason is None)
+            for runner in self.runners.values()
+        )
+
+    def _info(self) -> dict[str, Any]:
+        info: dict[str, Any] = {"running": sum(runner.in_flight for runner in self.runners.values())}
+        stuck = {name: runner.stuck() for name, runner in self.runners.items() if runner.stuck()}
+        trouble = {name: runner.trouble for name, runner in self.runners.items() if runner.trouble}
+        if stuck:
+            info["stuck"] = stuck
+        if trouble:
+            info["trouble"] = trouble
+        return info
+
+    def _now(self) -> int:
+        return int(self._clock.time() * 1_000_000)
