@@ -394,7 +394,7 @@ async def serve(apps: Sequence[App], *, ready: Callable[[], Awaitable[None] | No
     finally:
         stopping = asyncio.gather(*(app.stop() for app in started))
         hurry = asyncio.ensure_future(again.wait())
-        await asyncio.wait({stopping, hurry}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait([stopping, hurry], return_when=asyncio.FIRST_COMPLETED)
         if not stopping.done():
             for app in started:
                 if app.worker is not None:

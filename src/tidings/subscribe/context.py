@@ -26,7 +26,21 @@ class Context:
         each: for a handler that takes a list: the context of each event in it.
     """
 
-    __slots__ = ("attempt", "each", "failure", "handler", "key_id", "lane", "outputs", "parked", "published", "row", "subscription", "tx")
+    __slots__ = (
+        "attempt",
+        "each",
+        "failure",
+        "handler",
+        "key_id",
+        "lane",
+        "outputs",
+        "parked",
+        "published",
+        "row",
+        "settling",
+        "subscription",
+        "tx",
+    )
 
     def __init__(self, row: tuple[Any, ...], subscription: str, handler: Handler, lane: LaneState, key_id: Any) -> None:
         self.row = row
@@ -37,6 +51,7 @@ class Context:
         self.attempt = 1
         self.tx: Any = None
         self.parked = False
+        self.settling = False
         self.published: list[tuple[Any, datetime | None, timedelta | None, Mapping[str, str] | None]] | None = None
         self.outputs: list[tuple[Envelope, int | None]] | None = None
         self.failure: Any = None

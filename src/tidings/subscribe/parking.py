@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections import deque
 from dataclasses import dataclass
-from typing import Any
 
 from ..envelope import Envelope
 from ..store.port import Parked
@@ -51,35 +49,41 @@ class Health:
     """Whether a subscription should go on reading: not while too many keys are parked, nor while nearly everything fails.
 
     Args:
+        name: whose failures they are.
         most_parked: keys.
-        sample: of this many last first attempts ...
-        failing: ... this part failed.
     """
 
-    def __init__(self, most_parked: float, sample: int = 100, failing: float = 0.9) -> None:
+    SAMPLE = 100
+    """So many ends must have been seen before a failure rate means something."""
+    FAILING = 0.9
+
+    def __init__(self, name: str, most_parked: float) -> None:
+        self.name = name
         self.most_parked = most_parked
-        self._outcomes: deque[bool] = deque(maxlen=sample)
-        self._failed = 0
-        self._failing = failing
         self.reason: str | None = None
+        self._succeeded = self._failed = 0.0
+        self._last: BaseException | None = None
 
-    def note(self, ok: bool, name: str, error: Any = None) -> None:
-        """Take down one outcome of a handler."""
-        outcomes = self._outcomes
-        if len(outcomes) == outcomes.maxlen and not outcomes[0]:
-            self._failed -= 1
-        outcomes.append(ok)
-        if not ok:
-            self._failed += 1
-            if self.reason is None and len(outcomes) == outcomes.maxlen and self._failed >= self._failing * len(outcomes):
-                self.reason = f"{name} failing: {describe(error)}"
+    def note(self, succeeded: int, failed: int, error: BaseException | None) -> None:
+        """Take down how handlers ended. Older ends count less and less."""
+        self._succeeded += succeeded
+        self._failed += failed
+        self._last = error or self._last
+        seen = self._succeeded + self._failed
+        if seen >= self.SAMPLE and self._failed >= self.FAILING * seen:
+            self.reason = self.reason or self._describe()
+        while self._succeeded + self._failed > 2 * self.SAMPLE:
+            self._succeeded /= 2
+            self._failed /= 2
 
-    def review(self, parked: int, name: str, probe_succeeded: bool) -> str | None:
-        """Why reading is held, or None. A success of a parked event (the probe) lifts it once there is room."""
+    def review(self, parked: int, probe_succeeded: bool) -> str | None:
+        """Why reading is held, or None. A parked event that succeeds (the probe) lifts it once there is room."""
         if parked >= self.most_parked:
-            self.reason = self.reason or f"{name} failing: {parked} keys parked"
+            self.reason = self.reason or f"{self._describe()} ({parked} keys parked)"
         elif self.reason is not None and (parked == 0 or (probe_succeeded and parked < 0.8 * self.most_parked)):
             self.reason = None
-            self._outcomes.clear()
-            self._failed = 0
+            self._succeeded = self._failed = 0.0
         return self.reason
+
+    def _describe(self) -> str:
+        return f"{self.name} failing: {describe(self._last)}" if self._last is not None else f"{self.name} failing"

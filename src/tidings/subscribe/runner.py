@@ -124,6 +124,7 @@ class Runner:
         self._waking = False
         self._window = 0
         self._window_bytes = 0
+        self._full = False
         self._running = 0
         self._started: dict[Any, tuple[float, Context]] = {}
         self._tx_running: tuple[float, Context, Transaction] | None = None
@@ -139,13 +140,14 @@ class Runner:
         self._unsettled: Counter[Any] = Counter()
 
         self._done: list[Context] = []
-        self._flushing = False
+        self._flushing: list[Context] = []
+        self._in_batch: list[Context] = []
         self._urgent_flush = False
         self._flush_timer: asyncio.TimerHandle | None = None
         self._last_sweep = 0.0
         self._probe_succeeded = False
 
-        self.health = Health(options.max_parked)
+        self.health = Health(next(iter(self._handlers.values())).name, options.max_parked)
         self._most_parked = options.max_parked
         self._pace = None if options.rate is None else Pace(options.rate, time.monotonic)
         self._paused = False
@@ -162,6 +164,7 @@ class Runner:
         self._threads: ThreadPoolExecutor | None = None
         self._tx_thread: ThreadPoolExecutor | None = None
         self.changed: Callable[[], None] = lambda: None
+        self.reached_head: Callable[[], None] = lambda: None
 
     # -- lifecycle
 
@@ -190,6 +193,7 @@ class Runner:
             self._idle.clear()
             if self._running or self._done or self._flushing:
                 await self._idle.wait()
+        self.sweep()
 
     async def close(self) -> None:
         """End the tasks."""
@@ -242,9 +246,7 @@ class Runner:
             if key in self._heads_running or self._unsettled.get(key):
                 continue
             if state.state == "waiting":  # its head was dropped: promote it
-                self._store.write(
-                    lambda unit, state=state: unit.key_state(self.name, state.lane, self._key_of_state(state), self._now())
-                ).add_done_callback(lambda future, key=key: self._on_loop(lambda: self._apply(key, future.result())))
+                self._promote(key, state)
                 self._parked.add(key)
             else:
                 self._apply(key, state)
@@ -254,6 +256,11 @@ class Runner:
                 self._heads.pop(key, None)
                 self._parked.discard(key)
         self._review()
+        self._kick()
+
+    def _promote(self, key: Any, state: KeyState) -> None:
+        future = self._store.write(lambda unit: unit.key_state(self.name, state.lane, key, self._now()))
+        future.add_done_callback(lambda done: self._on_loop(lambda: self._apply(key, done.result())))
 
     def give_back(self, lanes: set[int]) -> None:
         """Begin to let go of lanes: nothing new of theirs starts. ``busy_lanes`` says when they can be released."""
@@ -266,10 +273,8 @@ class Runner:
 
     def busy_lanes(self) -> set[int]:
         """Lanes with a handler running or an end not yet written."""
-        busy = {ctx.lane.lane for _, ctx in self._started.values()} | {ctx.lane.lane for ctx in self._done}
-        if self._flushing or self._tx_running is not None:
-            return set(range(LANES))
-        return busy
+        contexts = [*(ctx for _, ctx in self._started.values()), *self._done, *self._flushing, *self._in_batch]
+        return {ctx.lane.lane for ctx in contexts}
 
     def drop(self, lane: LaneState) -> None:
         """The lane is somebody else's: forget it. What still runs for it is not written."""
@@ -318,6 +323,7 @@ class Runner:
                 await self._more.wait()
                 continue
             if self._window >= WINDOW or self._window_bytes >= WINDOW_BYTES:
+                self._full = True
                 self._room.clear()
                 await self._room.wait()
                 continue
@@ -335,6 +341,7 @@ class Runner:
                     self.at_head = True
                     self._sweep_soon()
                     self.changed()
+                    self.reached_head()
                     await self._more.wait()
                 continue
             self.at_head = False
@@ -391,18 +398,19 @@ class Runner:
 
     def _discard(self, which: Callable[[Context], bool]) -> None:
         """Take back what was offered and not begun; it stays open, so whoever has the lane next reads it again."""
-        for queue in (self._ready, self._urgent):
-            kept = [ctx for ctx in queue if not which(ctx)]
-            for ctx in queue:
-                if which(ctx):
-                    self._forget(ctx)
-            queue.clear()
-            queue.extend(kept)
-        for key, chain in list(self._chains.items()):
+        for chain in self._chains.values():
             if chain:
                 for ctx in [ctx for ctx in chain if which(ctx)]:
                     chain.remove(ctx)
+                    self._leave_window(ctx)
+        for queue in (self._ready, self._urgent):
+            offered = list(queue)
+            queue.clear()
+            for ctx in offered:
+                if which(ctx):
                     self._forget(ctx)
+                else:
+                    queue.append(ctx)
         for ctx_key in [key for key, state in self._heads.items() if self.lanes[state.lane] is None]:
             del self._heads[ctx_key]
             self._parked.discard(ctx_key)
@@ -411,25 +419,36 @@ class Runner:
         if ctx.parked:
             self._heads_running.discard(ctx.key_id)
         else:
-            self._window -= 1
-            self._window_bytes -= len(ctx.row[DATA])
+            self._leave_window(ctx)
             self._next_of_key(ctx)
+
+    def _leave_window(self, ctx: Context) -> None:
+        self._window -= 1
+        self._window_bytes -= len(ctx.row[DATA])
+        if self._full and self._window <= WINDOW // 2 and self._window_bytes <= WINDOW_BYTES // 2:
+            self._full = False
+            self._room.set()
 
     # -- running
 
     def _kick(self) -> None:
         """Wake one sleeper if there is work."""
-        if self._asleep and not self._waking and (self._ready or self._urgent):
+        if self._waking or not (self._ready or self._urgent):
+            return
+        while self._asleep:
             sleeper = self._asleep.popleft()
             if not sleeper.done():
                 self._waking = True
                 sleeper.set_result(None)
+                return
 
     def _take(self) -> Context | None:
         """The next event to handle, parked ones first."""
+        if self._stopping:
+            return None
         if self._urgent:
             return self._urgent.popleft()
-        if self._stopping or self._paused or self.health.reason is not None or (self._order == "log" and None in self._parked):
+        if self._paused or self.health.reason is not None or (self._order == "log" and None in self._parked):
             return None
         if self._ready:
             return self._ready.popleft()
@@ -473,7 +492,9 @@ class Runner:
                             result = await handler.call(event, ctx)
                         else:
                             result = await self._in_thread(handler.call, event, ctx)
-                        if result is not None or ctx.published is not None:
+                        if ctx.failure is not None:  # timed out, and the handler swallowed the cancellation
+                            self._cancelled(ctx, asyncio.CancelledError())
+                        elif result is not None or ctx.published is not None:
                             self._collect(ctx, result)
             except asyncio.CancelledError as error:
                 self._cancelled(ctx, error)
@@ -491,6 +512,7 @@ class Runner:
         """The watchdog's doing is a failure of the handler; an inner task's too; the end of the worker is neither."""
         task = asyncio.current_task()
         if ctx.failure is not None:  # set by the watchdog
+            ctx.published = ctx.outputs = None
             if task is not None:
                 task.uncancel()
         elif task is not None and task.cancelling():
@@ -560,6 +582,9 @@ class Runner:
             if handler.where is None or self._lists or handler.where(events[0]):
                 current.set(ctx)
                 result = await handler.call(events if handler.takes_list else events[0], ctx)
+                if ctx.failure is not None:
+                    raise asyncio.CancelledError
+                ctx.settling = True  # from here on the watchdog keeps off: a commit must not be cut in two
                 if hasattr(transaction.tx, "flush"):
                     await transaction.tx.flush()
                 self._collect(ctx, result)
@@ -595,11 +620,12 @@ class Runner:
             if self._pace is not None and (pause := self._pace.wait()) > 0:
                 await asyncio.sleep(pause)
             self._running += 1
+            self._in_batch = batch
             abandoned: asyncio.Future[Context] = self._loop.create_future()
             self._tx_abandoned = abandoned
             work = self._loop.run_in_executor(self._tx_pool(), self._transact, batch)
             try:
-                await asyncio.wait({work, abandoned}, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait([work, abandoned], return_when=asyncio.FIRST_COMPLETED)
                 if not work.done():
                     self._abandon(work, abandoned.result(), batch)
                     continue
@@ -620,6 +646,7 @@ class Runner:
             finally:
                 self._running -= 1
                 self._tx_running = None
+                self._in_batch = []
             self._again(rest)
             self._batch = min(SHARED_SIZE, self._batch * 2)
             for ctx in committed.batch:
@@ -656,6 +683,7 @@ class Runner:
         """Back to the front, as if they had never been taken."""
         for ctx in reversed(batch):
             ctx.published = ctx.outputs = ctx.failure = ctx.tx = None
+            ctx.settling = False
             if not ctx.lane.kept:
                 self._forget(ctx)
             elif ctx.parked:
@@ -678,6 +706,7 @@ class Runner:
                 else:
                     ctx.failure = FOLLOWS
                 done = 1
+            transaction.settle()
             committed = self._commit(self._store.unit(transaction.raw), batch[:done])
             if committed.fenced:
                 raise _FencedBatch(committed.fenced)
@@ -702,12 +731,15 @@ class Runner:
             except Exception as error:
                 if transaction.aborted or self._store.is_busy(error) or isinstance(error, StoreError):
                     raise
-                self._one_by_one(chunk, transaction, failed)
+                done = self._one_by_one(chunk, transaction, failed)
+                if done < len(chunk):
+                    return at + done
             at += len(chunk)
         return at
 
-    def _one_by_one(self, chunk: list[Context], transaction: Transaction, failed: set[Any]) -> None:
-        for ctx in chunk:
+    def _one_by_one(self, chunk: list[Context], transaction: Transaction, failed: set[Any]) -> int:
+        """How many were ended: all, but with ``order="log"`` nothing behind one that failed."""
+        for done, ctx in enumerate(chunk, 1):
             ctx.published = ctx.outputs = ctx.failure = None
             if not ctx.parked and (ctx.key_id in self._parked or ctx.key_id in failed):
                 ctx.failure = FOLLOWS
@@ -719,8 +751,10 @@ class Runner:
                 if transaction.aborted or self._store.is_busy(error):
                     raise
                 self._fail(ctx, error)
-                if self._order == "key":
-                    failed.add(ctx.key_id)
+                if self._order == "log":
+                    return done
+                failed.add(ctx.key_id)
+        return len(chunk)
 
     def _call_in(self, ctx: Context, transaction: Transaction) -> None:
         handler = ctx.handler
@@ -752,7 +786,9 @@ class Runner:
                     self._urgent.appendleft(ctx)
                     break
                 waiting.append(ctx)
-            waiting = [ctx for ctx in waiting if ctx.lane.kept or self._forget(ctx)]
+            for ctx in [ctx for ctx in waiting if not ctx.lane.kept]:
+                waiting.remove(ctx)
+                self._forget(ctx)
             left = options.age - (time.monotonic() - since)
             if not waiting or (
                 len(waiting) < options.size and left > 0 and not waiting[0].parked and not self._stopping and not self._urgent
@@ -770,6 +806,7 @@ class Runner:
     async def _run_list(self, batch: list[Context]) -> None:
         handler = batch[0].handler
         self._running += 1
+        self._in_batch = batch
         self._started[0] = (time.monotonic(), batch[0])
         chosen: list[Context] = []
         try:
@@ -824,6 +861,7 @@ class Runner:
                             self._fail(ctx, error)
         finally:
             self._running -= 1
+            self._in_batch = []
             self._started.pop(0, None)
             self._signal_idle()
         for ctx in batch:
@@ -848,6 +886,7 @@ class Runner:
                 result = handler.call([self._decode(ctx) for ctx in chosen], last)
             enlist.flush(transaction.tx)
             self._collect(last, result)
+            transaction.settle()
             committed = self._commit(self._store.unit(transaction.raw), chosen)
             if committed.fenced:
                 raise _FencedBatch(committed.fenced)
@@ -913,10 +952,7 @@ class Runner:
         if ctx.parked:
             self._heads_running.discard(ctx.key_id)
             return
-        self._window -= 1
-        self._window_bytes -= len(ctx.row[DATA])
-        if self._window == WINDOW // 2 or self._window == 0:
-            self._room.set()
+        self._leave_window(ctx)
         if ctx.failure is None:
             self.handled += 1
         self._next_of_key(ctx)
@@ -940,18 +976,18 @@ class Runner:
         if self._flushing or not self._done:
             return
         batch, self._done = self._done, []
-        self._flushing, self._urgent_flush = True, False
+        self._flushing, self._urgent_flush = batch, False
         try:
             future = self._store.write(lambda unit: self._commit(unit, batch), Committed.apply)
         except StoreError as error:
-            self._flushing = False
+            self._flushing = []
             self._done = batch + self._done
             log.error("%s: %s", self.name, error)
             return
         future.add_done_callback(lambda done: self._on_loop(lambda: self._flushed(batch, done)))
 
     def _flushed(self, batch: list[Context], future: Future[Committed]) -> None:
-        self._flushing = False
+        self._flushing = []
         error = future.exception()
         if error is not None:
             # Full disk, a locked file: what has ended stays in memory and is written once the store works again.
@@ -995,8 +1031,6 @@ class Runner:
         for ctx in batch:
             if ctx.failure is not None:
                 row = parked_row(ctx, now, self._holds)
-                if ctx.parked:
-                    row.since = now
                 unit.park(row)
                 touched[ctx.key_id] = ctx
                 if ctx.failure.error is not None:
@@ -1021,6 +1055,7 @@ class Runner:
         for lane in committed.fenced:
             self.drop(lane)
         probe = False
+        failures, last = 0, None
         for ctx in committed.batch:
             failure = ctx.failure
             if failure is None and not ctx.parked:
@@ -1036,9 +1071,9 @@ class Runner:
             elif failure.error is not None:
                 self.failed += 1
                 self.dead += failure.delay is None
-                self.health.note(False, ctx.handler.name, failure.error)
-        if self.health.reason is None and len(committed.batch) and probe is False and not any(ctx.failure for ctx in committed.batch[-8:]):
-            self.health.note(True, "")
+                failures += 1
+                last = failure.error
+        self.health.note(len(committed.batch) - failures, failures, last)
         self.published += committed.published
         self._probe_succeeded = self._probe_succeeded or probe
         for key, state in committed.keys:
@@ -1128,8 +1163,7 @@ class Runner:
     def _review(self) -> None:
         """Hold reading, or go on, as the number of parked keys and the failures say."""
         before = self.health.reason
-        name = next(iter(self._handlers.values())).name
-        reason = self.health.review(len(self._parked), name, self._probe_succeeded)
+        reason = self.health.review(len(self._parked), self._probe_succeeded)
         self._probe_succeeded = False
         if reason != before:
             now = self._now()
@@ -1153,15 +1187,16 @@ class Runner:
             await asyncio.sleep(min(self._timeout / 4, 1.0))
             limit = time.monotonic() - self._timeout
             for number, (started, ctx) in list(self._started.items()):
-                if started < limit and ctx.failure is None:
+                if started < limit and ctx.failure is None and not ctx.settling:
                     self._fail(ctx, HandlerTimeout(f"{ctx.handler.name} ran for longer than {self._timeout} s", seconds=self._timeout))
                     task = crew.get(number) or next(task for task in self._tasks if task.get_name() == f"tidings-{self.name}")
                     task.cancel()
             running = self._tx_running
             if running is not None and running[0] < limit and self._tx_abandoned is not None and not self._tx_abandoned.done():
                 _, ctx, transaction = running
+                if not self._transactions.abort(transaction):
+                    continue
                 self._fail(ctx, HandlerTimeout(f"{ctx.handler.name} ran for longer than {self._timeout} s", seconds=self._timeout))
-                self._transactions.abort(transaction)
                 self._tx_abandoned.set_result(ctx)
 
     def _sweep_soon(self) -> None:
@@ -1173,7 +1208,7 @@ class Runner:
         self._last_sweep = time.monotonic()
         cursor = self.cursor
         lanes = [lane for lane in self.held_lanes() if lane.swept < cursor and lane.start <= cursor and not lane.recovered]
-        if not lanes or self._stopping:
+        if not lanes:
             return
 
         def job(unit: Any) -> list[int]:
@@ -1199,7 +1234,7 @@ class Runner:
         """Work that would happen without time passing: for tests that settle by counting."""
         now = self._clock.monotonic()
         due = sum(1 for at, _, key, state in self._due if at <= now and self._heads.get(key) is state)
-        working = self._running + len(self._done) + self._flushing + len(self._urgent) + len(self._heads_running) + due
+        working = self._running + len(self._done) + len(self._flushing) + len(self._urgent) + len(self._heads_running) + due
         if not self._paused and self.health.reason is None and not (self._order == "log" and None in self._parked):
             working += self._window
         return working

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ConfigurationError, HandlerDefinitionError, TransactionEnded
+from ..errors import ConfigurationError, HandlerDefinitionError, HandlerTimeout, TransactionEnded
 from ..publish import enlist
 
 if TYPE_CHECKING:
@@ -90,6 +90,25 @@ class Transaction:
         self.after: list[Callable[[], None]] = []
         self.turn: _Turn | None = None
         self.aborted = False
+        self._settling = False
+        self._lock = threading.Lock()
+
+    def settle(self) -> None:
+        """The handlers are done, the commit follows: too late for ``abort``, or abort was first.
+
+        Raises:
+            HandlerTimeout: it was aborted meanwhile.
+        """
+        with self._lock:
+            if self.aborted:
+                raise HandlerTimeout("given up while the handler ran")
+            self._settling = True
+
+    def abort(self) -> bool:
+        """Give it up from another thread; False if it is being committed."""
+        with self._lock:
+            self.aborted = not self._settling
+            return self.aborted
 
 
 class AsyncTransaction:
@@ -253,14 +272,19 @@ class Transactions:
             handler=handler,
         )
 
-    def abort(self, transaction: Transaction) -> None:
-        """Give up a transaction whose handler hangs in another thread: its connection is closed, which frees the file."""
-        transaction.aborted = True
+    def abort(self, transaction: Transaction) -> bool:
+        """Give up a transaction whose handler hangs in another thread: its connection is closed, which frees the file.
+
+        False if it is being committed: then there is nothing to give up.
+        """
+        if not transaction.abort():
+            return False
         transaction.raw.interrupt()
         with contextlib.suppress(sqlite3.Error):
             transaction.raw.close()
         if transaction.turn is not None:
             transaction.turn.release()
+        return True
 
 
 class _Turn:

@@ -7,6 +7,7 @@ scheduled, trims what everyone has passed, and tells its runners when the log ha
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import random
@@ -15,6 +16,7 @@ import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ..clock import Clock
@@ -86,6 +88,7 @@ class Worker:
         self._due: int | None = None
         self._waker: Waker | None = None
         self.settled = asyncio.Event()
+        self._committed = asyncio.Event()
 
     # -- lifecycle
 
@@ -111,7 +114,8 @@ class Worker:
                 self._clock,
                 random.Random(self._rng.random()),
             )
-            runner.changed = self._on_change
+            runner.changed = self.settled.set
+            runner.reached_head = self._on_head
             self.runners[subscription.name] = runner
             runner.start()
         self._store.on_commit(self._on_commit)
@@ -193,8 +197,9 @@ class Worker:
         """While draining: only the lease."""
         while True:
             await asyncio.sleep(self._lease / 3)
-            until = self._clock.monotonic() + self._lease
-            await asyncio.wrap_future(self._store.write(lambda unit: unit.renew(self.id, until, self._info())))
+            await asyncio.wrap_future(
+                self._store.write(partial(self._renew, until=self._clock.monotonic() + self._lease, info=self._info()))
+            )
 
     async def balance(self) -> None:
         """Renew the lease, see what operators want, and take or give back lanes."""
@@ -296,14 +301,14 @@ class Worker:
             self._spawn(self._look_at_control())
 
     def _wake_runners(self) -> None:
+        self._committed.set()
         for runner in self.runners.values():
             runner.wake()
 
-    def _on_change(self) -> None:
-        """A runner has reached the end of the log, or ended something."""
+    def _on_head(self) -> None:
+        """A runner has reached the end of the log."""
         if self._waker is not None and not self._stopping:
             self._waker.arm()
-        self.settled.set()
 
     def hint(self) -> None:
         """Somebody published in this process, in a transaction that isn't ours."""
@@ -328,25 +333,33 @@ class Worker:
     # -- scheduled events and retention
 
     async def _schedule(self) -> None:
-        """Publish what is due; looks at least once a second, and exactly at the next due time."""
+        """Publish what is due. Asks the store when something was committed, four times a second at most, and when the next is due."""
         while True:
-            pause = 1.0
+            self._committed.clear()
+            pause: float | None = 1.0
             try:
                 pause = await self.publish_due()
             except StoreError as error:
                 log.warning("scheduled events: %s", error)
-            await asyncio.sleep(pause)
+            await asyncio.sleep(min(pause or 0.25, 0.25))
+            while not self._committed.is_set() and (pause is None or not self._is_due()):
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._committed.wait(), 60.0 if pause is None else 1.0)
 
-    async def publish_due(self) -> float:
-        """Move what is due into the log; seconds until the next look."""
-        due = await self._loop.run_in_executor(self._readers, self._store.query, lambda unit: unit.next_due())
+    def _is_due(self) -> bool:
+        return self._due is not None and self._due <= self._now() + 1_000_000
+
+    async def publish_due(self) -> float | None:
+        """Move what is due into the log; seconds until the next is due, None if nothing is scheduled."""
+        due: int | None
+        self._due = due = await self._loop.run_in_executor(self._readers, self._store.query, lambda unit: unit.next_due())
         now = self._now()
         if due is None:
-            return 1.0
+            return None
         if due > now:
-            return min(1.0, (due - now) / 1e6 + 0.001)
+            return (due - now) / 1e6 + 0.001
         moved = await asyncio.wrap_future(self._store.write(lambda unit: unit.release_due(now, 500)))
-        return 0.0 if moved == 500 else 0.01
+        return 0.0 if moved else 0.01
 
     async def _trim(self) -> None:
         assert self._retention is not None
@@ -358,8 +371,11 @@ class Worker:
                 return min(unit.trimmable(), unit.first_position_at(before))  # type: ignore[no-any-return]
 
             upto = await self._loop.run_in_executor(self._readers, self._store.query, old)
-            while await asyncio.wrap_future(self._store.write(lambda unit, upto=upto: unit.trim(upto, TRIM_CHUNK))) > 0:
+            while await self._trim_chunk(upto):
                 await asyncio.sleep(0.05)
+
+    async def _trim_chunk(self, upto: int) -> int:
+        return await asyncio.wrap_future(self._store.write(lambda unit: unit.trim(upto, TRIM_CHUNK)))
 
     # -- for tests and status
 

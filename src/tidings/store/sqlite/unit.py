@@ -31,6 +31,11 @@ _PARKED = f"subscription, state, holds, attempts, due, delay, since, error, trac
 # Never more than the whole delay from now, whatever the wall clock did in between.
 _DUE_IN = "max(0, min(due - ?, delay))"
 
+# A failed retry keeps the time of its first failure (since) and its copy of the event.
+PARK = f"""INSERT INTO tidings_parked ({_PARKED}) VALUES ({",".join("?" * 24)})
+    ON CONFLICT (subscription, position) DO UPDATE SET state = excluded.state, holds = excluded.holds, attempts = excluded.attempts,
+    due = excluded.due, delay = excluded.delay, error = excluded.error, traceback = excluded.traceback"""
+
 
 class SQLiteUnit:
     """``Unit`` on a sqlite3 connection; the transaction is its owner's."""
@@ -280,21 +285,8 @@ class SQLiteUnit:
     # -- parked events and dead letters
 
     def park(self, row: Parked) -> None:
-        self._conn.execute(
-            f"INSERT OR REPLACE INTO tidings_parked ({_PARKED}) VALUES ({_marks(24)})",
-            (
-                row.subscription,
-                row.state,
-                int(row.holds),
-                row.attempts,
-                row.due,
-                row.delay,
-                row.since,
-                row.error,
-                row.traceback,
-                *row.envelope,
-            ),
-        )
+        self._conn.execute(PARK, (row.subscription, row.state, int(row.holds), row.attempts, row.due, row.delay, row.since, row.error, row.traceback,
+            *row.envelope))  # fmt: skip
 
     def unpark(self, subscription: str, position: int) -> None:
         self._conn.execute("DELETE FROM tidings_parked WHERE subscription = ? AND position = ?", (subscription, position))
