@@ -394,7 +394,8 @@ async def serve(apps: Sequence[App], *, ready: Callable[[], Awaitable[None] | No
     finally:
         stopping = asyncio.gather(*(app.stop() for app in started))
         hurry = asyncio.ensure_future(again.wait())
-        await asyncio.wait([stopping, hurry], return_when=asyncio.FIRST_COMPLETED)
+        either: list[asyncio.Future[Any]] = [stopping, hurry]
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         if not stopping.done():
             for app in started:
                 if app.worker is not None:

@@ -624,8 +624,9 @@ class Runner:
             abandoned: asyncio.Future[Context] = self._loop.create_future()
             self._tx_abandoned = abandoned
             work = self._loop.run_in_executor(self._tx_pool(), self._transact, batch)
+            either: list[asyncio.Future[Any]] = [work, abandoned]
             try:
-                await asyncio.wait([work, abandoned], return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
                 if not work.done():
                     self._abandon(work, abandoned.result(), batch)
                     continue
