@@ -50,7 +50,7 @@ class _EventMeta(type(msgspec.Struct)):  # type: ignore[misc]
         if key == _UNSET and inherited is None:
             return cls  # a base class; using it as an event says what is missing
         chosen = inherited.key if key == _UNSET and inherited is not None else key
-        cls.__event_spec__ = _spec(cls, chosen, type, version or 1)
+        cls.__event_spec__ = _spec(cls, chosen, type, 1 if version is None else version)
         return cls
 
 
@@ -189,10 +189,10 @@ def fields_of(cls: type) -> tuple[str, ...]:
     attrs = getattr(cls, "__attrs_attrs__", None)
     if attrs is not None:
         return tuple(attribute.name for attribute in attrs)
-    return tuple(field.name for field in dataclasses.fields(cls))
+    return tuple(field.name for field in dataclasses.fields(cast(Any, cls)))
 
 
-def _spec(cls: type, key: str | None, type_name: str | None, version: int) -> EventSpec:
+def _spec(cls: type, key: str | None, type_name: str | None, version: Any) -> EventSpec:
     if key is not None and key not in fields_of(cls):
         raise EventDefinitionError(
             f"{cls.__name__}: key={key!r} is not one of its fields ({', '.join(fields_of(cls)) or 'it has none'})", cls=cls, key=key

@@ -108,7 +108,7 @@ def _run_sqlalchemy(tx: Any, work: Work[T]) -> T:
         return work(_begun(driver))
     from sqlalchemy.util import await_only
 
-    return await_only(_in_thread(driver, lambda: work(_begun(driver._conn))))  # type: ignore[no-any-return]
+    return await_only(_in_thread(driver, lambda: work(_begun(driver._conn))))
 
 
 def _django(tx: Any) -> sqlite3.Connection:

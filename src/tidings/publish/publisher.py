@@ -212,7 +212,7 @@ class Publisher:
         )
 
 
-def _headers(headers: Mapping[str, str] | None, cause: Context | None) -> str | None:
+def _headers(headers: Mapping[Any, Any] | None, cause: Context | None) -> str | None:
     named = {} if headers is None else {name: value for name, value in headers.items() if name != "traceparent"}
     if cause is not None:
         named["subscription"] = cause.subscription

@@ -94,7 +94,7 @@ class KeyState:
     """
 
     lane: int
-    key: tuple[str | None, str] | int
+    key: tuple[str | None, str] | int | None
     state: str
     position: int = 0
     attempts: int = 0
@@ -195,7 +195,7 @@ class Unit(Protocol):
     # -- parked events and dead letters
     def park(self, row: Parked) -> None: ...
     def unpark(self, subscription: str, position: int) -> None: ...
-    def key_state(self, subscription: str, lane: int, key: tuple[str | None, str] | int, now: int) -> KeyState:
+    def key_state(self, subscription: str, lane: int, key: tuple[str | None, str] | int | None, now: int) -> KeyState:
         """Promote the next row of the key if nothing of it is due or held, and say how the key stands."""
         ...
 

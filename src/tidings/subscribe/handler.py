@@ -6,6 +6,7 @@ import inspect
 import sqlite3
 import typing
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from ..errors import HandlerDefinitionError
@@ -98,7 +99,7 @@ class Handler:
                     wanted=wanted,
                 )
             value = values[wanted]
-            makers[parameter] = value if callable(value) and not isinstance(value, wanted) else (lambda given=value: given)
+            makers[parameter] = value if callable(value) and not isinstance(value, wanted) else partial(_given, value)
         inner_fn = self.fn
         hints = list(inspect.signature(inner_fn).parameters.values())[1:]
         by_name = {parameter.name: self._annotation(parameter) for parameter in hints}
@@ -144,11 +145,15 @@ def transaction_kind(wanted: Any) -> str | None:
     return None
 
 
+def _given(value: Any) -> Any:
+    return value
+
+
 def _caller(fn: Callable[..., Any], ctx_name: str | None, tx_name: str | None) -> Callable[[Any, Any], Any]:
     """The cheapest call for the usual signatures."""
-    if ctx_name is None and tx_name is None:
-        return lambda event, ctx: fn(event)
     if tx_name is None:
+        if ctx_name is None:
+            return lambda event, ctx: fn(event)
         return lambda event, ctx: fn(event, **{ctx_name: ctx})
     if ctx_name is None:
         return lambda event, ctx: fn(event, **{tx_name: ctx.tx})

@@ -37,7 +37,7 @@ class Options:
     def __post_init__(self) -> None:
         _require(self.order in ("key", "none", "log"), f'order={self.order!r}: choose "key", "none" or "log"')
         _require(self.on_dead in ("go on", "hold"), f'on_dead={self.on_dead!r}: choose "go on" or "hold"')
-        _require(isinstance(self.concurrency, int) and self.concurrency >= 1, f"concurrency={self.concurrency!r}: a whole number from 1")
+        _require(_is_whole(self.concurrency, 1), f"concurrency={self.concurrency!r}: a whole number from 1")
         _require(self.rate is None or self.rate > 0, f"rate={self.rate!r}: events a second, more than 0")
         _require(self.timeout is None or self.timeout > 0, f"timeout={self.timeout!r}: seconds, more than 0")
         _require(isinstance(self.retry, Retry), f"retry={self.retry!r}: give a Retry(attempts=…)")
@@ -47,8 +47,10 @@ class Options:
         if isinstance(self.start, datetime):
             _require(self.start.tzinfo is not None, f"start={self.start!r}: give the time zone too, datetime(…, tzinfo=UTC)")
         else:
-            numeric = isinstance(self.start, int) and not isinstance(self.start, bool) and self.start >= 0
-            _require(self.start in ("start", "now") or numeric, f'start={self.start!r}: choose "start", "now", a time or a position')
+            _require(
+                self.start in ("start", "now") or _is_whole(self.start, 0),
+                f'start={self.start!r}: choose "start", "now", a time or a position',
+            )
 
 
 class Subscription:
@@ -97,6 +99,10 @@ class Subscription:
             return fn
 
         return mark
+
+
+def _is_whole(value: Any, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def _require(holds: bool, message: str) -> None:

@@ -68,7 +68,8 @@ class SQLiteUnit:
         self, *, after: int = 0, limit: int, types: Sequence[str] = (), key: tuple[str | None, str] | None = None, since: int | None = None,
         until: int | None = None, event_ids: Sequence[str] = (), correlation_ids: Sequence[str] = (), newest: bool = False,
     ) -> list[Envelope]:  # fmt: skip
-        where, args = ["position > ?"], [after]
+        where: list[str] = ["position > ?"]
+        args: list[Any] = [after]
         several: tuple[tuple[str, Sequence[str]], ...] = (("type", types), ("event_id", event_ids), ("correlation_id", correlation_ids))
         for column, values in several:
             if values:

@@ -97,7 +97,7 @@ class Writer:
         while True:
             self._wake.acquire()
             with self._turn:
-                group = []
+                group: list[_Job] = []
                 while self._jobs and len(group) < GROUP:
                     job = self._jobs.popleft()
                     if job.future.set_running_or_notify_cancel():
