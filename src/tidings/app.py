@@ -125,8 +125,9 @@ class App:
         """Announce an event in the transaction that your own rows are in: it exists if and only if you commit.
 
         Args:
-            tx: an open transaction: sqlite3.Connection, SQLAlchemy Connection or Session, ``django.db.connection``; with aiosqlite, AsyncConnection
-                or AsyncSession the call must be awaited. ``"own"`` for a transaction of its own: await it, or call ``.result()``.
+            tx: an open transaction: sqlite3.Connection, SQLAlchemy Connection or Session, ``django.db.connection``; with aiosqlite,
+                AsyncConnection or AsyncSession the call must be awaited. ``"own"`` for a transaction of its own: await it, or call
+                ``.result()``.
             at: publish then instead (a time with time zone). after: publish after this time instead.
             headers: further texts that travel along; ``traceparent`` goes into its own field.
 
@@ -335,7 +336,8 @@ class App:
         for subscription in self.subscriptions.values():
             if not subscription.handlers:
                 raise ConfigurationError(
-                    f"subscription {subscription.name!r} of app {self.name!r} has no handler; add one with @{subscription.name}.on(EventClass)"
+                    f"subscription {subscription.name!r} of app {self.name!r} has no handler; add one with"
+                    f" @{subscription.name}.on(EventClass)"
                 )
             for handler in set(subscription.handlers.values()):
                 handler.provide(self._provided)

@@ -12,8 +12,8 @@ from .errors import ConfigurationError
 class Retry:
     """How often, how soon, and for which errors a handler is tried again.
 
-    The delay before attempt *n* + 1 is ``first * factor ** (n - 1)``, at most ``most``, made longer or shorter by up to ``jitter`` of itself, so
-    that keys that failed together don't come back together ("Exponential Backoff And Jitter", M. Brooker, 2015).
+    The delay before attempt *n* + 1 is ``first * factor ** (n - 1)``, at most ``most``, made longer or shorter by up to ``jitter`` of
+    itself, so that keys that failed together don't come back together ("Exponential Backoff And Jitter", M. Brooker, 2015).
 
     Args:
         attempts: how often in all, the first one included; at least 1.

@@ -72,8 +72,10 @@ def _kind(cls: type) -> str:
         if module.startswith(("django.db", "django.utils.connection")):
             return "django"
     raise UnsupportedTransaction(
-        f"tx={cls.__module__}.{cls.__qualname__} is not a transaction that Tidings knows. Give a sqlite3.Connection, an aiosqlite.Connection,"
-        ' a SQLAlchemy Connection, Session, AsyncConnection or AsyncSession, or django.db.connection; or tx="own" for a transaction of its own.',
+        f"tx={cls.__module__}.{cls.__qualname__} is not a transaction that Tidings knows. Give a sqlite3.Connection, an"
+        " aiosqlite.Connection,"
+        ' a SQLAlchemy Connection, Session, AsyncConnection or AsyncSession, or django.db.connection; or tx="own" for a'
+        " transaction of its own.",
         cls=cls,
     )
 

@@ -205,7 +205,8 @@ class Publisher:
         rows = conn.execute("PRAGMA database_list").fetchall()
         file = rows[0][2] if rows and rows[0][2] else "a database in memory"
         return WrongStore(
-            f"the transaction given is on {file}, but the app's store is {self._store.path}: an event commits with your rows only in one database."
+            f"the transaction given is on {file}, but the app's store is {self._store.path}: an event commits with your"
+            " rows only in one database."
             " Open your connection on the store's file.",
             given=file,
             store=self._store.path,

@@ -9,7 +9,8 @@ the store's own (``write``), a handler's, or the publisher's in the user's code.
 - *Atomicity.* What a unit writes appears together or not at all, with everything else in its transaction.
 - *Fencing.* ``Unit.advance`` changes a lane only for its owner at its epoch, and names the lanes that weren't changed.
 - *Durability.* When the future of ``write`` has its result, it survives a crash of the machine (``durable`` for what others wrote).
-- *Threads.* ``read``, ``query`` and ``durable`` block and may be called from any thread; ``write`` doesn't block. ``close`` ends what was begun.
+- *Threads.* ``read``, ``query`` and ``durable`` block and may be called from any thread; ``write`` doesn't block. ``close`` ends
+  what was begun.
 """
 
 from __future__ import annotations

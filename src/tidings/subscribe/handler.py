@@ -77,7 +77,8 @@ class Handler:
             raise HandlerDefinitionError(f"{self.name} asks for an {self.tx}, so it must be `async def`", handler=self.name)
         if self.is_async and self.tx in {"session", "connection", "django"}:
             raise HandlerDefinitionError(
-                f"{self.name} is async and asks for a synchronous {self.tx}, which would block the loop: make it `def`, or ask for the async one",
+                f"{self.name} is async and asks for a synchronous {self.tx}, which would block the loop: make it `def`,"
+                " or ask for the async one",
                 handler=self.name,
             )
         self.call = _caller(fn, ctx_name, tx_name)
@@ -94,7 +95,8 @@ class Handler:
         for parameter, wanted in self.needs.items():
             if wanted not in values:
                 raise HandlerDefinitionError(
-                    f"{self.name} asks for {wanted.__name__}, which nobody provides; call app.provide({wanted.__name__}, …) before the app starts",
+                    f"{self.name} asks for {wanted.__name__}, which nobody provides; call app.provide({wanted.__name__},"
+                    " …) before the app starts",
                     handler=self.name,
                     wanted=wanted,
                 )
@@ -127,7 +129,8 @@ class Handler:
             return eval(given, scope)  # an annotation as text is Python by definition (PEP 563)
         except Exception as error:
             raise HandlerDefinitionError(
-                f"{self.name}: the annotation {given!r} of {parameter.name!r} can't be resolved ({error}); import it at the top of the module",
+                f"{self.name}: the annotation {given!r} of {parameter.name!r} can't be resolved ({error}); import it at"
+                " the top of the module",
                 handler=self.name,
             ) from error
 

@@ -32,7 +32,8 @@ def wrap(call: Call, is_async: bool, layers: Sequence[Middleware], name: str) ->
         call = layer(call)
         if inspect.iscoroutinefunction(call) and not is_async:
             raise HandlerDefinitionError(
-                f"the middleware {getattr(layer, '__name__', layer)!r} is async and {name} is not: write a sync one, or make the handler async",
+                f"the middleware {getattr(layer, '__name__', layer)!r} is async and {name} is not: write a sync one, or"
+                " make the handler async",
                 handler=name,
             )
     return call

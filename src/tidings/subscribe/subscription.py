@@ -82,14 +82,16 @@ class Subscription:
                 known = self.handlers.get(event_type.name)
                 if known is not None:
                     raise HandlerDefinitionError(
-                        f"subscription {self.name!r} has a handler for {event_type.name} already ({known.name}); give {handler.name} a subscription of"
+                        f"subscription {self.name!r} has a handler for {event_type.name} already ({known.name}); give"
+                        f" {handler.name} a subscription of"
                         " its own, with another name",
                         subscription=self.name,
                         type=event_type.name,
                     )
                 if self.handlers and (handler.takes_list or any(other.takes_list for other in self.handlers.values())):
                     raise HandlerDefinitionError(
-                        f"subscription {self.name!r}: a handler that takes a list must be the only one; give {handler.name} a subscription of its own"
+                        f"subscription {self.name!r}: a handler that takes a list must be the only one; give"
+                        f" {handler.name} a subscription of its own"
                     )
                 if self.options.shared_tx and handler.tx is None:
                     raise HandlerDefinitionError(

@@ -267,7 +267,8 @@ class Transactions:
                 return given if is_maker else _session_of(given, wants_async)
             return given.kw["bind"] if is_maker else given
         raise HandlerDefinitionError(
-            f"{handler} asks for a SQLAlchemy {kind}: say where it comes from with App(…, transactions={'async_' if wants_async else ''}engine"
+            f"{handler} asks for a SQLAlchemy {kind}: say where it comes from with App(…,"
+            f" transactions={'async_' if wants_async else ''}engine"
             f" or {'async_' if wants_async else ''}sessionmaker)",
             handler=handler,
         )

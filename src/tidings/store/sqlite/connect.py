@@ -87,7 +87,8 @@ def explain(error: sqlite3.Error, path: str) -> StoreError:
         holder = write_lock_holder(path)
         who = f"process {holder[0]} ({holder[1]})" if holder else "another process"
         return StoreBusy(
-            f"{path} is locked: {who} has held its write lock for longer than the busy time-out. Let it commit, or end it; nothing was written here.",
+            f"{path} is locked: {who} has held its write lock for longer than the busy time-out. Let it commit, or end"
+            " it; nothing was written here.",
             path=path,
             holder=holder[0] if holder else None,
         )

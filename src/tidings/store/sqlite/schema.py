@@ -28,10 +28,10 @@ MIGRATIONS: tuple[tuple[int, str, str], ...] = (
         1,
         "the log and its readers",
         f"""
--- Facts about this store: schema, log_id, incarnation, retained (rows up to here may be gone), control (raised by every operator's command).
+-- Facts about this store: schema, log_id, incarnation, retained (rows up to here may be gone), control (raised by operators' commands).
 CREATE TABLE tidings_meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 
--- The log. One writer at a time, so the order of positions is the order of commits; AUTOINCREMENT never gives a position out again after a trim.
+-- The log. One writer at a time, so positions are in the order of commits; AUTOINCREMENT never gives one out again after a trim.
 -- No index beside the primary key: each would be paid by every publish.
 CREATE TABLE tidings_log (
     position        INTEGER PRIMARY KEY AUTOINCREMENT,{_EVENT_COLUMNS}

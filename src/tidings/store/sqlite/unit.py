@@ -286,8 +286,8 @@ class SQLiteUnit:
     # -- parked events and dead letters
 
     def park(self, row: Parked) -> None:
-        self._conn.execute(PARK, (row.subscription, row.state, int(row.holds), row.attempts, row.due, row.delay, row.since, row.error, row.traceback,
-            *row.envelope))  # fmt: skip
+        facts = (row.subscription, row.state, int(row.holds), row.attempts, row.due, row.delay, row.since, row.error, row.traceback)
+        self._conn.execute(PARK, (*facts, *row.envelope))
 
     def unpark(self, subscription: str, position: int) -> None:
         self._conn.execute("DELETE FROM tidings_parked WHERE subscription = ? AND position = ?", (subscription, position))
@@ -345,7 +345,8 @@ class SQLiteUnit:
 
     def record_attempt(self, row: FailedAttempt) -> None:
         self._conn.execute(
-            "INSERT OR REPLACE INTO tidings_attempts (subscription, position, attempt, time, worker, outcome, error) VALUES (?, ?, ?, ?, ?, ?, ?)",
+            "INSERT OR REPLACE INTO tidings_attempts (subscription, position, attempt, time, worker, outcome, error)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?)",
             (row.subscription, row.position, row.attempt, row.time, row.worker, row.outcome, row.error),
         )
 
@@ -359,7 +360,8 @@ class SQLiteUnit:
 
     def retry_dead(self, subscription: str, position: int, now: int) -> bool:
         done = self._conn.execute(
-            "UPDATE tidings_parked SET state = 'retry', holds = 0, due = ?, delay = 0 WHERE subscription = ? AND position = ? AND state = 'dead'",
+            "UPDATE tidings_parked SET state = 'retry', holds = 0, due = ?, delay = 0 WHERE subscription = ? AND"
+            " position = ? AND state = 'dead'",
             (now, subscription, position),
         ).rowcount
         self._raise_control()

@@ -1,6 +1,6 @@
 """Knowing that somebody committed: inotify on the -wal file where there is one, and ``PRAGMA data_version`` always.
 
-``data_version`` changes on a connection when another one, of this process or any other, has committed (SQLite's documentation of the pragma).
+``data_version`` changes on a connection when another one, of any process, has committed (SQLite's documentation of the pragma).
 inotify fires while the commit is being written, before it is visible: so it is a reason to look, and to look again a moment later.
 """
 
