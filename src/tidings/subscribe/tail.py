@@ -47,21 +47,21 @@ class Tail:
         A block without such rows whose ``upto`` is above ``after`` says that positions were trimmed or rolled back.
         """
         number = after // BLOCK
-        block = self._blocks.get(number)
-        if block is None or block.upto <= after or after < block.first:
+        while (block := self._blocks.get(number)) is None or block.upto <= after or after < block.first:
             fetching = self._fetching.get(number)
+            joined = fetching is not None
             if fetching is None:
                 fetching = self._fetching[number] = asyncio.ensure_future(self._fetch(number, block, after))
-            try:
-                await asyncio.shield(fetching)
-            finally:
-                if fetching.done():
-                    self._fetching.pop(number, None)
+                # By the fetch itself and not by those who wait: one that resumes late would take away the next fetch, and two at once
+                # would put their rows into the block twice.
+                fetching.add_done_callback(lambda _: self._fetching.pop(number))
+            await asyncio.shield(fetching)
             block = self._blocks.get(number)
             if block is None or block.upto <= after or after < block.first:
+                if joined and block is not None and after < block.first:
+                    continue  # it was read for somebody further on
                 return None, 0
-        else:
-            self._blocks.move_to_end(number)
+        self._blocks.move_to_end(number)
         return block, bisect_left(block.rows, (after + 1,))
 
     def forget(self) -> None:
