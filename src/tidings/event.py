@@ -10,7 +10,7 @@ import re
 import sys
 import uuid
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast, dataclass_transform
 
 import msgspec
 
@@ -32,28 +32,33 @@ class EventSpec:
     version: int
 
 
-class _EventMeta(type(msgspec.Struct)):  # type: ignore[misc]
-    def __new__(
-        mcls,
-        name: str,
-        bases: tuple[type, ...],
-        namespace: dict[str, Any],
-        *,
-        key: str | None = _UNSET,
-        type: str | None = None,
-        version: int | None = None,
-        **config: Any,
-    ) -> Any:
-        config.setdefault("frozen", True)  # one decoded event is shared by every subscription of a process
-        cls = super().__new__(mcls, name, bases, namespace, **config)
-        inherited: EventSpec | None = getattr(cls, "__event_spec__", None)
-        if key == _UNSET and inherited is None:
-            return cls  # a base class; using it as an event says what is missing
-        chosen = inherited.key if key == _UNSET and inherited is not None else key
-        cls.__event_spec__ = _spec(cls, chosen, type, 1 if version is None else version)
-        return cls
+if TYPE_CHECKING:  # for type checkers, class arguments are those of Event.__init_subclass__
+    _EventMeta = msgspec.StructMeta
+else:
+
+    class _EventMeta(type(msgspec.Struct)):
+        def __new__(
+            mcls,
+            name: str,
+            bases: tuple[type, ...],
+            namespace: dict[str, Any],
+            *,
+            key: str | None = _UNSET,
+            type: str | None = None,
+            version: int | None = None,
+            **config: Any,
+        ) -> Any:
+            config.setdefault("frozen", True)  # one decoded event is shared by every subscription of a process
+            cls = super().__new__(mcls, name, bases, namespace, **config)
+            inherited: EventSpec | None = getattr(cls, "__event_spec__", None)
+            if key == _UNSET and inherited is None:
+                return cls  # a base class; using it as an event says what is missing
+            chosen = inherited.key if key == _UNSET and inherited is not None else key
+            cls.__event_spec__ = _spec(cls, chosen, type, 1 if version is None else version)
+            return cls
 
 
+@dataclass_transform(frozen_default=True, field_specifiers=(msgspec.field,))
 class Event(msgspec.Struct, metaclass=_EventMeta, frozen=True):
     """Base class for events: a frozen ``msgspec.Struct``.
 
