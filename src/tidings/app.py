@@ -66,20 +66,32 @@ class App:
             raise ConfigurationError(f"App({name!r}): {_NAME}")
         if lease < 0.2:
             raise ConfigurationError(f"lease={lease!r}: seconds, 0.2 or more; a worker must be able to renew it in time")
-        check_given(transactions)
         self.name = name
         self.clock: Clock = clock or (SystemClock() if isinstance(store, str) else store.clock)
         self.store = SQLiteStore(store, synchronous=synchronous, clock=self.clock) if isinstance(store, str) else store
         self.subscriptions: dict[str, Subscription] = {}
         self._types: dict[type, EventType] = {}
-        self._publisher = Publisher(name, topic or name, self.store, self.type_of)
-        self._transactions = Transactions(self.store, self._publisher, transactions)
+        self._topic = topic or name
+        self._given_transactions = transactions
         self._provided: dict[type, Any] = {}
         self._middleware: list[Middleware] = []
-        self._bound = False
         self._opened = False
         self._worker_options: dict[str, Any] = {"lease": lease, "retention": retention, "drain": drain}
         self.worker: Worker | None = None
+        self.use_store(self.store, transactions)
+
+    def use_store(self, store: SQLiteStore, transactions: Any) -> None:
+        """Publish to and read from another store from now on, by its clock; for tests. Not while the app is open.
+
+        Raises:
+            ConfigurationError: it is open, or ``transactions`` is none of the known kinds.
+        """
+        if self._opened:
+            raise ConfigurationError(f"the app {self.name!r} is open; close it before it gets another store")
+        check_given(transactions)
+        self.store, self.clock, self._given_transactions = store, store.clock, transactions
+        self._publisher = Publisher(self.name, self._topic, store, self.type_of)
+        self._transactions = Transactions(store, self._publisher, transactions)
 
     # -- publishing
 
@@ -325,13 +337,11 @@ class App:
         asyncio.run(serve([self]))
 
     def bind(self) -> None:
-        """Check every subscription and wrap its handlers; once.
+        """Check every subscription and wrap its handlers, by what is provided and used now.
 
         Raises:
             HandlerDefinitionError
         """
-        if self._bound:
-            return
         counts: dict[type, int] = {}
         for subscription in self.subscriptions.values():
             if not subscription.handlers:
@@ -350,7 +360,6 @@ class App:
             shared = _Decoded()
             for subscription in self.subscriptions.values():
                 subscription.decoded = shared
-        self._bound = True
 
     def envelope(self, event: Any) -> Envelope:
         """The row that ``publish`` would write, its position still 0; for tests and tools."""

@@ -37,7 +37,7 @@ class Handler:
         takes_list: it asked for ``list[EventClass]``.
     """
 
-    __slots__ = ("call", "event_type", "fn", "is_async", "name", "needs", "takes_list", "tx", "where")
+    __slots__ = ("_direct", "call", "event_type", "fn", "is_async", "name", "needs", "takes_list", "tx", "where")
 
     def __init__(self, fn: Callable[..., Any], event_type: EventType, *, where: Callable[[Any], bool] | None, name: str) -> None:
         self.fn = fn
@@ -81,7 +81,7 @@ class Handler:
                 " or ask for the async one",
                 handler=self.name,
             )
-        self.call = _caller(fn, ctx_name, tx_name)
+        self.call = self._direct = _caller(fn, ctx_name, tx_name)
 
     def provide(self, values: Mapping[type, Any]) -> None:
         """Bind the app's own dependencies.
@@ -89,6 +89,7 @@ class Handler:
         Raises:
             HandlerDefinitionError: one wasn't provided.
         """
+        self.call = self._direct
         if not self.needs:
             return
         makers: dict[str, Callable[[], Any]] = {}
