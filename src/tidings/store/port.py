@@ -66,6 +66,20 @@ class SubscriptionRow:
     paused: bool
     held: str | None
     held_since: int | None
+    start: int = 0
+    """It was never given what is at or below this position."""
+
+
+@dataclass(slots=True)
+class Behind:
+    """Events that a subscription has not ended yet, parked ones aside. ``oldest``: time of the first of them, microseconds since 1970.
+
+    ``exact``: False if it is so far behind that the count is an estimate.
+    """
+
+    events: int
+    oldest: int | None
+    exact: bool
 
 
 @dataclass(slots=True)
@@ -104,7 +118,7 @@ class KeyState:
 
 @dataclass(slots=True)
 class FailedAttempt:
-    """One attempt that failed: ``time`` in microseconds since 1970; outcome ``retry`` or ``dead``."""
+    """One attempt that failed: ``time`` in microseconds since 1970; outcome ``retry``, ``dead``, or ``dropped`` by an operator."""
 
     subscription: str
     position: int
@@ -166,6 +180,10 @@ class Unit(Protocol):
         ...
 
     def subscriptions(self) -> list[SubscriptionRow]: ...
+    def behind(self, name: str, most: int = 50_000) -> Behind:
+        """How far behind it is; looks at ``most`` positions and estimates the rest from them."""
+        ...
+
     def set_paused(self, name: str, paused: bool) -> bool: ...
     def set_held(self, name: str, reason: str | None, now: int) -> None: ...
     def rewind(self, name: str, position: int) -> int:
@@ -202,7 +220,13 @@ class Unit(Protocol):
 
     def parked_keys(self, subscription: str, lanes: Sequence[int], now: int) -> list[KeyState]: ...
     def parked_row(self, subscription: str, position: int) -> Parked | None: ...
-    def parked(self, subscription: str | None = None, states: Sequence[str] = (), limit: int = 1000) -> list[Parked]: ...
+    def parked(
+        self, subscription: str | None = None, states: Sequence[str] = (), limit: int = 1000, *, positions: Sequence[int] = (),
+        key: tuple[str | None, str] | None = None, after: int = 0,
+    ) -> list[Parked]:  # fmt: skip
+        """Rows that fit everything given, ascending by subscription and position."""
+        ...
+
     def count_parked(self, subscription: str) -> tuple[int, int, int]:
         """Keys (or keyless events) that wait for a retry, events behind them, dead letters."""
         ...
@@ -210,7 +234,9 @@ class Unit(Protocol):
     def record_attempt(self, row: FailedAttempt) -> None: ...
     def attempts(self, positions: Sequence[int]) -> list[FailedAttempt]: ...
     def retry_dead(self, subscription: str, position: int, now: int) -> bool: ...
-    def drop_dead(self, subscription: str, position: int, now: int) -> bool: ...
+    def drop_dead(self, subscription: str, position: int, now: int) -> bool:
+        """Delete a dead letter; an attempt with the outcome ``dropped`` says that somebody did."""
+        ...
 
     # -- operators' commands
     def control(self) -> int:

@@ -110,6 +110,22 @@ CREATE TABLE tidings_scheduled (
 CREATE INDEX tidings_scheduled_due ON tidings_scheduled (due);
 """,
     ),
+    (
+        2,
+        "finding events without an index on the log",
+        """
+-- Full blocks of the log, condensed by workers when there is time; see search.py. Any of the rows may be missing.
+CREATE TABLE tidings_blocks (
+    block    INTEGER PRIMARY KEY,
+    oldest   INTEGER NOT NULL,
+    newest   INTEGER NOT NULL,
+    entries  BLOB NOT NULL
+);
+
+-- The position behind which a subscription began: what is at or below it was never its business.
+ALTER TABLE tidings_subscriptions ADD COLUMN start INTEGER NOT NULL DEFAULT 0;
+""",
+    ),
 )
 
 NEWEST = MIGRATIONS[-1][0]

@@ -10,7 +10,8 @@ from typing import Any
 from ...clock import Clock
 from ...envelope import LANES, Envelope
 from ...errors import SubscriptionNameTaken
-from ..port import FailedAttempt, KeyState, Lane, Parked, Scheduled, SubscriptionRow, WorkerRow
+from ..port import Behind, FailedAttempt, KeyState, Lane, Parked, Scheduled, SubscriptionRow, WorkerRow
+from . import search
 
 EVENT = "lane, topic, type, version, key_name, key, event_id, time, source, data, correlation_id, causation_id, traceparent, headers"
 """The columns of an event, in the order of ``Envelope``'s fields after the position."""
@@ -61,8 +62,14 @@ class SQLiteUnit:
         return int(self._meta("retained"))
 
     def first_position_at(self, time: int) -> int:
-        row = self._conn.execute("SELECT min(position) FROM tidings_log WHERE time >= ?", (time,)).fetchone()
-        return self.head() if row[0] is None else int(row[0]) - 1
+        for span in search.spans(self._conn, since=time):
+            places, positions = search.condition(span)
+            row = self._conn.execute(
+                f"SELECT position FROM tidings_log WHERE {places} AND time >= ? ORDER BY position LIMIT 1", (*positions, time)
+            ).fetchone()
+            if row is not None:
+                return int(row[0]) - 1
+        return self.head()
 
     def select(
         self, *, after: int = 0, limit: int, types: Sequence[str] = (), key: tuple[str | None, str] | None = None, since: int | None = None,
@@ -85,13 +92,40 @@ class SQLiteUnit:
             if moment is not None:
                 where.append(condition)
                 args.append(moment)
+        words = event_ids or ([key[1]] if key is not None else correlation_ids)
         order = "DESC" if newest else "ASC"
-        rows = self._conn.execute(
-            f"SELECT position, {EVENT} FROM tidings_log WHERE {' AND '.join(where)} ORDER BY position {order} LIMIT ?", (*args, limit)
-        ).fetchall()
+        statement = f"SELECT position, {EVENT} FROM tidings_log WHERE {{}} AND {' AND '.join(where)} ORDER BY position {order} LIMIT ?"
+        rows: list[tuple[Any, ...]] = []
+        for span in search.spans(self._conn, words, after=after, since=since, until=until, newest=newest):
+            places, positions = search.condition(span)
+            rows += self._conn.execute(statement.format(places), (*positions, *args, limit - len(rows))).fetchall()
+            if len(rows) >= limit:
+                break
         if newest:
             rows.reverse()
         return [Envelope(*row) for row in rows]
+
+    def next_block(self) -> search.Block | None:
+        """A part of the log that ``search`` can be told about, by ``add_block`` in any later transaction; None: it knows all it can."""
+        first = self._conn.execute("SELECT min(position) FROM tidings_log").fetchone()[0]
+        return None if first is None else search.next_block(self._conn, first, self.head())
+
+    def add_block(self, block: search.Block) -> None:
+        # Two workers may have condensed the same one: the results are the same.
+        self._conn.execute(
+            "INSERT OR IGNORE INTO tidings_blocks (block, oldest, newest, entries) VALUES (?, ?, ?, ?)",
+            (block.number, block.oldest, block.newest, block.entries),
+        )
+
+    def searched_plainly(self) -> int:
+        """How many positions of the log have no block yet."""
+        row = self._conn.execute(
+            "SELECT (SELECT max(position) FROM tidings_log), (SELECT min(position) FROM tidings_log),"
+            " (SELECT max(block) FROM tidings_blocks)"
+        ).fetchone()
+        if row[0] is None:
+            return 0
+        return int(row[0]) + 1 - max(int(row[1]), 0 if row[2] is None else (int(row[2]) + 1) * search.BLOCK)
 
     def trim(self, upto: int, limit: int) -> int:
         """Deletes by range in chunks; the mark goes up first, so that a reader knows that what is missing below it was trimmed."""
@@ -101,6 +135,7 @@ class SQLiteUnit:
         last = min(upto, first + limit - 1)
         self._conn.execute("UPDATE tidings_meta SET value = ? WHERE name = 'retained' AND CAST(value AS INTEGER) < ?", (str(last), last))
         self._conn.execute("DELETE FROM tidings_attempts WHERE position <= ?", (last,))
+        self._conn.execute("DELETE FROM tidings_blocks WHERE block < ?", ((last + 1) >> search.OFFSET_BITS,))
         return self._conn.execute("DELETE FROM tidings_log WHERE position <= ?", (last,)).rowcount
 
     def trimmable(self) -> int:
@@ -145,8 +180,8 @@ class SQLiteUnit:
         known = self._conn.execute("SELECT app FROM tidings_subscriptions WHERE name = ?", (name,)).fetchone()
         if known is None:
             self._conn.execute(
-                "INSERT INTO tidings_subscriptions (name, app, types, ordering, created) VALUES (?, ?, ?, ?, ?)",
-                (name, app, json.dumps(sorted(types)), ordering, now),
+                "INSERT INTO tidings_subscriptions (name, app, types, ordering, created, start) VALUES (?, ?, ?, ?, ?, ?)",
+                (name, app, json.dumps(sorted(types)), ordering, now, start),
             )
             self._conn.executemany(
                 "INSERT INTO tidings_lanes (subscription, lane, position) VALUES (?, ?, ?)", [(name, lane, start) for lane in range(LANES)]
@@ -165,9 +200,29 @@ class SQLiteUnit:
 
     def subscriptions(self) -> list[SubscriptionRow]:
         rows = self._conn.execute(
-            "SELECT name, app, types, ordering, created, paused, held, held_since FROM tidings_subscriptions ORDER BY created, name"
+            "SELECT name, app, types, ordering, created, paused, held, held_since, start FROM tidings_subscriptions ORDER BY created, name"
         )
-        return [SubscriptionRow(r[0], r[1], tuple(json.loads(r[2])), r[3], r[4], bool(r[5]), r[6], r[7]) for r in rows]
+        return [SubscriptionRow(r[0], r[1], tuple(json.loads(r[2])), r[3], r[4], bool(r[5]), r[6], r[7], r[8]) for r in rows]
+
+    def behind(self, name: str, most: int = 50_000) -> Behind:
+        lanes = self.lanes(name)
+        opened = [position for lane in lanes for position in lane.open]
+        first, head = min((lane.position for lane in lanes), default=0), self.head()
+        first = max(first, self.retained())
+        upto = min(head, first + most)
+        # CROSS JOIN keeps the log outside: one walk along its positions, with a look at the lane for each row of the right type.
+        row = self._conn.execute(
+            "SELECT count(*), min(g.time) FROM tidings_log g CROSS JOIN tidings_lanes l ON l.subscription = ?1 AND l.lane = g.lane"
+            " WHERE g.position > ?2 AND g.position <= ?3 AND g.position > l.position"
+            " AND g.type IN (SELECT e.value FROM tidings_subscriptions s, json_each(s.types) e WHERE s.name = ?1)",
+            (name, first, upto),
+        ).fetchone()
+        waiting = self._conn.execute(
+            "SELECT count(*), min(time) FROM tidings_log WHERE position IN (SELECT value FROM json_each(?))", (json.dumps(opened),)
+        ).fetchone()
+        oldest = min((time for time in (row[1], waiting[1]) if time is not None), default=None)
+        rest = round(row[0] * (head - upto) / (upto - first)) if upto > first else 0
+        return Behind(row[0] + waiting[0] + rest, oldest, exact=upto == head)
 
     def set_paused(self, name: str, paused: bool) -> bool:
         done = self._conn.execute("UPDATE tidings_subscriptions SET paused = ? WHERE name = ?", (int(paused), name)).rowcount > 0
@@ -183,6 +238,7 @@ class SQLiteUnit:
         self._conn.execute(
             "UPDATE tidings_lanes SET position = ?, open = NULL, worker = NULL, epoch = epoch + 1 WHERE subscription = ?", (position, name)
         )
+        self._conn.execute("UPDATE tidings_subscriptions SET start = min(start, ?) WHERE name = ?", (position, name))
         dropped = self._conn.execute("DELETE FROM tidings_parked WHERE subscription = ? AND position > ?", (name, position)).rowcount
         self._raise_control()
         return dropped
@@ -328,11 +384,23 @@ class SQLiteUnit:
         ).fetchone()
         return _parked(row) if row else None
 
-    def parked(self, subscription: str | None = None, states: Sequence[str] = (), limit: int = 1000) -> list[Parked]:
+    def parked(
+        self, subscription: str | None = None, states: Sequence[str] = (), limit: int = 1000, *, positions: Sequence[int] = (),
+        key: tuple[str | None, str] | None = None, after: int = 0,
+    ) -> list[Parked]:  # fmt: skip
+        where = ["position > ?"]
+        args: list[Any] = [after]
+        chosen: tuple[tuple[str, Sequence[Any]], ...] = (("state", states), ("position", positions))
+        for column, values in chosen:
+            if values:
+                where.append(f"{column} IN (SELECT value FROM json_each(?))")
+                args.append(json.dumps(list(values)))
+        for condition, value in (("subscription = ?", subscription), ("key = ?", key and key[1]), ("key_name = ?", key and key[0])):
+            if value is not None:
+                where.append(condition)
+                args.append(value)
         rows = self._conn.execute(
-            f"SELECT {_PARKED} FROM tidings_parked WHERE (?1 IS NULL OR subscription = ?1)"
-            " AND (?2 = '[]' OR state IN (SELECT value FROM json_each(?2))) ORDER BY subscription, position LIMIT ?3",
-            (subscription, json.dumps(list(states)), limit),
+            f"SELECT {_PARKED} FROM tidings_parked WHERE {' AND '.join(where)} ORDER BY subscription, position LIMIT ?", (*args, limit)
         )
         return [_parked(row) for row in rows]
 
@@ -372,10 +440,15 @@ class SQLiteUnit:
         if row is None or row.state != "dead":
             return False
         self.unpark(subscription, position)
+        self.record_attempt(FailedAttempt(subscription, position, row.attempts + 1, now, "", "dropped", row.error))
         self._raise_control()
         return True
 
     # -- operators' commands
+
+    def facts(self) -> dict[str, str]:
+        """What the meta table says: schema, log_id, incarnation, retained, control."""
+        return dict(self._conn.execute("SELECT name, value FROM tidings_meta"))
 
     def control(self) -> int:
         return int(self._meta("control"))
