@@ -73,7 +73,7 @@ class Worker:
         self._publisher = publisher
         self._transactions = transactions
         self._clock = clock
-        self._lease = lease
+        self.lease = lease
         self._retention = retention
         self._drain = drain
         self._rng = random.Random(seed)
@@ -164,6 +164,14 @@ class Worker:
         for runner in self.runners.values():
             runner.kill()
 
+    async def crash(self) -> None:
+        """``kill``, and wait until the tasks are gone; for tests, which go on in the same process."""
+        self.kill()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for runner in self.runners.values():
+            await runner.close()
+        self._readers.shutdown(wait=False)
+
     def _register(self, unit: Any, now: int) -> None:
         for subscription in self._subscriptions:
             start = subscription.options.start
@@ -180,14 +188,14 @@ class Worker:
 
     def _enrol(self, unit: Any, now: int) -> None:
         names = tuple(subscription.name for subscription in self._subscriptions)
-        row = WorkerRow(self.id, self.app, socket.gethostname(), os.getpid(), now, names, True, self._lease)
-        unit.enrol(row, self._clock.monotonic() + self._lease)
+        row = WorkerRow(self.id, self.app, socket.gethostname(), os.getpid(), now, names, True, self.lease)
+        unit.enrol(row, self._clock.monotonic() + self.lease)
 
     # -- lanes
 
     async def _keep(self) -> None:
         while True:
-            await asyncio.sleep(self._lease / 3)
+            await asyncio.sleep(self.lease / 3)
             try:
                 await self.balance()
             except StoreError as error:
@@ -196,14 +204,14 @@ class Worker:
     async def _keep_lease(self) -> None:
         """While draining: only the lease."""
         while True:
-            await asyncio.sleep(self._lease / 3)
+            await asyncio.sleep(self.lease / 3)
             await asyncio.wrap_future(
-                self._store.write(partial(self._renew, until=self._clock.monotonic() + self._lease, info=self._info()))
+                self._store.write(partial(self._renew, until=self._clock.monotonic() + self.lease, info=self._info()))
             )
 
     async def balance(self) -> None:
         """Renew the lease, see what operators want, and take or give back lanes."""
-        until = self._clock.monotonic() + self._lease
+        until = self._clock.monotonic() + self.lease
         info = self._info()
         renewed = await asyncio.wrap_future(self._store.write(lambda unit: self._renew(unit, until, info)))
         if not renewed:  # frozen past the lease: others have the lanes
@@ -387,11 +395,7 @@ class Worker:
 
     def outstanding(self) -> int:
         """Work that will happen without time passing."""
-        return sum(
-            runner.outstanding() + (not runner.at_head and not runner._paused and runner.health.reason is None)
-            for runner in self.runners.values()
-            if runner.held_lanes()  # without lanes there is nothing to read
-        )
+        return sum(runner.outstanding() for runner in self.runners.values() if runner.held_lanes())
 
     def _info(self) -> dict[str, Any]:
         info: dict[str, Any] = {"running": sum(runner.in_flight for runner in self.runners.values())}

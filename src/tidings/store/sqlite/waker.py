@@ -20,7 +20,10 @@ _AGAIN = (0.0003, 0.001, 0.004, 0.02)
 
 
 class Waker:
-    """Calls ``woken`` on the loop when the file has changed. Armed by whoever goes idle, so that a busy worker pays nothing for it."""
+    """Calls ``woken`` on the loop when the file has changed; ``conn`` is its own from now on.
+
+    Armed by whoever goes idle, so that a busy worker pays nothing for it.
+    """
 
     def __init__(
         self, path: str, conn: sqlite3.Connection, woken: Callable[[], None], *, poll: float = 0.02, slow_poll: float = 1.0
@@ -69,6 +72,7 @@ class Waker:
         if self._inotify is not None:
             os.close(self._inotify)
             self._inotify = None
+        self._conn.close()
 
     def _pace(self) -> float:
         if self._inotify is not None:
