@@ -44,6 +44,8 @@ def connect(
         StoreFailed: the file can't be opened.
     """
     mode = "ro" if read_only else "rwc" if create else "rw"
+    if read_only and not os.path.exists(path + "-wal") and not os.access(os.path.dirname(path) or ".", os.W_OK):
+        mode = "ro&immutable=1"  # nobody has it open, and the -shm file that reading wants can't be made here
     try:
         conn = sqlite3.connect(
             f"{Path(path).absolute().as_uri()}?mode={mode}", uri=True, timeout=busy, isolation_level=None, check_same_thread=False

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 import uuid
 
-from ...errors import StoreNewer, StoreNotInitialised
+from ...errors import StoreError, StoreNewer, StoreNotInitialised
 
 _EVENT_COLUMNS = """
     lane            INTEGER NOT NULL,
@@ -145,14 +145,24 @@ def version_of(conn: sqlite3.Connection) -> int | None:
 
 
 def require(conn: sqlite3.Connection, path: str) -> None:
-    """Check that the tables are there and not newer than this library.
+    """Check that the tables are there, in the version that this library works with.
 
     Raises:
-        StoreNotInitialised, StoreNewer
+        StoreNotInitialised, StoreNewer, StoreError (they are older)
     """
     version = version_of(conn)
     if version is None:
         raise StoreNotInitialised(f"{path} has no Tidings tables; run `tidings store init --store sqlite:///{path}`", path=path)
+    if version < NEWEST:
+        raise StoreError(
+            f"{path} was made by an older Tidings (schema {version}, this one works with {NEWEST}); bring it up to date with"
+            f" `tidings store init --store sqlite:///{path}`",
+            path=path,
+        )
+    _refuse_newer(version, path)
+
+
+def _refuse_newer(version: int, path: str) -> None:
     if version > NEWEST:
         raise StoreNewer(
             f"{path} was made by a newer Tidings (schema {version}, this one knows {NEWEST}); upgrade tidings in this environment",
@@ -171,8 +181,7 @@ def migrate(conn: sqlite3.Connection, path: str) -> list[int]:
     conn.execute("BEGIN IMMEDIATE")
     try:
         version = version_of(conn)
-        if version is not None:
-            require(conn, path)
+        _refuse_newer(version or 0, path)
         for number, _title, text in MIGRATIONS:
             if number <= (version or 0):
                 continue

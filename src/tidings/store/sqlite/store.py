@@ -7,11 +7,11 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any, TypeVar
 
 from ...clock import Clock, SystemClock
-from ...errors import ConfigurationError, StoreBusy, StoreError
+from ...errors import ConfigurationError, StoreBusy, StoreError, StoreNotInitialised
 from . import schema
 from .connect import BUSY_SECONDS, boot_id, connect, explain, path_of
 from .unit import READ, SQLiteUnit
@@ -55,6 +55,7 @@ class SQLiteStore:
         self._open_lock = threading.Lock()
         self._committed: list[Callable[[], None]] = []
         self._opened = 0
+        self._read_only = False
 
     def open(self) -> None:
         """Make or migrate the tables if need be, and start the writer. Each ``open`` wants its ``close``.
@@ -83,13 +84,33 @@ class SQLiteStore:
                 raise
             self._writer = Writer(conn, self.path, self.turn, self.unit, self.announce)
 
+    def open_to_read(self) -> None:
+        """For ``query`` and ``read`` only: makes and migrates nothing, and needs no right to write. Wants its ``close`` too.
+
+        Raises:
+            StoreNotInitialised, StoreNewer, StoreFailed
+        """
+        with self._open_lock:
+            if not os.path.exists(self.path):
+                raise StoreNotInitialised(f"there is no {self.path}; `tidings store init --store {self.url}` makes it", path=self.path)
+            try:
+                with closing(self.connect(read_only=True)) as conn:
+                    schema.require(conn, self.path)
+                    self.log_id = conn.execute("SELECT value FROM tidings_meta WHERE name = 'log_id'").fetchone()[0]
+            except sqlite3.Error as error:
+                raise explain(error, self.path) from error
+            self._read_only = self._writer is None
+            self._opened += 1
+
     def close(self) -> None:
         with self._open_lock:
             self._opened -= 1
-            if self._opened > 0 or self._writer is None:
+            if self._opened > 0 or (self._writer is None and not self._read_only):
                 return
-            self._writer.close()
-            self._writer = None
+            if self._writer is not None:
+                self._writer.close()
+                self._writer = None
+            self._read_only = False
             for conn in self._reading:
                 conn.close()
             self._reading.clear()
@@ -191,7 +212,7 @@ class SQLiteStore:
         """This thread's connection for reading."""
         conn: sqlite3.Connection | None = getattr(self._readers, "reading", None)
         if conn is None:
-            conn = self._readers.reading = self.connect()
+            conn = self._readers.reading = self.connect(read_only=self._read_only)
             self._reading.append(conn)
         return conn
 
