@@ -381,8 +381,20 @@ class _Decoded:
         self._events[key] = event
 
 
-async def serve(apps: Sequence[App], *, ready: Callable[[], Awaitable[None] | None] | None = None) -> None:
-    """Run several apps in this process until SIGINT or SIGTERM, then drain; a second signal ends without waiting."""
+async def serve(
+    apps: Sequence[App],
+    *,
+    ready: Callable[[], Awaitable[None] | None] | None = None,
+    draining: Callable[[], None] | None = None,
+) -> bool:
+    """Run several apps in this process until SIGINT or SIGTERM, then drain; a second signal ends without waiting.
+
+    Args:
+        ready: called once all have started. draining: called once the signal has come.
+
+    Returns:
+        Whether everything was drained.
+    """
     loop = asyncio.get_running_loop()
     asked = asyncio.Event()
     again = asyncio.Event()
@@ -402,16 +414,20 @@ async def serve(apps: Sequence[App], *, ready: Callable[[], Awaitable[None] | No
         if ready is not None and (waiting := ready()) is not None:
             await waiting
         await asked.wait()
+        if draining is not None:
+            draining()
     finally:
+        workers = [app.worker for app in started if app.worker is not None]
         stopping = asyncio.gather(*(app.stop() for app in started))
         hurry = asyncio.ensure_future(again.wait())
         either: list[asyncio.Future[Any]] = [stopping, hurry]
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-        if not stopping.done():
-            for app in started:
-                if app.worker is not None:
-                    app.worker.kill()
+        drained = stopping.done()
+        if not drained:
+            for worker in workers:
+                worker.kill()
             stopping.cancel()
         hurry.cancel()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.remove_signal_handler(number)
+    return drained
