@@ -39,12 +39,17 @@ log = logging.getLogger("tidings.worker")
 
 CONTROL_SECONDS = 0.25
 """An operator's command is seen at the latest this long after the next commit, or at the next renewal."""
+CONDENSE_SECONDS = (0.1, 1.0, 30.0)
+"""Pace of condensing blocks of the log (search.py): when everything is handled, when not, and when no block was full."""
 TRIM_CHUNK = 5_000
 TRIM_SECONDS = 5.0
 
 
 class Worker:
     """Runs subscriptions of one app in this process.
+
+    Attributes:
+        renewed: when the lease was last renewed, on the clock's monotonic reading. trouble: why it could not be since; None if it was.
 
     Args:
         lease: seconds after which others take over the lanes of a worker that doesn't renew; renewed each third of it.
@@ -81,7 +86,8 @@ class Worker:
         self.runners: dict[str, Runner] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._control = -1
-        self._renewed = 0.0
+        self.renewed = clock.monotonic()
+        self.trouble: str | None = None
         self._checked = 0.0
         self._giving_back: dict[str, set[int]] = {}
         self._stopping = False
@@ -125,6 +131,7 @@ class Worker:
             self._loop.create_task(self._keep(), name="tidings-lease"),
             self._loop.create_task(self._schedule(), name="tidings-schedule"),
         ]
+        self._tasks.append(self._loop.create_task(self._condense(), name="tidings-condense"))
         if self._retention is not None:
             self._tasks.append(self._loop.create_task(self._trim(), name="tidings-trim"))
         self._waker.arm()
@@ -199,15 +206,20 @@ class Worker:
             try:
                 await self.balance()
             except StoreError as error:
+                self.trouble = f"the lease could not be renewed: {error}"
                 log.warning("the lease could not be renewed: %s", error)
 
     async def _keep_lease(self) -> None:
         """While draining: only the lease."""
         while True:
             await asyncio.sleep(self.lease / 3)
-            await asyncio.wrap_future(
-                self._store.write(partial(self._renew, until=self._clock.monotonic() + self.lease, info=self._info()))
-            )
+            now = self._clock.monotonic()
+            try:
+                await asyncio.wrap_future(self._store.write(partial(self._renew, until=now + self.lease, info=self._info())))
+                self.renewed, self.trouble = now, None
+            except StoreError as error:
+                self.trouble = f"the lease could not be renewed: {error}"
+                log.warning("%s", self.trouble)
 
     async def balance(self) -> None:
         """Renew the lease, see what operators want, and take or give back lanes."""
@@ -219,6 +231,7 @@ class Worker:
                 for lane in runner.held_lanes():
                     runner.drop(lane)
             await asyncio.wrap_future(self._store.write(lambda unit: self._enrol(unit, self._now())))
+        self.renewed, self.trouble = until - self.lease, None
         await self._look_at_control(force=True)
 
     def _renew(self, unit: Any, until: float, info: dict[str, Any]) -> bool:
@@ -304,9 +317,9 @@ class Worker:
 
     def _on_wake(self) -> None:
         self._wake_runners()
-        if time.monotonic() - self._checked > CONTROL_SECONDS and not self._stopping:
-            self._checked = time.monotonic()
-            self._spawn(self._look_at_control())
+        if self._checked < float("inf"):
+            since, self._checked = time.monotonic() - self._checked, float("inf")  # until the look that is now planned
+            self._loop.call_later(max(0.0, CONTROL_SECONDS - since), lambda: self._spawn(self._look_at_control()))
 
     def _wake_runners(self) -> None:
         self._committed.set()
@@ -390,6 +403,31 @@ class Worker:
 
     async def _trim_chunk(self, upto: int) -> int:
         return await asyncio.wrap_future(self._store.write(lambda unit: unit.trim(upto, TRIM_CHUNK)))
+
+    async def _condense(self) -> None:
+        """Let ``search`` know full blocks of the log, one at a time. The worker that has lived longest does it for all of the store."""
+        idle, busy, pause = CONDENSE_SECONDS
+        pace = busy
+
+        def look(unit: Any) -> Any:
+            first = next((row.worker for row in unit.workers() if row.alive), None)
+            return unit.next_block() if first == self.id else None
+
+        while True:
+            await asyncio.sleep(pace)
+            block = None
+            try:
+                reading = self._loop.run_in_executor(None, self._store.query, look)
+                try:
+                    block = await asyncio.shield(reading)
+                except asyncio.CancelledError:
+                    await asyncio.wait({reading})  # its connection is closed behind us
+                    raise
+                if block is not None:
+                    await asyncio.wrap_future(self._store.write(lambda unit, block=block: unit.add_block(block)))
+            except StoreError as error:
+                log.info("the log's search stays behind: %s", error)
+            pace = pause if block is None else idle if all(runner.at_head for runner in self.runners.values()) else busy
 
     # -- for tests and status
 
