@@ -1,0 +1,112 @@
+"""Everybody's rows, read once: the services' tables, what each service saw, the log, and the ledgers of the outside world."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from apps.checkout.ledger import Account, read_ledger
+from apps.checkout.simulators import NAMES, ledger_file
+
+SERVICES = ("shop", "fraud", "payment", "inventory", "shipping", "email", "analytics", "support")
+
+
+class Placed(NamedTuple):
+    """A row of the shop's orders."""
+
+    order_id: int
+    customer_id: int
+    ordered_on: str
+    sku: str
+    quantity: int
+    cents: int
+    vip: bool
+    state: str
+    reason: str | None
+
+
+class Logged(NamedTuple):
+    """An event of an order, as the log has it."""
+
+    position: int
+    type: str
+    order_id: int
+    vip: bool
+
+
+class Reservation(NamedTuple):
+    order_id: int
+    sku: str
+    quantity: int
+    state: str
+
+
+@dataclass(slots=True)
+class Books:
+    """Rows as plain values, so that a test can spoil them one at a time."""
+
+    orders: list[Placed] = field(default_factory=list)
+    payments: dict[int, tuple[int, str]] = field(default_factory=dict)  # order: cents, state
+    frauds: dict[int, bool] = field(default_factory=dict)  # order: approved
+    reservations: list[Reservation] = field(default_factory=list)
+    stock: dict[str, tuple[int, int]] = field(default_factory=dict)  # article: delivered, on hand
+    parcels: dict[int, str] = field(default_factory=dict)  # order: state
+    mails_owed: list[tuple[int, str]] = field(default_factory=list)
+    totals: dict[str, tuple[int, int]] = field(default_factory=dict)  # name: orders, cents
+    days: dict[str, tuple[int, int]] = field(default_factory=dict)
+    alerts: list[tuple[int, str]] | None = None  # None: support wasn't there
+    log: list[Logged] = field(default_factory=list)
+    seen: dict[str, list[tuple[int, int]]] = field(default_factory=dict)  # service: (order, position) in the order in which it saw them
+    ledgers: dict[str, Account] = field(default_factory=dict)
+
+
+def read_books(store_file: Path, ledgers: Path) -> Books:
+    """Read everything from the store's file and the ledgers' directory; tables that aren't there read as empty.
+
+    Raises:
+        FileNotFoundError: no such store, or a ledger is missing.
+    """
+    if not store_file.exists():
+        raise FileNotFoundError(f"no store at {store_file}")
+    conn = sqlite3.connect(f"file:{store_file}?mode=ro", uri=True)
+    try:
+        # One snapshot: rows that are still being written must not make the books disagree with each other.
+        conn.execute("BEGIN")
+        return _read(conn, {name: read_ledger(ledger_file(ledgers, name)) for name in NAMES})
+    finally:
+        conn.close()
+
+
+def _read(conn: sqlite3.Connection, ledgers: dict[str, Account]) -> Books:
+    tables = {name for (name,) in conn.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+
+    def rows(table: str, columns: str, tail: str = "") -> list[Any]:
+        return conn.execute(f"SELECT {columns} FROM {table} {tail}").fetchall() if table in tables else []
+
+    of_orders = "WHERE key_name = 'order_id' ORDER BY position"
+    return Books(
+        orders=[
+            Placed._make((*row[:6], bool(row[6]), *row[7:]))
+            for row in rows("shop_orders", "order_id, customer_id, ordered_on, sku, quantity, cents, vip, state, reason")
+        ],
+        payments={order: (cents, state) for order, cents, state in rows("payment_orders", "order_id, cents, state")},
+        frauds={order: bool(approved) for order, approved in rows("fraud_checks", "order_id, approved")},
+        reservations=[Reservation(*row) for row in rows("inventory_reservations", "order_id, sku, quantity, state")],
+        stock={sku: (delivered, on_hand) for sku, delivered, on_hand in rows("inventory_stock", "sku, delivered, on_hand")},
+        parcels=dict(rows("shipping_orders", "order_id, state")),
+        mails_owed=rows("email_owed", "order_id, kind"),
+        totals={name: (orders, cents) for name, orders, cents in rows("analytics_totals", "name, orders, cents")},
+        days={day: (orders, cents) for day, orders, cents in rows("analytics_days", "day, orders, cents")},
+        alerts=rows("support_alerts", "order_id, what") if "support_alerts" in tables else None,
+        log=[
+            Logged(position, kind, int(key), bool(json.loads(data).get("vip")))
+            for position, kind, key, data in rows("tidings_log", "position, type, key, data", of_orders)
+        ],
+        seen={
+            service: rows(f"{service}_seen", "order_id, position", "ORDER BY number") for service in SERVICES if f"{service}_seen" in tables
+        },
+        ledgers=ledgers,
+    )
