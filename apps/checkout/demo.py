@@ -1,0 +1,270 @@
+"""The checkout, live: ``python -m apps.checkout.demo [--orders path.csv]``.
+
+Streams orders through the shop, kills a worker in the middle, adds a service that nobody had planned for, waits until everything has
+come to rest, and then adds it all up: from the services' tables and from the ledgers of the outside world, which they never see.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rich.console import Console
+
+from apps.checkout.books import Books
+from apps.checkout.customers import Answer, place_all
+from apps.checkout.data import BadOrders, Order, generate_orders, read_orders, stock_for
+from apps.checkout.display import Display, show_reconciliation
+from apps.checkout.prepare import CONSUMERS
+from apps.checkout.processes import ProcessFailed, Running
+from apps.checkout.reconcile import Reconciliation, reconcile
+from apps.checkout.simulators import World
+from apps.checkout.stage import Places, Stage
+from apps.checkout.watch import Snapshot, Watch
+
+LOOK_SECONDS = 0.4
+KILL_AT = 0.4  # of the orders
+SUPPORT_AT = 0.6
+STREAM_SECONDS = 18.0  # how long placing takes unless a rate is given
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    orders: Sequence[Order]
+    world: World
+    rate: float
+    workers: int
+    patience: float
+
+
+class Demonstration:
+    """One run: ``stage`` is built, ``run`` plays it to the end."""
+
+    def __init__(self, plan: Plan, stage: Stage, display: Display) -> None:
+        self.plan = plan
+        self.stage = stage
+        self.display = display
+        self.placed: list[int] = []
+        self._workers: list[Running] = []
+        self._started = 0
+
+    async def run(self) -> Snapshot:
+        """Until everything has settled, or patience is over; what the store said last."""
+        self.stage.prepare(("shop", *CONSUMERS), stock_for(self.plan.orders))
+        port = self.stage.order_service()
+        for _ in range(self.plan.workers):
+            self._start_worker()
+        self.display.tell(f"order service (pid {self._pid('orders')}), {self.plan.workers} workers that share six services, one store")
+        watch = Watch(self.stage.places.store_file)
+        looking = asyncio.create_task(self._keep_looking(watch))
+        try:
+            await self._stream(port, looking)
+            self.display.tell("all orders placed; waiting until nothing is under way, parked or scheduled")
+            return await self._settle(watch, looking)
+        finally:
+            looking.cancel()
+            await asyncio.gather(looking, return_exceptions=True)
+            watch.close()
+
+    async def _stream(self, port: int, looking: asyncio.Task[None]) -> None:
+        """Place everything, with an accident and a newcomer on the way."""
+        total = len(self.plan.orders)
+        turning_points = {max(1, int(total * KILL_AT)): self._accident, max(1, int(total * SUPPORT_AT)): self._newcomer}
+        events: list[asyncio.Task[None]] = []
+
+        def answered(answer: Answer) -> None:
+            if answer.status in (200, 201):
+                self.placed.append(answer.order_id)
+            turn = turning_points.pop(len(self.placed), None)
+            if turn is not None:
+                events.append(asyncio.create_task(turn()))
+
+        placing = asyncio.create_task(place_all(self.plan.orders, f"127.0.0.1:{port}", rate=self.plan.rate, answered=answered))
+        try:
+            await asyncio.wait({placing, looking}, return_when=asyncio.FIRST_COMPLETED)
+            if looking.done():
+                looking.result()  # raises what it found
+            answers = await placing
+        finally:
+            placing.cancel()
+        await asyncio.gather(*events)
+        refused = [answer for answer in answers if answer.status not in (200, 201)]
+        if refused:
+            raise ProcessFailed(f"the order service did not take {len(refused)} orders, order {refused[0].order_id} first")
+
+    async def _accident(self) -> None:
+        victim = self._workers.pop(0)
+        await asyncio.to_thread(self.stage.processes.kill, victim)
+        self.display.tell(f"killed {victim.name} (pid {victim.pid}) with SIGKILL, after {len(self.placed):,} orders")
+        replacement = self._start_worker()
+        self.display.tell(f"started {replacement.name} (pid {replacement.pid}) in its place")
+
+    async def _newcomer(self) -> None:
+        await asyncio.to_thread(self.stage.prepare, ("support",), {})
+        running = self.stage.worker("support", ("support",))
+        self.display.tell(f"added support (pid {running.pid}): a seventh service, for VIPs only, from the start of the log")
+
+    def _start_worker(self) -> Running:
+        self._started += 1
+        running = self.stage.worker(f"worker-{self._started}", CONSUMERS)
+        self._workers.append(running)
+        return running
+
+    async def _keep_looking(self, watch: Watch) -> None:
+        while True:
+            self.stage.processes.check()
+            self.display.show(await asyncio.to_thread(watch.look), len(self.placed))
+            await asyncio.sleep(LOOK_SECONDS)
+
+    async def _settle(self, watch: Watch, looking: asyncio.Task[None]) -> Snapshot:
+        deadline = asyncio.get_running_loop().time() + self.plan.patience
+        while True:
+            if looking.done():
+                looking.result()
+            snapshot = await asyncio.to_thread(watch.look)
+            present = {reader.name for reader in snapshot.readers}
+            if (snapshot.settled and "support" in present) or asyncio.get_running_loop().time() > deadline:
+                self.display.show(snapshot, len(self.placed))
+                return snapshot
+            await asyncio.sleep(LOOK_SECONDS)
+
+    def _pid(self, name: str) -> int:
+        return self.stage.processes.named(name).pid
+
+
+def summary(console: Console, books: Books, snapshot: Snapshot, seconds: float) -> None:
+    """What came of it, in a few lines."""
+    states = Counter(order.state for order in books.orders)
+    reasons = Counter(order.reason for order in books.orders if order.reason)
+    gateway = books.ledgers["gateway"].entries
+    net = sum(entry.amount for entry in gateway)
+    refunds = sum(entry.kind == "refund" for entry in gateway)
+    repeats = sum(account.repeats for account in books.ledgers.values())
+    outages = sum(account.outages for account in books.ledgers.values())
+    why = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common())
+    lines = (
+        f"{len(books.orders):,} orders in {seconds:.1f} s, {snapshot.events:,} events.",
+        f"{states['delivered']:,} delivered, {states['cancelled']:,} cancelled ({why}). {net / 100:,.2f} charged net, {refunds:,} refunds.",
+        f"The outside failed {outages:,} times, and {repeats:,} times was asked again for what it had already done: by its"
+        " idempotency key it gave the first answer and did nothing.",
+    )
+    console.print("", *lines, "", sep="\n", highlight=False, soft_wrap=True)
+
+
+def interesting_order(books: Books) -> int:
+    """The order whose trace tells most: one that was paid and had to be undone, if there is one."""
+    refunded = [entry.order_id for entry in books.ledgers["gateway"].entries if entry.kind == "refund"]
+    return refunded[0] if refunded else books.orders[0].order_id
+
+
+def play(plan: Plan, places: Places, console: Console) -> bool:
+    """The whole demonstration; whether everything came out right.
+
+    Raises:
+        ProcessFailed: one of the processes did not live as it should.
+    """
+    stage = Stage.build(places, plan.world)
+    with stage.processes:
+        with Display(console, len(plan.orders)) as display:
+            demonstration = Demonstration(plan, stage, display)
+            snapshot = asyncio.run(demonstration.run())
+            seconds = display.seconds
+        stage.processes.stop_all()
+        books = stage.books()
+        result = reconcile(books, demonstration.placed)
+        summary(console, books, snapshot, seconds)
+        show_reconciliation(console, result)
+        if not snapshot.settled:
+            console.print(f"It did not settle within {plan.patience:g} s. Still to come: {snapshot.pending()}", style="bold red")
+        console.print()
+        show_trace(console, stage, interesting_order(books))
+    return verdict(console, snapshot, result)
+
+
+def show_trace(console: Console, stage: Stage, order_id: int) -> None:
+    console.print(f"$ tidings trace order_id {order_id} --store {stage.places.store}", style="bold", highlight=False, soft_wrap=True)
+    text = stage.processes.run("trace", "tidings", "trace", "order_id", str(order_id), "--store", stage.places.store)
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def verdict(console: Console, snapshot: Snapshot, result: Reconciliation) -> bool:
+    good = snapshot.settled and result.passed
+    if good:
+        console.print(
+            "Every order is charged once and delivered, or fully undone. Nothing lost, doubled or out of order.", style="bold green"
+        )
+    else:
+        console.print("The reconciliation failed.", style="bold red")
+    return good
+
+
+def main() -> int:
+    usual = World()
+    parser = argparse.ArgumentParser(prog="python -m apps.checkout.demo", description="The checkout application, live.")
+    parser.add_argument("--orders", type=Path, metavar="CSV", help="order_id,customer_id,ordered_on,quantity,total; generated if not given")
+    parser.add_argument("--skip-bad", action="store_true", help="leave out bad rows of the CSV instead of refusing the file")
+    parser.add_argument("--count", type=int, default=1500, help="how many orders to generate")
+    parser.add_argument("--seed", type=int, default=usual.seed, help="of the generated orders and of the outside world's luck")
+    parser.add_argument("--rate", type=float, help=f"orders a second; unless given, all of them within {STREAM_SECONDS:g} s")
+    parser.add_argument("--workers", type=int, default=2, help="processes that run the six services")
+    parser.add_argument("--fail", type=float, default=usual.fail, help="part of the outside requests that fail")
+    parser.add_argument("--decline", type=float, default=usual.decline, help="part of the cards that are declined")
+    parser.add_argument("--patience", type=float, default=60.0, help="seconds to wait for everything to settle")
+    parser.add_argument("--store", type=Path, metavar="FILE", help="keep the store in this new file, and the ledgers beside it")
+    given = parser.parse_args()
+    console = Console()
+    errors = Console(stderr=True)
+    try:
+        if given.workers < 1 or (given.rate is not None and given.rate <= 0):
+            raise BadOrders("--workers and --rate must be above 0")
+        orders = _orders(given, console)
+        plan = Plan(
+            orders=orders,
+            world=replace(usual, seed=given.seed, fail=given.fail, decline=given.decline),
+            rate=given.rate or max(60.0, len(orders) / STREAM_SECONDS),
+            workers=given.workers,
+            patience=given.patience,
+        )
+        with tempfile.TemporaryDirectory(prefix="tidings-checkout-") as temporary:
+            return 0 if play(plan, _places(given.store, Path(temporary)), console) else 1
+    except (BadOrders, ProcessFailed) as error:
+        errors.print(f"demo: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        return 2
+    except KeyboardInterrupt:
+        errors.print("demo: stopped; its processes have ended", style="yellow")
+        return 130
+
+
+def _orders(given: argparse.Namespace, console: Console) -> list[Order]:
+    if given.orders is None:
+        return generate_orders(given.count, given.seed)
+    orders, left_out = read_orders(given.orders, skip_bad=given.skip_bad)
+    for line, what in left_out[:10]:
+        console.print(f"left out {given.orders}, line {line}: {what}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+    if len(left_out) > 10:
+        console.print(f"left out {len(left_out) - 10} more rows", style="yellow")
+    return orders
+
+
+def _places(store: Path | None, temporary: Path) -> Places:
+    if store is None:
+        return Places(temporary, temporary / "checkout.db")
+    if store.exists():
+        raise BadOrders(f"--store {store} is there already: name a new file, so that old orders don't mix with new ones")
+    store = store.resolve()
+    directory = store.with_name(store.name + ".ledgers")
+    try:
+        directory.mkdir(parents=True)
+    except OSError as error:
+        raise BadOrders(f"--store {store}: {directory} can't be made: {error.strerror}") from error
+    return Places(directory, store)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
