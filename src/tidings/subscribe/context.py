@@ -11,6 +11,7 @@ from ..envelope import Envelope
 if TYPE_CHECKING:
     from .handler import Handler
     from .lanes import LaneState
+    from .parking import Failure
 
 POSITION, LANE, TOPIC, TYPE, VERSION, KEY_NAME, KEY, EVENT_ID, TIME, SOURCE, DATA, CORRELATION, CAUSATION, TRACEPARENT, HEADERS = range(15)
 """Where the fields of ``Envelope`` stand in a row."""
@@ -26,21 +27,17 @@ class Context:
         each: for a handler that takes a list: the context of each event in it.
     """
 
-    __slots__ = (
-        "attempt",
-        "each",
-        "failure",
-        "handler",
-        "key_id",
-        "lane",
-        "outputs",
-        "parked",
-        "published",
-        "row",
-        "settling",
-        "subscription",
-        "tx",
-    )
+    # Most events need nothing but the first five: the rest are class attributes until one is set, which keeps the making of a context cheap.
+    __slots__ = ("__dict__", "handler", "key_id", "lane", "row", "subscription")
+
+    attempt: int = 1
+    tx: Any = None
+    each: list[Context] | None = None
+    parked: bool = False
+    settling: bool = False
+    published: list[tuple[Any, datetime | None, timedelta | None, Mapping[str, str] | None]] | None = None
+    outputs: list[tuple[Envelope, int | None]] | None = None
+    failure: Failure | None = None
 
     def __init__(self, row: tuple[Any, ...], subscription: str, handler: Handler, lane: LaneState, key_id: Any) -> None:
         self.row = row
@@ -48,14 +45,14 @@ class Context:
         self.handler = handler
         self.lane = lane
         self.key_id = key_id
-        self.attempt = 1
-        self.tx: Any = None
-        self.parked = False
-        self.settling = False
-        self.published: list[tuple[Any, datetime | None, timedelta | None, Mapping[str, str] | None]] | None = None
-        self.outputs: list[tuple[Envelope, int | None]] | None = None
-        self.failure: Any = None
-        self.each: list[Context] | None = None
+
+    def reset(self) -> None:
+        """Forget a run that was undone."""
+        self.__dict__.pop("published", None)
+        self.__dict__.pop("outputs", None)
+        self.__dict__.pop("failure", None)
+        self.__dict__.pop("tx", None)
+        self.__dict__.pop("settling", None)
 
     def publish(
         self, event: Any, *, at: datetime | None = None, after: timedelta | None = None, headers: Mapping[str, str] | None = None

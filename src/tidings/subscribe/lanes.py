@@ -37,17 +37,16 @@ class LaneState:
         return min(self.recovered) - 1 if self.recovered else self.start
 
     def checkpoint(self, finished: Collection[int], cursor: int) -> tuple[int, int, int, str | None]:
-        """The row for ``Unit.advance`` once ``finished`` are done and everything up to ``cursor`` was read.
+        """The row for ``Unit.advance`` once ``finished`` are done and everything up to ``cursor`` was taken.
 
-        May run in another thread than the reader, which only ever adds positions above all that are finished: ``sorted`` of a set of
-        ints is one step for the interpreter, so it sees a whole set.
+        May run in another thread than the loop, which adds a position to ``open`` before it moves its cursor, and takes one out before it
+        raises ``high``. So both are read before ``open``; and ``sorted`` of a set of ints is one step for the interpreter.
         """
-        read = max(self.start, cursor)
-        remaining = [position for position in sorted(self.open) if position not in finished]
         high = max(self.high, max(finished, default=0))
+        read = max(self.start, cursor, high)
+        remaining = [position for position in sorted(self.open) if position not in finished]
         if not remaining:
-            # A row is offered before the cursor passes it, so with nothing open all up to the cursor is done.
-            return self.lane, self.epoch, max(read, high), None
+            return self.lane, self.epoch, read, None
         high = max(high, remaining[0] - 1)
         below = [position for position in remaining if position < high]
         return self.lane, self.epoch, high, json.dumps(below) if below else None

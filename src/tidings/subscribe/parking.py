@@ -28,7 +28,7 @@ FOLLOWS = Failure(None, None)
 
 def parked_row(ctx: Context, now: int, holds: bool) -> Parked:
     """The row for an event that failed or follows one that did. ``now`` in microseconds."""
-    failure: Failure = ctx.failure
+    failure = ctx.failure or FOLLOWS
     envelope = Envelope(*ctx.row)
     if failure.error is None:
         return Parked(ctx.subscription, "waiting", False, 0, now, 0, now, None, None, envelope)

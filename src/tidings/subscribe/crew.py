@@ -1,0 +1,231 @@
+"""Running handlers that don't share a transaction: a fixed crew of tasks that pull from the feed.
+
+Each goes on inline while nothing suspends; before a run it wakes one more, so that work goes on if it does. A task for each event, or
+for each key, costs twice as much.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+from ..errors import HandlerTimeout, StoreError
+from ..publish.publisher import current
+from .checkpointing import FLUSH_SIZE
+from .context import POSITION, Context
+from .parking import FOLLOWS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .runner import Runner
+
+YIELD = 127
+"""After this many events in one go the loop gets its turn (a power of two less one)."""
+
+
+class Sleepers:
+    """Tasks that wait for work; woken one at a time."""
+
+    def __init__(self, work_left: Callable[[], bool]) -> None:
+        self._work_left = work_left
+        self._asleep: deque[asyncio.Future[None]] = deque()
+        self._waking = False
+
+    def __bool__(self) -> bool:
+        return bool(self._asleep) and not self._waking
+
+    def wake(self) -> None:
+        """Wake one if there is work."""
+        if self._waking or not self._asleep or not self._work_left():
+            return
+        while self._asleep:
+            sleeper = self._asleep.popleft()
+            if not sleeper.done():
+                self._waking = True
+                sleeper.set_result(None)
+                return
+
+    async def sleep(self) -> None:
+        sleeper = asyncio.get_running_loop().create_future()
+        self._asleep.append(sleeper)
+        try:
+            await sleeper
+        finally:
+            self._waking = False
+
+
+class Crew:
+    """Runs handlers side by side, each event in its own transaction if it asked for one.
+
+    Attributes:
+        limit: this process's part of the subscription's concurrency. running: handlers under way.
+    """
+
+    def __init__(self, runner: Runner, size: int) -> None:
+        self._runner = runner
+        self.limit = size
+        self.running = 0
+        self.sleepers = Sleepers(runner.feed_has_work)
+        self._slots: list[Context | None] = [None] * size
+        self._started = [0.0] * size
+        self._tasks: list[asyncio.Task[None]] = []
+        self._threads: ThreadPoolExecutor | None = None
+
+    def start(self) -> None:
+        loop = asyncio.get_running_loop()
+        name = self._runner.name
+        self._tasks = [loop.create_task(self._run(number), name=f"tidings-{name}-{number}") for number in range(len(self._slots))]
+        if self._runner.timeout is not None:
+            self._tasks.append(loop.create_task(self._watch(self._runner.timeout), name=f"tidings-{name}-watchdog"))
+
+    async def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._threads is not None:
+            self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def kill(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+
+    def handling(self) -> list[Context]:
+        """What is in handlers' hands."""
+        return [ctx for ctx in self._slots if ctx is not None]
+
+    async def _run(self, number: int) -> None:
+        runner, slots, sleepers = self._runner, self._slots, self.sleepers
+        take, release = runner.feed.take, runner.feed.release
+        parked, checkpointing = runner.parked.keys, runner.checkpointing
+        timed, pace = runner.timeout is not None, runner.pace
+        set_current = current.set
+        count = 0
+        while True:
+            ctx = take() if self.running < self.limit else None
+            if ctx is None:
+                if self.running == 0:
+                    checkpointing.flush()  # nothing else is in flight
+                    runner.signal()
+                await sleepers.sleep()
+                continue
+            if sleepers:
+                sleepers.wake()
+            if pace is not None and (pause := pace.wait()) > 0:
+                await asyncio.sleep(pause)
+            self.running += 1
+            slots[number] = ctx
+            if timed:
+                self._started[number] = time.monotonic()
+            handler = ctx.handler
+            try:
+                if parked and not ctx.parked and ctx.key_id in parked:
+                    ctx.failure = FOLLOWS
+                elif handler.tx is not None:
+                    if await self._in_transaction(ctx):
+                        continue
+                else:
+                    event = runner.decode(ctx)
+                    if handler.where is None or handler.where(event):
+                        if handler.is_async:
+                            set_current(ctx)
+                            result = await handler.call(event, ctx)
+                        else:
+                            result = await self._in_thread(ctx, event)
+                        if ctx.failure is not None:  # timed out, and the handler swallowed the cancellation
+                            self._cancelled(ctx, asyncio.CancelledError())
+                        elif result is not None or ctx.published is not None:
+                            runner.collect(ctx, result)
+            except asyncio.CancelledError as error:
+                self._cancelled(ctx, error)
+            except Exception as error:
+                runner.fail(ctx, error)
+            finally:
+                self.running -= 1
+                slots[number] = None
+            if ctx.failure is not None or ctx.outputs is not None or ctx.parked:
+                runner.finish(ctx)
+            else:
+                lane, position = ctx.lane, ctx.row[POSITION]
+                lane.open.discard(position)
+                if position > lane.high:
+                    lane.high = position
+                release(ctx)
+                runner.handled += 1
+                checkpointing.dirty.add(lane)
+                checkpointing.plain += 1
+                if checkpointing.plain == 1:
+                    checkpointing.begin_age()
+                elif checkpointing.plain >= FLUSH_SIZE:
+                    checkpointing.flush()
+            count += 1
+            if not count & YIELD:
+                await asyncio.sleep(0)
+
+    def _cancelled(self, ctx: Context, error: asyncio.CancelledError) -> None:
+        """The watchdog's doing is a failure of the handler; an inner task's too; the end of the worker is neither."""
+        task = asyncio.current_task()
+        if ctx.failure is not None:  # set by the watchdog
+            ctx.published = ctx.outputs = None
+            if task is not None:
+                task.uncancel()
+        elif task is not None and task.cancelling():
+            raise error
+        else:
+            self._runner.fail(ctx, error)
+
+    async def _in_thread(self, ctx: Context, event: Any) -> Any:
+        """Call a synchronous handler without blocking the loop."""
+        if self._threads is None:
+            self._threads = ThreadPoolExecutor(min(len(self._slots), 64), thread_name_prefix=f"tidings-{self._runner.name}")
+        call = ctx.handler.call
+
+        def run() -> Any:
+            current.set(ctx)
+            return call(event, ctx)
+
+        future = self._threads.submit(run)
+        try:
+            return await asyncio.wrap_future(future)
+        except asyncio.CancelledError:
+            if not future.done() and ctx.failure is not None:
+                # A thread can't be killed: until it has ended its key waits, and `status` names it.
+                ended = self._runner.parked.stick(ctx, time.monotonic())
+                loop = asyncio.get_running_loop()
+                future.add_done_callback(lambda _: loop.call_soon_threadsafe(ended))
+            raise
+
+    async def _in_transaction(self, ctx: Context) -> bool:
+        """Run a handler in a transaction of its own. True: it is committed, or handed back to be run again; there is nothing left to do."""
+        runner = self._runner
+        try:
+            if ctx.handler.is_async:
+                committed = await runner.transact_async([ctx])
+            else:
+                committed, _ = await runner.in_tx_thread(runner.transact, [ctx])
+        except runner.Lost as lost:
+            runner.lose(lost, [ctx])
+            return True
+        except Exception as error:
+            if not runner.store.is_busy(error) and not isinstance(error, StoreError):
+                raise
+            runner.feed.again([ctx])
+            await runner.in_trouble(error)
+            return True
+        runner.ended(ctx)
+        runner.settle(committed)
+        return True
+
+    async def _watch(self, timeout: float) -> None:
+        """One watchdog over started times; a timer for each event would cost half of everything."""
+        while True:
+            await asyncio.sleep(min(timeout / 4, 1.0))
+            limit = time.monotonic() - timeout
+            for number, ctx in enumerate(self._slots):
+                if ctx is None or self._started[number] > limit or ctx.failure is not None or ctx.settling:
+                    continue
+                self._runner.fail(ctx, HandlerTimeout(f"{ctx.handler.name} ran for longer than {timeout} s", seconds=timeout))
+                self._tasks[number].cancel()

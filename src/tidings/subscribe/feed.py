@@ -1,0 +1,200 @@
+"""From rows of the log to events that a handler may take now.
+
+A row is taken when somebody is free to handle it. From then on it is *open* until its end is committed. A row whose key is being handled
+waits in that key's chain. Rows that nobody has taken are not open: the cursor has not passed them.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from ..envelope import LANES
+from ..store.port import Lane
+from .context import DATA, KEY, KEY_NAME, LANE, POSITION, TYPE, Context
+from .lanes import LaneState
+from .tail import Block
+
+if TYPE_CHECKING:
+    from .handler import Handler
+
+WINDOW = 4096
+"""Events that wait in chains, at most ..."""
+WINDOW_BYTES = 32 * 1024 * 1024
+"""... and their data."""
+
+
+class Feed:
+    """Rows in, contexts out, in the order that the subscription promises.
+
+    Args:
+        chained: events of one key are handled side by side with others, so they must be kept apart.
+
+    Attributes:
+        lanes: what this process holds. cursor: rows up to here were taken or are not ours. fetched: rows up to here have been put in.
+        ready: released by their key, or handed back. urgent: parked events whose time has come. closed: only urgent ones may be taken.
+    """
+
+    def __init__(self, name: str, handlers: dict[str, Handler], order: Literal["key", "none", "log"], *, chained: bool) -> None:
+        self._name = name
+        self._handlers = handlers
+        self._keyed = order == "key"
+        self._whole = order == "log"
+        self._chained = chained and order == "key"
+        self.lanes: list[LaneState | None] = [None] * LANES
+        self.cursor = 0
+        self.fetched = 0
+        self.closed = False
+        self.ready: deque[Context] = deque()
+        self.urgent: deque[Context] = deque()
+        self._rows: Iterator[tuple[Any, ...]] = iter(())
+        self._upto = 0
+        self._next: Block | None = None
+        self._next_index = 0
+        self._busy: dict[Any, deque[Context] | None] = {}
+        self._waiting = 0
+        self._waiting_bytes = 0
+        self.wanted: Callable[[], None] = lambda: None
+        """Called when there is room for a block again."""
+
+    # -- lanes
+
+    def held(self) -> list[LaneState]:
+        return [lane for lane in self.lanes if lane is not None]
+
+    def add(self, rows: Sequence[Lane]) -> None:
+        """Lanes that were just claimed; reading goes back to the first thing that isn't done there."""
+        for lane in self.held():
+            lane.start = max(lane.start, self.cursor)
+        for row in rows:
+            self.lanes[row.lane] = LaneState(row)
+        self.cursor = min(lane.first for lane in self.held())
+        self.rewind()
+
+    def rewind(self) -> None:
+        """Forget rows that were put in and not taken; they are read again."""
+        self._rows = iter(())
+        self._next = None
+        self._upto = self.fetched = self.cursor
+
+    def discard(self, which: Callable[[Context], bool]) -> None:
+        """Take back what waits; it stays open, so whoever has the lane next reads it again."""
+        for chain in self._busy.values():
+            for ctx in [ctx for ctx in chain or () if which(ctx)]:
+                assert chain is not None
+                chain.remove(ctx)
+                self._left(ctx)
+        for queue in (self.ready, self.urgent):
+            waiting = list(queue)
+            queue.clear()
+            for ctx in waiting:
+                if which(ctx):
+                    self.release(ctx)
+                else:
+                    queue.append(ctx)
+
+    # -- rows in
+
+    def wants_rows(self) -> bool:
+        """Whether there is room for a block."""
+        return self._next is None and self._waiting < WINDOW and self._waiting_bytes < WINDOW_BYTES
+
+    def put(self, block: Block, index: int) -> None:
+        """Rows from ``index`` on come next."""
+        self.fetched = block.upto
+        self._next, self._next_index = block, index
+
+    def exhausted(self) -> bool:
+        """Nothing is left to take but what waits in chains."""
+        return self._next is None and not operator.length_hint(self._rows) and not self.ready and not self.urgent
+
+    def waiting(self) -> int:
+        """Events taken or put in that wait: in chains, in queues, or not looked at."""
+        rows = operator.length_hint(self._rows) + (len(self._next.rows) - self._next_index if self._next is not None else 0)
+        return rows + self._waiting + len(self.ready)
+
+    # -- events out
+
+    def take(self) -> Context | None:
+        """The next event that may be handled now; None if there is none."""
+        if self.urgent:
+            return self.urgent.popleft()
+        if self.closed:
+            return None
+        if self.ready:
+            return self.ready.popleft()
+        handlers, lanes, busy = self._handlers, self.lanes, self._busy
+        while self._waiting < WINDOW and self._waiting_bytes < WINDOW_BYTES:
+            for row in self._rows:
+                handler = handlers.get(row[TYPE])
+                if handler is None:
+                    continue
+                lane = lanes[row[LANE]]
+                if lane is None:
+                    continue
+                position = row[POSITION]
+                if position <= lane.start:
+                    if position not in lane.recovered:
+                        continue
+                    lane.recovered.discard(position)
+                # In this order: a checkpoint is made in another thread, and whatever the cursor has passed must be open or done.
+                lane.open.add(position)
+                self.cursor = position
+                key = row[KEY]
+                if not self._keyed or key is None:
+                    return Context(row, self._name, handler, lane, None if self._whole else position)
+                key_id = (row[KEY_NAME], key)
+                ctx = Context(row, self._name, handler, lane, key_id)
+                if not self._chained:
+                    return ctx
+                if key_id not in busy:
+                    busy[key_id] = None
+                    return ctx
+                chain = busy[key_id]
+                if chain is None:
+                    busy[key_id] = deque((ctx,))
+                else:
+                    chain.append(ctx)
+                self._waiting += 1
+                self._waiting_bytes += len(row[DATA])
+                if self._waiting >= WINDOW or self._waiting_bytes >= WINDOW_BYTES:
+                    return None
+            self.cursor = max(self.cursor, self._upto)
+            if self._next is None:
+                return None
+            rows = self._next.rows
+            self._rows = iter(rows[self._next_index :] if self._next_index else rows)
+            self._upto, self._next = self._next.upto, None
+            self.wanted()
+        return None
+
+    def release(self, ctx: Context) -> None:
+        """An event has ended or is given up: the next of its key may be taken."""
+        if self._chained and not ctx.parked:
+            chain = self._busy.get(ctx.key_id)
+            if chain:
+                follower = chain.popleft()
+                self._left(follower)
+                self.ready.append(follower)
+            else:
+                self._busy.pop(ctx.key_id, None)
+
+    def again(self, batch: Sequence[Context]) -> None:
+        """Back to the front, as if they had never been taken."""
+        for ctx in reversed(batch):
+            ctx.reset()
+            if not ctx.lane.kept:
+                self.release(ctx)
+            elif ctx.parked:
+                self.urgent.appendleft(ctx)
+            else:
+                self.ready.appendleft(ctx)
+
+    def _left(self, ctx: Context) -> None:
+        full = self._waiting >= WINDOW or self._waiting_bytes >= WINDOW_BYTES
+        self._waiting -= 1
+        self._waiting_bytes -= len(ctx.row[DATA])
+        if full:
+            self.wanted()

@@ -1,0 +1,176 @@
+"""Running a handler that takes a list: up to a number of events, or what has come within a time.
+
+Lists run one after another. When one fails, each of its events is parked and tried again in a list of its own, so that the one at fault is
+found and the others get through.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+from ..errors import HandlerTimeout, StoreError
+from ..publish import enlist
+from ..publish.publisher import current
+from .checkpointing import Committed
+from .context import Context
+from .crew import Sleepers
+from .parking import FOLLOWS
+
+if TYPE_CHECKING:
+    from .runner import Runner
+
+
+class Lists:
+    """Gathers events and calls the handler with them."""
+
+    def __init__(self, runner: Runner, size: int, age: float) -> None:
+        self._runner = runner
+        self._size = size
+        self._age = age
+        self.limit = 1
+        self.running = 0
+        self.sleepers = Sleepers(runner.feed_has_work)
+        self._gathered: list[Context] = []
+        self._batch: list[Context] = []
+        self._thread: ThreadPoolExecutor | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def start(self) -> None:
+        self._tasks = [asyncio.get_running_loop().create_task(self._run(), name=f"tidings-{self._runner.name}")]
+
+    async def close(self) -> None:
+        self.kill()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._thread is not None:
+            self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def kill(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+
+    def handling(self) -> list[Context]:
+        return [*self._batch, *self._gathered]
+
+    async def _run(self) -> None:
+        runner = self._runner
+        gathered = self._gathered
+        since = 0.0
+        while True:
+            while len(gathered) < self._size and not (gathered and gathered[0].parked) and (ctx := runner.feed.take()) is not None:
+                if ctx.parked and gathered:
+                    runner.feed.urgent.appendleft(ctx)
+                    break
+                since = since if gathered else time.monotonic()
+                gathered.append(ctx)
+            for ctx in [ctx for ctx in gathered if not ctx.lane.kept or runner.feed.lanes[ctx.lane.lane] is None]:
+                gathered.remove(ctx)
+            left = self._age - (time.monotonic() - since)
+            full = len(gathered) >= self._size or (gathered and (gathered[0].parked or runner.feed.urgent or left <= 0))
+            if runner.stopping:
+                gathered.clear()  # not begun, so still open: whoever comes next takes them
+            if not gathered or not full:
+                if not gathered:
+                    runner.checkpointing.flush()
+                    runner.signal()
+                sleeping = asyncio.ensure_future(self.sleepers.sleep())
+                await asyncio.wait([sleeping], timeout=left if gathered else None)
+                sleeping.cancel()
+                continue
+            self._batch = batch = list(gathered)
+            gathered.clear()
+            self.running = 1
+            if runner.pace is not None:
+                await asyncio.sleep(max([runner.pace.wait() for _ in batch]))
+            try:
+                await self._handle(batch)
+            finally:
+                self._batch, self.running = [], 0
+            runner.signal()
+
+    async def _handle(self, batch: list[Context]) -> None:
+        runner, handler = self._runner, batch[0].handler
+        chosen: list[Context] = []
+        events: list[Any] = []
+        failed: set[Any] = set()
+        for ctx in batch:
+            if not ctx.parked and (ctx.key_id in runner.parked.keys or ctx.key_id in failed):
+                ctx.failure = FOLLOWS
+                continue
+            try:
+                event = runner.decode(ctx)
+                if handler.where is None or handler.where(event):
+                    chosen.append(ctx)
+                    events.append(event)
+            except Exception as error:
+                runner.fail(ctx, error)
+                failed.add(ctx.key_id)
+        committed: Committed | None = None
+        if chosen:
+            chosen[-1].each = chosen
+            try:
+                async with asyncio.timeout(runner.timeout):
+                    committed = await self._call(chosen, events)
+            except runner.Lost as lost:
+                runner.lose(lost, batch)
+                return
+            except Exception as error:
+                if runner.store.is_busy(error) or isinstance(error, StoreError):
+                    runner.feed.again(batch)
+                    await runner.in_trouble(error)
+                    return
+                if isinstance(error, TimeoutError):
+                    error = HandlerTimeout(f"{handler.name} ran for longer than {runner.timeout} s", seconds=runner.timeout)
+                for ctx in chosen:
+                    ctx.reset()
+                    runner.fail(ctx, error)
+        for ctx in batch:
+            if committed is not None and ctx in chosen:
+                runner.ended(ctx)
+            else:
+                runner.finish(ctx)
+        if committed is not None:
+            runner.settle(committed)
+
+    async def _call(self, chosen: list[Context], events: list[Any]) -> Committed | None:
+        """What was committed with the handler's transaction; None if it has none."""
+        runner, handler, last = self._runner, chosen[0].handler, chosen[-1]
+        if handler.is_async:
+            if handler.tx is not None:
+                return await runner.transact_async(chosen, events)
+            current.set(last)
+            runner.collect(last, await handler.call(events, last))
+            return None
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"tidings-{runner.name}")
+        future: Future[Any] = self._thread.submit(self._call_in_thread, chosen, events)
+        try:
+            result = await asyncio.wrap_future(future)
+        except asyncio.CancelledError:
+            if not future.done():  # can't be killed: its keys wait until it has ended
+                self._thread = None
+                loop = asyncio.get_running_loop()
+                ended = [runner.parked.stick(ctx, time.monotonic()) for ctx in chosen]
+                future.add_done_callback(lambda _: [loop.call_soon_threadsafe(step) for step in ended])
+            raise
+        if handler.tx is not None:
+            committed: Committed = result
+            return committed
+        runner.collect(last, result)
+        return None
+
+    def _call_in_thread(self, chosen: list[Context], events: list[Any]) -> Any:
+        runner, handler, last = self._runner, chosen[0].handler, chosen[-1]
+        current.set(last)
+        if handler.tx is None:
+            return handler.call(events, last)
+        with runner.transactions.begin(handler.tx) as transaction:
+            for ctx in chosen:
+                ctx.tx = transaction.tx
+            with transaction.guard.closed(handler.name):
+                result = handler.call(events, last)
+                enlist.flush(transaction.tx)
+            runner.collect(last, result)
+            return runner.commit_in(transaction, chosen)

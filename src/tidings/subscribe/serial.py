@@ -1,0 +1,236 @@
+"""Running synchronous handlers with a transaction: in one thread, in the log's order, since the file has one writer.
+
+With ``shared_tx`` neighbours share a transaction, bounded in number and time. A savepoint stands before each chunk; a chunk in which one
+fails is undone and done again one by one, so that only that one is rolled back. Without it each event has a transaction of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+from ..errors import HandlerTimeout, StoreError
+from ..publish import enlist
+from ..publish.publisher import current
+from .checkpointing import Committed
+from .context import Context
+from .crew import Sleepers
+from .parking import FOLLOWS
+from .transactions import Transaction
+
+if TYPE_CHECKING:
+    from .runner import Runner
+
+SHARED_SIZE = 1000
+SHARED_SECONDS = 0.02
+"""A shared transaction ends after so many events or so much time, so that publishers don't wait for the file."""
+CHUNK = 64
+
+
+class Serial:
+    """Runs handlers one after another in a thread."""
+
+    def __init__(self, runner: Runner, *, shared: bool) -> None:
+        self._runner = runner
+        self._shared = shared
+        self._most = SHARED_SIZE if shared else 1
+        self.limit = 1
+        self.running = 0
+        self.sleepers = Sleepers(runner.feed_has_work)
+        self._batch: list[Context] = []
+        self._now: tuple[float, Context, Transaction] | None = None
+        self._given_up: asyncio.Future[Context] | None = None
+        self._thread: ThreadPoolExecutor | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def start(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._tasks = [loop.create_task(self._run(), name=f"tidings-{self._runner.name}")]
+        if self._runner.timeout is not None:
+            self._tasks.append(loop.create_task(self._watch(self._runner.timeout), name=f"tidings-{self._runner.name}-watchdog"))
+
+    async def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._thread is not None:
+            self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def kill(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+
+    def handling(self) -> list[Context]:
+        return self._batch
+
+    async def _run(self) -> None:
+        runner, take = self._runner, self._runner.feed.take
+        loop = asyncio.get_running_loop()
+        while True:
+            batch: list[Context] = []
+            most = 1 if runner.pace is not None else self._most
+            while len(batch) < most and (ctx := take()) is not None:
+                batch.append(ctx)
+            if not batch:
+                runner.checkpointing.flush()
+                runner.signal()
+                await self.sleepers.sleep()
+                continue
+            if runner.pace is not None and (pause := runner.pace.wait()) > 0:
+                await asyncio.sleep(pause)
+            if self._thread is None:
+                self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"tidings-{runner.name}-tx")
+            self._given_up = given_up = loop.create_future()
+            self._batch, self.running = batch, 1
+            work = loop.run_in_executor(self._thread, self.transact, batch)
+            either: list[asyncio.Future[Any]] = [work, given_up]
+            try:
+                await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+                if given_up.done():
+                    self._give_up(work, given_up.result(), batch)
+                    continue
+                committed, rest = work.result()
+            except runner.Lost as lost:
+                runner.lose(lost, batch)
+                continue
+            except Exception as error:
+                await self._failed(batch, error)
+                continue
+            finally:
+                self._batch, self.running, self._now = [], 0, None
+            runner.feed.again(rest)
+            if self._shared:
+                self._most = min(SHARED_SIZE, self._most * 2)
+            for ctx in committed.batch:
+                runner.ended(ctx)
+            runner.settle(committed)
+
+    async def _failed(self, batch: list[Context], error: Exception) -> None:
+        """The transaction was rolled back whole."""
+        runner = self._runner
+        if runner.store.is_busy(error) or isinstance(error, StoreError):
+            runner.feed.again(batch)
+            self._most = max(1, len(batch) // 2)
+            await runner.in_trouble(error)
+        elif len(batch) == 1:
+            runner.fail(batch[0], error)
+            runner.finish(batch[0])
+        else:  # the commit itself failed: each is tried alone
+            runner.feed.again(batch)
+            self._most = 1
+
+    def _give_up(self, work: asyncio.Future[Any], ctx: Context, batch: list[Context]) -> None:
+        """A handler hangs in its transaction: its connection was closed, which undid the batch and freed the file."""
+        pool, self._thread = self._thread, None
+        ended = self._runner.parked.stick(ctx, time.monotonic())
+
+        def over(done: asyncio.Future[Any]) -> None:
+            if not done.cancelled():
+                done.exception()
+            if pool is not None:
+                pool.shutdown(wait=False)
+            ended()
+
+        work.add_done_callback(over)
+        failure = ctx.failure
+        self._runner.feed.again([other for other in batch if other is not ctx])
+        ctx.reset()
+        ctx.failure = failure
+        self._runner.finish(ctx)
+
+    async def _watch(self, timeout: float) -> None:
+        while True:
+            await asyncio.sleep(min(timeout / 4, 1.0))
+            now, given_up = self._now, self._given_up
+            if now is None or given_up is None or given_up.done() or now[0] > time.monotonic() - timeout:
+                continue
+            _, ctx, transaction = now
+            if self._runner.transactions.abort(transaction):
+                self._runner.fail(ctx, HandlerTimeout(f"{ctx.handler.name} ran for longer than {timeout} s", seconds=timeout))
+                given_up.set_result(ctx)
+
+    # -- in the thread
+
+    def transact(self, batch: list[Context]) -> tuple[Committed, list[Context]]:
+        """Handlers, then their checkpoint, then the commit. The second part was not begun: its time was over."""
+        runner = self._runner
+        kind = batch[0].handler.tx
+        assert kind is not None
+        with runner.transactions.begin(kind) as transaction:
+            if self._shared:
+                done = self._share(batch, transaction)
+            else:
+                ctx, done = batch[0], 1
+                if not ctx.parked and ctx.key_id in runner.parked.keys:
+                    ctx.failure = FOLLOWS
+                else:
+                    with transaction.guard.closed(ctx.handler.name):
+                        self._call(ctx, transaction)
+            committed = runner.commit_in(transaction, batch[:done])
+        return committed, batch[done:]
+
+    def _share(self, batch: list[Context], transaction: Transaction) -> int:
+        """How many of the batch were ended before the time was over."""
+        until = time.monotonic() + SHARED_SECONDS
+        parked = self._runner.parked.keys
+        failed: set[Any] = set()
+        at = 0
+        while at < len(batch) and (at == 0 or time.monotonic() < until):
+            chunk = batch[at : at + CHUNK]
+            try:
+                with transaction.savepoint(), transaction.guard.closed(chunk[0].handler.name):
+                    for ctx in chunk:
+                        if (parked or failed) and not ctx.parked and (ctx.key_id in parked or ctx.key_id in failed):
+                            ctx.failure = FOLLOWS
+                        else:
+                            self._call(ctx, transaction)
+            except Exception as error:
+                if self._is_stores(error, transaction):
+                    raise
+                done = self._one_by_one(chunk, transaction, failed)
+                if done < len(chunk):
+                    return at + done
+            at += len(chunk)
+        return at
+
+    def _one_by_one(self, chunk: list[Context], transaction: Transaction, failed: set[Any]) -> int:
+        """How many were ended: all, but with ``order="log"`` nothing behind one that failed."""
+        runner = self._runner
+        for done, ctx in enumerate(chunk, 1):
+            ctx.reset()
+            if not ctx.parked and (ctx.key_id in runner.parked.keys or ctx.key_id in failed):
+                ctx.failure = FOLLOWS
+                continue
+            try:
+                with transaction.savepoint(), transaction.guard.closed(ctx.handler.name):
+                    self._call(ctx, transaction)
+            except Exception as error:
+                if self._is_stores(error, transaction):
+                    raise
+                runner.fail(ctx, error)
+                if runner.order == "log":
+                    return done
+                failed.add(ctx.key_id)
+        return len(chunk)
+
+    def _is_stores(self, error: Exception, transaction: Transaction) -> bool:
+        return (
+            transaction.aborted or not transaction.raw.in_transaction or self._runner.store.is_busy(error) or isinstance(error, StoreError)
+        )
+
+    def _call(self, ctx: Context, transaction: Transaction) -> None:
+        runner, handler = self._runner, ctx.handler
+        event = runner.decode(ctx)
+        if handler.where is not None and not handler.where(event):
+            return
+        ctx.tx = tx = transaction.tx
+        current.set(ctx)
+        if runner.timeout is not None:
+            self._now = (time.monotonic(), ctx, transaction)
+        result = handler.call(event, ctx)
+        if tx is not transaction.raw:
+            enlist.flush(tx)
+        if result is not None or ctx.published is not None:
+            runner.collect(ctx, result)
