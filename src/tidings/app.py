@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
 
 from .clock import Clock, SystemClock
 from .envelope import Envelope
-from .errors import ConfigurationError, SubscriptionNameTaken
+from .errors import ConfigurationError, StoreBusy, SubscriptionNameTaken
 from .event import EventType
 from .publish.publisher import Publisher, Publishing, Receipt
 from .retry import Retry
@@ -150,7 +150,7 @@ class App:
             InvalidEvent, OutsideTransaction, UnsupportedTransaction, WrongStore, UnawaitedPublish: nothing was written.
         """
         if not self._opened:
-            self.open()
+            self._open_at_first_publish()
         result = self._publisher.publish(event, tx, at=at, after=after, headers=headers)
         if self.worker is not None and tx != "own":
             self.worker.hint()
@@ -289,6 +289,17 @@ class App:
         if not self._opened:
             self.store.open()
             self._opened = True
+
+    def _open_at_first_publish(self) -> None:
+        try:
+            self.open()
+        except StoreBusy as error:
+            raise StoreBusy(
+                f"{self.store.path} has no Tidings tables yet, and they can't be made while a transaction, probably your own, holds the file:"
+                " call app.open() once when the program starts, or run `tidings store init`",
+                path=self.store.path,
+                holder=getattr(error, "holder", None),
+            ) from error
 
     def close(self) -> None:
         """Finish what is queued for the store and let go of it. Not while a worker runs."""
