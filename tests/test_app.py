@@ -27,6 +27,6 @@ def test_a_first_publish_whose_own_transaction_is_in_the_way_of_the_tables_says_
         conn.rollback()
         app.open()
         with conn:
-            conn.execute("CREATE TABLE mine (number INTEGER)")
+            conn.execute("INSERT INTO mine VALUES (1)")
             assert app.publish(Asked(number=1), tx=conn).position == 1
     app.close()

@@ -295,8 +295,8 @@ class App:
             self.open()
         except StoreBusy as error:
             raise StoreBusy(
-                f"{self.store.path} has no Tidings tables yet, and they can't be made while a transaction, probably your own, holds the file:"
-                " call app.open() once when the program starts, or run `tidings store init`",
+                f"{self.store.path} has no Tidings tables yet, and they can't be made while a transaction, probably your own, holds the"
+                " file: call app.open() once when the program starts, or run `tidings store init`",
                 path=self.store.path,
                 holder=getattr(error, "holder", None),
             ) from error
