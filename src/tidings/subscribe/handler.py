@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import sqlite3
 import typing
@@ -37,7 +38,7 @@ class Handler:
         takes_list: it asked for ``list[EventClass]``.
     """
 
-    __slots__ = ("_direct", "call", "event_type", "fn", "is_async", "name", "needs", "takes_list", "tx", "where")
+    __slots__ = ("_defaults", "_direct", "call", "event_type", "fn", "is_async", "name", "needs", "takes_list", "tx", "where")
 
     def __init__(self, fn: Callable[..., Any], event_type: EventType, *, where: Callable[[Any], bool] | None, name: str) -> None:
         self.fn = fn
@@ -47,6 +48,7 @@ class Handler:
         self.is_async = inspect.iscoroutinefunction(fn)
         self.tx: str | None = None
         self.needs: dict[str, type] = {}
+        self._defaults: set[str] = set()
         parameters = list(inspect.signature(fn).parameters.values())
         if not parameters:
             raise HandlerDefinitionError(f"{self.name} takes no argument; the first one is the event", handler=self.name)
@@ -67,6 +69,8 @@ class Handler:
                 continue
             elif isinstance(wanted, type):
                 self.needs[parameter.name] = wanted
+                if parameter.default is not parameter.empty:
+                    self._defaults.add(parameter.name)
             else:
                 raise HandlerDefinitionError(
                     f"{self.name}: the parameter {parameter.name!r} has no type. Handlers get what they ask for by type: Context,"
@@ -95,6 +99,8 @@ class Handler:
         makers: dict[str, Callable[[], Any]] = {}
         for parameter, wanted in self.needs.items():
             if wanted not in values:
+                if parameter in self._defaults:
+                    continue
                 raise HandlerDefinitionError(
                     f"{self.name} asks for {wanted.__name__}, which nobody provides; call app.provide({wanted.__name__},"
                     " …) before the app starts",
@@ -123,8 +129,10 @@ class Handler:
         if not isinstance(given, str):
             return given
         scope = dict(getattr(self.fn, "__globals__", {}))
-        closure = inspect.getclosurevars(self.fn) if inspect.isfunction(self.fn) else None
-        scope.update(closure.nonlocals if closure else {})
+        if inspect.isfunction(self.fn):
+            for variable, cell in zip(self.fn.__code__.co_freevars, self.fn.__closure__ or (), strict=True):
+                with contextlib.suppress(ValueError):  # not assigned yet
+                    scope[variable] = cell.cell_contents
         scope.setdefault(self.event_type.cls.__name__, self.event_type.cls)
         try:
             return eval(given, scope)  # an annotation as text is Python by definition (PEP 563)
