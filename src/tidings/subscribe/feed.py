@@ -51,8 +51,8 @@ class Feed:
         self.urgent: deque[Context] = deque()
         self._rows: Iterator[tuple[Any, ...]] = iter(())
         self._upto = 0
-        self._next: Block | None = None
-        self._next_index = 0
+        self._next: tuple[list[tuple[Any, ...]], int, int] | None = None
+        """Rows, index of the first that is wanted, and how far they are complete: of a block as it was then, for it may grow."""
         self._busy: dict[Any, deque[Context] | None] = {}
         self._waiting = 0
         self._waiting_bytes = 0
@@ -104,7 +104,7 @@ class Feed:
     def put(self, block: Block, index: int) -> None:
         """Rows from ``index`` on come next."""
         self.fetched = block.upto
-        self._next, self._next_index = block, index
+        self._next = block.rows, index, block.upto
 
     def exhausted(self) -> bool:
         """Nothing is left to take but what waits in chains."""
@@ -112,7 +112,7 @@ class Feed:
 
     def waiting(self) -> int:
         """Events taken or put in that wait: in chains, in queues, or not looked at."""
-        rows = operator.length_hint(self._rows) + (len(self._next.rows) - self._next_index if self._next is not None else 0)
+        rows = operator.length_hint(self._rows) + (len(self._next[0]) - self._next[1] if self._next is not None else 0)
         return rows + self._waiting + len(self.ready)
 
     # -- events out
@@ -164,9 +164,9 @@ class Feed:
             self.cursor = max(self.cursor, self._upto)
             if self._next is None:
                 return None
-            rows = self._next.rows
-            self._rows = iter(rows[self._next_index :] if self._next_index else rows)
-            self._upto, self._next = self._next.upto, None
+            rows, index, self._upto = self._next
+            self._rows = iter(rows[index:] if index else rows)
+            self._next = None
             self.wanted()
         return None
 
