@@ -66,7 +66,8 @@ def publish(
     due = round(at.timestamp() * 1e6) if at else time.time_ns() // 1000 + round(after.total_seconds() * 1e6) if after else None
     with target.writing() as store:
         if due is not None:
-                        def schedule(unit: SQLiteUnit) -> None:
+
+            def schedule(unit: SQLiteUnit) -> None:
                 for envelope in envelopes:
                     unit.schedule(envelope, due)
 

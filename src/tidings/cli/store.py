@@ -6,12 +6,14 @@ import os
 import shutil
 import time
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
 
 import click
 
 from ..store.sqlite import schema
 from ..store.sqlite.connect import write_lock_holder
+from ..store.sqlite.unit import SQLiteUnit
 from .options import Duration, Moment, Target, json_option, micros, store_options
 from .output import count, print_json
 
@@ -102,7 +104,7 @@ def check(target: Target, as_json: bool, full: bool) -> None:
         click.echo(f"{_size(sizes['file'])}, {_size(sizes['wal'])} of write-ahead log, {_size(result['free_bytes'])} free on the disk")
         if facts["searched_plainly"] > 50_000:
             click.echo(
-                f"{count(facts['searched_plainly'], 'event')} not condensed for searching: a worker does it in time, `tidings store condense` now"
+                f"{count(facts['searched_plainly'], 'event')} not condensed for searching: workers do it, or `tidings store condense`"
             )
         if holder is not None:
             click.echo(f"process {holder[0]} ({holder[1]}) holds the write lock")
@@ -135,7 +137,7 @@ def trim(target: Target, as_json: bool, older: timedelta | None, before: datetim
     with target.writing() as opened:
 
         def look(unit: Any) -> tuple[int, int]:
-            return unit.trimmable(), upto if moment is None else unit.first_position_at(moment)
+            return unit.trimmable(), unit.first_position_at(moment) if upto is None else upto
 
         passed, wanted = opened.query(look)
         last = min(passed, wanted)
@@ -159,8 +161,7 @@ def condense(target: Target, as_json: bool) -> None:
     done = 0
     with target.writing() as opened:
         while (block := opened.query(lambda unit: unit.next_block())) is not None:
-            found = block
-            opened.write(lambda unit: unit.add_block(found)).result()
+            opened.write(partial(SQLiteUnit.add_block, block=block)).result()
             done += 1
         left = opened.query(lambda unit: unit.searched_plainly())
     if as_json:

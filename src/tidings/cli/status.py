@@ -1,0 +1,238 @@
+"""``tidings status``: how far each subscription is, and who runs it."""
+
+from __future__ import annotations
+
+import operator
+import os
+import re
+import time
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .options import Target, store_options
+from .output import console, duration, print_json, table
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from ..store.sqlite import SQLiteStore
+
+CONDITIONS = ("behind", "seconds", "parked", "waiting", "dead")
+FLAGS = ("paused", "held", "trouble", "stuck", "alone")
+_CONDITION = re.compile(rf"({'|'.join(CONDITIONS)})\s*(>=|=|>)\s*(\d+(?:\.\d+)?)|({'|'.join(FLAGS)})")
+
+
+if TYPE_CHECKING:
+    _ConditionType = click.ParamType[tuple[str, str, float]]
+else:
+    _ConditionType = click.ParamType
+
+
+class Condition(_ConditionType):
+    """``behind=1000`` (that many or more), ``behind>1000``, or one of the flags alone."""
+
+    name = "condition"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str, float]:
+        if isinstance(value, tuple):
+            return value
+        found = _CONDITION.fullmatch(value.strip())
+        if found is None:
+            self.fail(
+                f"{value!r}: write one of {', '.join(CONDITIONS)} with a number, as in behind=1000, or {', '.join(FLAGS)}", param, ctx
+            )
+        return (found[1], found[2], float(found[3])) if found[1] else (found[4], ">", 0.0)
+
+
+@click.command(epilog="Example: tidings status --store sqlite:///shop.db --fail-if behind=1000 --fail-if dead=1")
+@store_options
+@click.option("--watch", is_flag=True, help="Show it again and again, until Ctrl-C.")
+@click.option("--every", type=click.FloatRange(0.1), default=1.0, show_default=True, help="Seconds between two looks of --watch.")
+@click.option(
+    "--fail-if",
+    "conditions",
+    type=Condition(),
+    multiple=True,
+    metavar="CONDITION",
+    help="Exit with 1 if a subscription has so many: behind=1000, seconds=60, parked=10, waiting=100, dead=1; or is paused, held, "
+    "in trouble, stuck, or alone (no worker has all of its lanes).",
+)
+def status(target: Target, as_json: bool, watch: bool, every: float, conditions: tuple[tuple[str, str, float], ...]) -> None:
+    """Tell for each subscription how many events and seconds it is behind, what is parked and dead, and who holds its lanes."""
+    with target.reading() as store:
+        if watch and not as_json:
+            from rich.live import Live
+
+            with Live(console=console(), auto_refresh=False, screen=False) as live:
+                try:
+                    while True:
+                        live.update(_shown(gather(store)), refresh=True)
+                        time.sleep(every)
+                except KeyboardInterrupt:
+                    return
+        found = gather(store)
+    if as_json:
+        print_json(found)
+    else:
+        console().print(_shown(found))
+    failed = [text for row in found["subscriptions"] for text in _failing(row, conditions)]
+    for text in failed:
+        click.echo(text, err=True)
+    if failed:
+        raise SystemExit(1)
+
+
+def gather(store: SQLiteStore) -> dict[str, Any]:
+    """Everything that ``status`` tells, in one snapshot, as JSON would show it. Times are seconds."""
+    now = store.clock.time()
+
+    def look(unit: Any) -> dict[str, Any]:
+        workers, lanes, head = unit.workers(), unit.lanes(), unit.head()
+        alive = {row.worker for row in workers if row.alive}
+        subscriptions = []
+        for row in unit.subscriptions():
+            behind = unit.behind(row.name)
+            parked, waiting, dead = unit.count_parked(row.name)
+            held_by = Counter(lane.worker if lane.worker in alive else None for lane in lanes if lane.subscription == row.name)
+            infos = [(worker.worker, worker.info) for worker in workers if worker.alive]
+            subscriptions.append(
+                {
+                    "name": row.name,
+                    "app": row.app,
+                    "types": row.types,
+                    "behind": behind.events,
+                    "behind_exact": behind.exact,
+                    "seconds_behind": None if behind.oldest is None else max(0.0, round(now - behind.oldest / 1e6, 3)),
+                    "parked": parked,
+                    "waiting": waiting,
+                    "dead": dead,
+                    "paused": row.paused,
+                    "held": row.held,
+                    "held_seconds": None if row.held_since is None else max(0.0, round(now - row.held_since / 1e6, 3)),
+                    "lanes": {worker: lanes_held for worker, lanes_held in held_by.items() if worker is not None},
+                    "lanes_free": held_by[None],
+                    "stuck": [{"worker": name, **one} for name, info in infos for one in info.get("stuck", {}).get(row.name, ())],
+                    "trouble": sorted({info["trouble"][row.name] for _, info in infos if row.name in info.get("trouble", {})}),
+                }
+            )
+        next_due = unit.next_due()
+        return {
+            "store": store.url,
+            "head": head,
+            "retained": unit.retained(),
+            "next_scheduled_seconds": None if next_due is None else round(next_due / 1e6 - now, 3),
+            "subscriptions": subscriptions,
+            "workers": [
+                {
+                    "worker": row.worker,
+                    "app": row.app,
+                    "host": row.host,
+                    "pid": row.pid,
+                    "alive": row.alive,
+                    "lease_seconds_left": round(row.seconds_left, 1) if row.alive else 0.0,
+                    "lanes": sum(lane.worker == row.worker for lane in lanes),
+                    "running": row.info.get("running", 0),
+                    "up_seconds": max(0.0, round(now - row.started / 1e6, 1)),
+                }
+                for row in workers
+            ],
+        }
+
+    found = store.query(look)
+    found["file_bytes"] = os.path.getsize(store.path)
+    return found
+
+
+def _failing(row: dict[str, Any], conditions: tuple[tuple[str, str, float], ...]) -> list[str]:
+    values = {
+        **{name: row[name] for name in ("behind", "parked", "waiting", "dead", "paused")},
+        "seconds": row["seconds_behind"] or 0,
+        "held": row["held"] is not None,
+        "trouble": len(row["trouble"]),
+        "stuck": len(row["stuck"]),
+        "alone": row["lanes_free"],
+    }
+    compare = {">": operator.gt, ">=": operator.ge, "=": operator.ge}
+    return [
+        f"{row['name']}: {name}" + ("" if name in FLAGS else f" {values[name]}, the limit is {limit:g}")
+        for name, sign, limit in conditions
+        if compare[sign](values[name], limit)
+    ]
+
+
+def _shown(found: dict[str, Any]) -> RenderableType:
+    from rich.console import Group
+    from rich.text import Text
+
+    parts: list[RenderableType] = []
+    scheduled = found["next_scheduled_seconds"]
+    parts.append(
+        Text(
+            f"{found['store']}: last position {found['head']:,}"
+            + (f", trimmed up to {found['retained']:,}" if found["retained"] else "")
+            + ("" if scheduled is None else f"; next scheduled event in {duration(max(0.0, scheduled))}")
+        )
+    )
+    if not found["subscriptions"]:
+        parts.append(Text("no subscriptions yet; `tidings run module:app` makes those of an app"))
+        return Group(*parts)
+    made = table(
+        "Subscription",
+        "Behind",
+        "For",
+        "Parked",
+        "Waiting",
+        "Dead",
+        "Lanes",
+        "State",
+        right=("Behind", "For", "Parked", "Waiting", "Dead", "Lanes"),
+    )
+    for row in found["subscriptions"]:
+        held = sum(row["lanes"].values())
+        made.add_row(
+            row["name"],
+            ("" if row["behind_exact"] else "~") + f"{row['behind']:,}",
+            duration(row["seconds_behind"]),
+            *(
+                Text(f"{row[name]:,}", style=style if row[name] else "dim")
+                for name, style in (("parked", "yellow"), ("waiting", ""), ("dead", "red"))
+            ),
+            f"{held}/{held + row['lanes_free']}",
+            _state(row),
+        )
+    parts += [Text(""), made]
+    if found["workers"]:
+        workers = table("Worker", "Host", "Pid", "Lanes", "Running", "Up", "", right=("Pid", "Lanes", "Running", "Up"))
+        for row in found["workers"]:
+            gone = Text("gone: its lease ran out", style="red") if not row["alive"] else Text("")
+            workers.add_row(
+                row["worker"], row["host"], str(row["pid"]), str(row["lanes"]), str(row["running"]), duration(row["up_seconds"]), gone
+            )
+        parts += [Text(""), workers]
+    else:
+        parts += [Text(""), Text("no worker runs; `tidings run module:app` starts one", style="yellow")]
+    return Group(*parts)
+
+
+def _state(row: dict[str, Any]) -> RenderableType:
+    from rich.text import Text
+
+    lines: list[tuple[str, str]] = []
+    if row["paused"]:
+        lines.append(("paused", "yellow"))
+    if row["held"]:
+        lines.append((f"held for {duration(row['held_seconds'])}: {row['held']}", "red"))
+    lines += [(f"trouble: {text}", "red") for text in row["trouble"]]
+    lines += [
+        (
+            f"a thread of {one['handler']} runs past its timeout, {duration(one['seconds'])} now, at position {one['position']}"
+            f" in {one['worker']}",
+            "red",
+        )
+        for one in row["stuck"]
+    ]
+    if not lines and row["lanes_free"] == sum(row["lanes"].values()) + row["lanes_free"]:
+        lines.append(("nobody runs it", "yellow"))
+    return Text("\n").join(Text(text, style=style) for text, style in lines) if lines else Text("ok", style="green")
