@@ -25,6 +25,13 @@ NAMES = (
     "publish_durably",
     "empty_handler",
     "upsert_handler",
+    "slow_handler",
+    "many_subscriptions",
+    "latency",
+    "large_log",
+    "start_up",
+    "publish_beside_handlers",
+    "peers",
 )
 
 
