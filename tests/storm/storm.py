@@ -1,0 +1,249 @@
+"""One storm: start, kill and freeze by a seed, let it settle, count."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.promises import ROOT
+from tests.storm import service, verdict
+from tests.storm.phases import IDLE, NAMES, Phases
+
+PUBLISHER_SLOT = 40
+
+
+@dataclass(slots=True)
+class Process:
+    """A process that the storm started. ``slot``: its place in the page of phases."""
+
+    popen: subprocess.Popen[bytes]
+    slot: int
+    born: float
+    thaw: float = 0.0
+
+    @property
+    def pid(self) -> int:
+        return self.popen.pid
+
+
+@dataclass(slots=True)
+class Outage:
+    """A process was killed (``until`` stays None) or stood still from ``at`` to ``until``, in seconds of the monotonic clock."""
+
+    pid: int
+    at: float
+    phase: int
+    until: float | None = None
+
+
+@dataclass
+class Storm:
+    """Workers and publishers under fire.
+
+    Args:
+        seed: decides who is hit, when and how. kills, freezes: how many. seconds: at most, without the settling.
+        lease: of the workers; a freeze lasts longer.
+    """
+
+    folder: Path
+    seed: int
+    kills: int
+    freezes: int
+    seconds: float
+    lease: float = 0.8
+    workers: int = 3
+    publishers: int = 3
+    rate: float = 15.0
+    say: Callable[[str], None] = print
+    killed: list[Outage] = field(default_factory=list)
+    frozen: list[Outage] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    def run(self) -> verdict.Verdict:
+        """Everything; the verdict has no ``problems`` if every promise held."""
+        self.rng = random.Random(self.seed)
+        self.phases = Phases(self.folder / "phases")
+        self._prepare()
+        running = [self._worker(slot) for slot in range(self.workers)]
+        publishing = [self._publisher(number) for number in range(self.publishers)]
+        try:
+            self._rage(running, publishing)
+            (self.folder / "stop").touch()
+            for process in publishing:
+                self._end(process, "a publisher", 40)
+            self._stop(running)
+            running = [self._worker(slot) for slot in range(2)]  # fresh ones, that nobody disturbs
+            self._settle(running)
+            self._stop(running)
+        finally:
+            for process in (*running, *publishing):
+                if process.popen.poll() is None:
+                    process.popen.kill()
+                process.popen.wait()
+        found = verdict.count(self.folder, self.killed, self.frozen)
+        found.problems = self.problems + found.problems
+        return found
+
+    def landed(self) -> Counter[int]:
+        """How many kills and freezes of workers hit each phase."""
+        return Counter(outage.phase for outage in (*self.killed, *self.frozen) if outage.phase >= 0)
+
+    def under_load(self) -> float:
+        """The part of them that hit a worker at work."""
+        landed = self.landed()
+        return 1 - landed[IDLE] / max(1, landed.total())
+
+    def report(self, found: verdict.Verdict) -> list[str]:
+        landed = self.landed()
+        places = ", ".join(f"{name} {landed[phase]}" for phase, name in enumerate(NAMES))
+        lines = [
+            f"seed {self.seed}: {len(self.killed)} killed, {len(self.frozen)} frozen; {places} ({self.under_load():.0%} under load)",
+            f"seed {self.seed}: {found.deposits} deposits, {found.follow_ups} follow-ups, {found.calls} calls outside of which"
+            f" {found.repeats} were repeats",
+        ]
+        return lines + [f"seed {self.seed}: VIOLATED: {problem}" for problem in found.problems]
+
+    # -- processes
+
+    def _prepare(self) -> None:
+        app = service.make(self.folder / "storm.db")
+        app.open()
+        app.close()
+        with closing(sqlite3.connect(self.folder / "storm.db")) as conn:
+            conn.executescript(service.SCHEMA)
+
+    def _start(self, slot: int, *arguments: str) -> Process:
+        self.phases.clear(slot)
+        source = os.environ.get("PYTHONPATH", "")
+        with (self.folder / "errors").open("ab") as errors:
+            popen = subprocess.Popen(
+                [sys.executable, "-m", *arguments],
+                cwd=ROOT,
+                env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{source}" if source else str(ROOT)},
+                stdin=subprocess.DEVNULL,
+                stderr=errors,
+            )
+        return Process(popen, slot, time.monotonic())
+
+    def _worker(self, slot: int) -> Process:
+        return self._start(slot, "tests.storm.worker", str(self.folder), str(slot), str(self.rng.randrange(10**6)), str(self.lease))
+
+    def _publisher(self, number: int) -> Process:
+        seed = str(self.rng.randrange(10**6))
+        return self._start(PUBLISHER_SLOT + number, "tests.storm.publisher", str(self.folder), seed, str(self.rate))
+
+    def _stop(self, running: list[Process]) -> None:
+        """Ask workers to end, those that have just begun once they can hear it."""
+        time.sleep(max(0.0, max(process.born for process in running) + 3 - time.monotonic()))
+        for process in running:
+            process.popen.send_signal(signal.SIGTERM)
+        for process in running:
+            self._end(process, "a worker", 40)
+
+    def _end(self, process: Process, what: str, seconds: float) -> None:
+        try:
+            code = process.popen.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self.problems.append(f"{what} did not end within {seconds} s of being asked to")
+            return
+        if code != 0:
+            self.problems.append(f"{what} ended with {code}; see {self.folder / 'errors'}")
+
+    # -- violence
+
+    def _rage(self, running: list[Process], publishing: list[Process]) -> None:
+        rng, until = self.rng, time.monotonic() + self.seconds
+        plan = ["kill"] * self.kills + ["freeze"] * self.freezes + ["publisher"] * max(1, self.kills // 10)
+        rng.shuffle(plan)
+        time.sleep(1.0)
+        for blow in plan:
+            if time.monotonic() > until:
+                self.problems.append(f"out of time: {len(self.killed)} of {self.kills} killed, {len(self.frozen)} of {self.freezes} frozen")
+                break
+            self._wait(running, rng.uniform(0.1, 0.9))
+            self._look_after(running, publishing)
+            if blow == "publisher":
+                victim = rng.choice(publishing)
+                victim.popen.kill()
+                victim.popen.wait()
+                publishing[publishing.index(victim)] = self._publisher(victim.slot - PUBLISHER_SLOT)
+                continue
+            victim = self._aim(running)
+            phase = self._halt(victim)
+            if blow == "kill":
+                victim.popen.kill()
+                victim.popen.wait()
+                self.killed.append(Outage(victim.pid, time.monotonic(), phase))
+                running[running.index(victim)] = self._worker(victim.slot)
+            else:
+                self.frozen.append(Outage(victim.pid, time.monotonic(), phase))
+                victim.thaw = time.monotonic() + self.lease * rng.uniform(1.3, 2.5)
+        while any(process.thaw for process in running):
+            self._wait(running, 0.1)
+
+    def _aim(self, running: list[Process]) -> Process:
+        """A worker that stands up and has had time to take lanes; most of the time one that is at a phase chosen beforehand."""
+        wanted = self.rng.choice((None, 1, 2, 2, 3, 3, 4, 4))
+        until = time.monotonic() + (0.4 if wanted else 0.0)
+        while True:
+            upright = [process for process in running if not process.thaw]
+            grown = [process for process in upright if time.monotonic() - process.born > 1.2]
+            for process in self.rng.sample(grown, len(grown)):
+                if wanted is None or self.phases.landed(process.slot) == wanted:
+                    return process
+            if grown and time.monotonic() > until:
+                return self.rng.choice(grown)
+            self._thaw(running)
+
+    def _halt(self, process: Process) -> int:
+        """Stop it and see where; the phase it stands in."""
+        os.kill(process.pid, signal.SIGSTOP)
+        while Path(f"/proc/{process.pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "TZ":
+            time.sleep(0.0002)
+        return self.phases.landed(process.slot)
+
+    def _thaw(self, running: list[Process], *, all_of_them: bool = False) -> None:
+        for process in running:
+            if process.thaw and (all_of_them or time.monotonic() > process.thaw):
+                os.kill(process.pid, signal.SIGCONT)
+                process.thaw = 0.0
+                outage = next(outage for outage in reversed(self.frozen) if outage.pid == process.pid)
+                outage.until = time.monotonic()
+
+    def _wait(self, running: list[Process], seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0:
+            self._thaw(running)
+            time.sleep(min(0.05, left))
+
+    def _look_after(self, running: list[Process], publishing: list[Process]) -> None:
+        """Nobody may end by himself."""
+        for processes, what in ((running, "a worker"), (publishing, "a publisher")):
+            for place, process in enumerate(processes):
+                if (code := process.popen.poll()) is not None:
+                    self.problems.append(f"{what} ended by itself with {code}; see {self.folder / 'errors'}")
+                    processes[place] = self._worker(process.slot) if what == "a worker" else self._publisher(process.slot - PUBLISHER_SLOT)
+
+    def _settle(self, running: list[Process]) -> None:
+        """Until every lane has passed the end of the log and nothing is parked. Bounded: what stands still for 30 s will not move."""
+        last, since = None, time.monotonic()
+        while True:
+            left = verdict.unsettled(self.folder / "storm.db")
+            if left == (0, 0, 0):
+                return
+            if left != last:
+                last, since = left, time.monotonic()
+            if time.monotonic() - since > 30:
+                self.problems.append("stands still: {} lanes behind, {} events open, {} parked".format(*left))
+                return
+            time.sleep(0.1)

@@ -1,0 +1,135 @@
+"""What the storm left, counted: the deposits' own rows against every subscription's table, the log, and the outside world's memory."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tests.storm import service
+
+if TYPE_CHECKING:
+    from tests.storm.storm import Outage
+
+SLACK = 1.0
+"""Seconds between a handler's end and its checkpoint beyond ``checkpoint_age``: the file's queue, on a machine with few cores."""
+
+
+@dataclass(slots=True)
+class Verdict:
+    deposits: int = 0
+    follow_ups: int = 0
+    calls: int = 0
+    repeats: int = 0
+    problems: list[str] = field(default_factory=list)
+
+
+def unsettled(store: Path) -> tuple[int, int, int]:
+    """Lanes behind the last event that concerns them, open positions, parked rows."""
+    with closing(sqlite3.connect(store, timeout=20)) as conn:
+        return conn.execute(
+            """
+            WITH last AS (
+                SELECT s.name, l.lane, max(l.position) AS position FROM tidings_log l, tidings_subscriptions s
+                WHERE l.type IN (SELECT value FROM json_each(s.types)) GROUP BY 1, 2
+            )
+            SELECT
+                (SELECT count(*) FROM last JOIN tidings_lanes t ON t.subscription = last.name AND t.lane = last.lane AND t.position < last.position),
+                (SELECT count(*) FROM tidings_lanes WHERE open IS NOT NULL),
+                (SELECT count(*) FROM tidings_parked)
+            """
+        ).fetchone()  # type: ignore[no-any-return]
+
+
+def count(folder: Path, killed: Sequence[Outage], frozen: Sequence[Outage]) -> Verdict:
+    """Compare everything with everything."""
+    found = Verdict()
+    with closing(sqlite3.connect(folder / "storm.db")) as conn:
+        _rows(conn, found)
+    _calls(folder, found, killed, frozen)
+    return found
+
+
+def _rows(conn: sqlite3.Connection, found: Verdict) -> None:
+    problems = found.problems
+    accounts = {account: (seq, total) for account, seq, total in conn.execute("SELECT account, seq, total FROM accounts")}
+    found.deposits = sum(seq for seq, _ in accounts.values())
+
+    # Atomic publish: the publishers' rows and the log say the same.
+    told = conn.execute("SELECT account, max(seq), sum(amount), count(*) FROM deposits GROUP BY 1").fetchall()
+    if {account: (seq, total) for account, seq, total, _ in told} != accounts or sum(row[3] for row in told) != found.deposits:
+        problems.append("the publishers' own tables differ")
+    logged: dict[str, list[tuple[int, int]]] = defaultdict(list)
+    for name, account, seq in conn.execute("SELECT type, data ->> 'account', data ->> 'seq' FROM tidings_log ORDER BY position"):
+        logged[name].append((account, seq))
+    for name in ("storm.Deposit", "storm.Booked", "storm.Counted"):
+        last: Counter[int] = Counter()
+        for account, seq in logged[name]:
+            if seq != last[account] + 1:
+                problems.append(f"{name}: account {account} has {seq} behind {last[account]} in the log")
+            last[account] = seq
+        if last != Counter({account: seq for account, (seq, _) in accounts.items()}):
+            problems.append(f"{name}: {last.total()} in the log, {found.deposits} deposits were made")
+    found.follow_ups = len(logged["storm.Booked"]) + len(logged["storm.Counted"])
+    twice = conn.execute("SELECT count(*) - count(DISTINCT event_id) FROM tidings_log").fetchone()[0]
+    if twice:
+        problems.append(f"{twice} event ids are in the log twice")
+
+    # Effects once, in order: each reader's table.
+    for reader, account, expected, got, worker, _ in conn.execute("SELECT * FROM violations ORDER BY at LIMIT 10"):
+        problems.append(f"{reader}: account {account}: {got} came where {expected} was next (process {worker})")
+    for name in (*service.READERS, *service.FOLLOW_UPS):
+        kept = {row[0]: row[1:] for row in conn.execute(f"SELECT account, last, total, times FROM seen_{name}")}
+        amounts = name not in service.FOLLOW_UPS
+        right = {account: (seq, total if amounts else seq, seq) for account, (seq, total) in accounts.items()}
+        for account in sorted(right.keys() | kept.keys()):
+            if kept.get(account) != right.get(account):
+                problems.append(f"{name}: account {account}: last, total, times are {kept.get(account)}, should be {right.get(account)}")
+
+
+def _calls(folder: Path, found: Verdict, killed: Sequence[Outage], frozen: Sequence[Outage]) -> None:
+    """The handler without a transaction: every event called, none before its forerunner, and repeated only what an outage explains."""
+    problems = found.problems
+    begun: dict[tuple[int, int], list[tuple[int, float]]] = defaultdict(list)
+    ended: dict[tuple[int, int, int], float] = {}
+    keys: dict[tuple[int, int], str] = {}
+    highest: Counter[int] = Counter()
+    for line in (folder / "calls").read_text().splitlines():
+        what, pid, account, seq, key, at = line.split()
+        event = int(account), int(seq)
+        if keys.setdefault(event, key) != key:
+            problems.append(f"outside: {event} was called with two idempotency keys")
+        if what == "end":
+            ended[int(pid), *event] = float(at)
+            continue
+        begun[event].append((int(pid), float(at)))
+        if event[1] > highest[event[0]] + 1:
+            problems.append(f"outside: account {account}: {seq} was called before {highest[event[0]] + 1}")
+        highest[event[0]] = max(highest[event[0]], event[1])
+    with closing(sqlite3.connect(folder / "storm.db")) as conn:
+        made = Counter({account: seq for account, seq in conn.execute("SELECT account, seq FROM accounts")})
+    if highest != made:
+        problems.append(f"outside: {highest.total()} of {made.total()} deposits were called")
+    found.calls = sum(len(calls) for calls in begun.values())
+    outages = [(outage.at, outage.pid) for outage in (*killed, *frozen)]
+    still = [(outage.at, outage.until or outage.at) for outage in frozen]
+    unexplained = 0
+    for event, calls in begun.items():
+        for (pid, began), (_, again) in zip(calls, calls[1:], strict=False):
+            found.repeats += 1
+            end = ended.get((pid, *event))
+            # The first call's end wasn't in a checkpoint when its process was hit, or when its lane went to another in a freeze.
+            hit = [at for at, victim in outages if victim == pid and at >= began] + [at for at, _ in still if began <= at <= again]
+            explained = any(end is None or at <= end or at - end <= service.CHECKPOINT_AGE + SLACK + _stood(still, end, at) for at in hit)
+            unexplained += not explained
+    if unexplained:
+        problems.append(f"outside: {unexplained} repeats of what had ended more than {service.CHECKPOINT_AGE} s before a kill or freeze")
+
+
+def _stood(still: Sequence[tuple[float, float]], since: float, until: float) -> float:
+    """Seconds between two times in which some process stood still, perhaps with the file's write lock."""
+    return sum(max(0.0, min(until, to) - max(since, at)) for at, to in still)
