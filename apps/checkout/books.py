@@ -63,8 +63,10 @@ class Books:
     ledgers: dict[str, Account] = field(default_factory=dict)
 
 
-def read_books(store_file: Path, ledgers: Path) -> Books:
+def read_books(store_file: Path, ledgers: Path, *, events: bool = True) -> Books:
     """Read everything from the store's file and the ledgers' directory; tables that aren't there read as empty.
+
+    ``events=False`` leaves out the log and what the services saw, which is most of it.
 
     Raises:
         FileNotFoundError: no such store, or a ledger is missing.
@@ -75,16 +77,17 @@ def read_books(store_file: Path, ledgers: Path) -> Books:
     try:
         # One snapshot: rows that are still being written must not make the books disagree with each other.
         conn.execute("BEGIN")
-        return _read(conn, {name: read_ledger(ledger_file(ledgers, name)) for name in NAMES})
+        return _read(conn, {name: read_ledger(ledger_file(ledgers, name)) for name in NAMES}, events)
     finally:
         conn.close()
 
 
-def _read(conn: sqlite3.Connection, ledgers: dict[str, Account]) -> Books:
+def _read(conn: sqlite3.Connection, ledgers: dict[str, Account], events: bool) -> Books:
     tables = {name for (name,) in conn.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
 
     def rows(table: str, columns: str, tail: str = "") -> list[Any]:
-        return conn.execute(f"SELECT {columns} FROM {table} {tail}").fetchall() if table in tables else []
+        wanted = table in tables and (events or not table.endswith(("_seen", "_log")))
+        return conn.execute(f"SELECT {columns} FROM {table} {tail}").fetchall() if wanted else []
 
     of_orders = "WHERE key_name = 'order_id' ORDER BY position"
     return Books(

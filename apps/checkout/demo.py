@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import sys
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -53,6 +54,7 @@ class Demonstration:
         self.placed: list[int] = []
         self._workers: list[Running] = []
         self._started = 0
+        self._latest: Snapshot | None = None
 
     async def run(self) -> Snapshot:
         """Until everything has settled, or patience is over; what the store said last."""
@@ -66,7 +68,7 @@ class Demonstration:
         try:
             await self._stream(port, looking)
             self.display.tell("all orders placed; waiting until nothing is under way, parked or scheduled")
-            return await self._settle(watch, looking)
+            return await self._settle(looking)
         finally:
             looking.cancel()
             await asyncio.gather(looking, return_exceptions=True)
@@ -119,20 +121,24 @@ class Demonstration:
     async def _keep_looking(self, watch: Watch) -> None:
         while True:
             self.stage.processes.check()
-            self.display.show(await asyncio.to_thread(watch.look), len(self.placed))
+            self._latest = await asyncio.to_thread(watch.look)
+            self.display.show(self._latest, len(self.placed))
             await asyncio.sleep(LOOK_SECONDS)
 
-    async def _settle(self, watch: Watch, looking: asyncio.Task[None]) -> Snapshot:
-        deadline = asyncio.get_running_loop().time() + self.plan.patience
+    async def _settle(self, looking: asyncio.Task[None]) -> Snapshot:
+        """The first snapshot, taken after the last order, that has nothing left to do; or the last one when patience is over."""
+        deadline = time.monotonic() + self.plan.patience
+        before = self._latest
         while True:
+            await asyncio.sleep(LOOK_SECONDS / 2)
             if looking.done():
                 looking.result()
-            snapshot = await asyncio.to_thread(watch.look)
+            snapshot = self._latest
+            if snapshot is None or snapshot is before:
+                continue
             present = {reader.name for reader in snapshot.readers}
-            if (snapshot.settled and "support" in present) or asyncio.get_running_loop().time() > deadline:
-                self.display.show(snapshot, len(self.placed))
+            if (snapshot.settled and "support" in present) or time.monotonic() > deadline:
                 return snapshot
-            await asyncio.sleep(LOOK_SECONDS)
 
     def _pid(self, name: str) -> int:
         return self.stage.processes.named(name).pid

@@ -41,6 +41,10 @@ class Refused(ConnectionError):
     """The other side answered with an error of its own (5xx), or not at all."""
 
 
+class Unreachable(Refused):
+    """Nobody listens there, so the request certainly had no effect."""
+
+
 def _head_and_body(buffer: bytearray) -> tuple[list[bytes], bytes] | None:
     """Cut one whole request or response off the front of ``buffer``; None while it isn't complete."""
     end = buffer.find(b"\r\n\r\n")
@@ -228,8 +232,9 @@ class Client:
         """Send a request and wait for its answer.
 
         Raises:
-            Refused: nobody listens, the connection broke, no answer came in time, or the answer was a 5xx. Whether the request
-                took effect is then unknown: send it again with the same ``key``.
+            Unreachable: nobody listens; nothing happened.
+            Refused: the connection broke, no answer came in time, or the answer was a 5xx. Whether the request took effect is then
+                unknown: send it again with the same ``key``.
         """
         data = b"" if body is None else msgspec.json.encode(body)
         name = f"Idempotency-Key: {key}\r\n" if key else ""
@@ -250,7 +255,7 @@ class Client:
         try:
             _, protocol = await asyncio.get_running_loop().create_connection(_Calling, self._host, self._port)
         except OSError as error:
-            raise Refused(f"nobody listens on {self._host}:{self._port}") from error
+            raise Unreachable(f"nobody listens on {self._host}:{self._port}") from error
         return protocol
 
     def close(self) -> None:

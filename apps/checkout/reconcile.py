@@ -107,7 +107,7 @@ def outcome(books: Books) -> Reconciliation:
 
 
 def broken_orders(books: Books) -> set[int]:
-    """The orders that were neither carried through nor fully undone: money, parcel and stock disagree."""
+    """The orders that are neither carried through (paid, sent, their stock gone) nor fully undone."""
     charged: Counter[int] = Counter()
     for entry in books.ledgers["gateway"].entries:
         charged[entry.order_id] += entry.amount
@@ -117,7 +117,7 @@ def broken_orders(books: Books) -> set[int]:
     for order in books.orders:
         through = charged[order.order_id] == order.cents and parcels[order.order_id] == 1 and order.order_id in held
         undone = charged[order.order_id] == 0 and parcels[order.order_id] == 0 and order.order_id not in held
-        if not (through if order.state == "delivered" else undone and order.state == "cancelled"):
+        if not (through if order.state in ("placed", "delivered") else undone):
             broken.add(order.order_id)
     return broken
 

@@ -23,7 +23,7 @@ import msgspec
 from apps.checkout.data import Order
 from apps.checkout.emails import MailServer
 from apps.checkout.fraud import risk_of
-from apps.checkout.http1 import Client, Refused, Request, Response, Server
+from apps.checkout.http1 import Client, Refused, Request, Response, Server, Unreachable
 from apps.checkout.lifetime import say_ready, stop_when_told
 from apps.checkout.payment import Gateway
 from apps.checkout.settings import FRAUD_RATE, GATEWAY, MAIL, WAREHOUSE
@@ -180,27 +180,33 @@ class Turn:
         self._undo: list[tuple[str, str]] = []
 
     async def ask(self, service: str, path: str, undo: str | None = None, **more: str) -> Any:
-        """Call a service; ``undo`` is noted first, since a call without an answer may have had its effect.
+        """Call a service; what ``undo`` names is called if the order can't be finished.
 
         Raises:
             Refused: it didn't answer, three times.
         """
-        if undo is not None:
-            self._undo.append((service, undo))
+        uncertain = False
         for nth in range(1, TRIES + 1):
             try:
                 status, body = await self._services[service].call("POST", path, {**self._facts, **more})
-                if status != 200:
-                    raise RuntimeError(f"{service} did not understand {path}: {status} {body}")
-                return body
-            except Refused:
+                break
+            except Refused as error:
+                uncertain = uncertain or not isinstance(error, Unreachable)
                 if nth == TRIES:
+                    if undo is not None and uncertain:  # it may have been done; where nobody listened there is nothing to undo
+                        self._undo.append((service, undo))
                     raise
                 await asyncio.sleep(PAUSE * nth)
-        raise AssertionError("TRIES is at least 1")
+        else:
+            raise AssertionError("TRIES is at least 1")
+        if status != 200:
+            raise RuntimeError(f"{service} did not understand {path}: {status} {body}")
+        if undo is not None:
+            self._undo.append((service, undo))
+        return body
 
     async def tell(self, service: str, path: str, **more: str) -> None:
-        """Call a service whose failure shall not fail the order. What it didn't hear, it never hears."""
+        """Call a service whose failure shall not fail the order. What it doesn't hear now, it never hears."""
         try:
             await self.ask(service, path, **more)
         except Refused:

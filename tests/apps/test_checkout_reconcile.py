@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -102,7 +103,7 @@ def test_honest_books_pass() -> None:
     assert broken_orders(books) == set()
 
 
-Spoil = Callable[[Books], None]
+Spoil = Callable[[Books], object]
 
 
 def state_of(n: int, state: str) -> Spoil:
@@ -113,18 +114,23 @@ def state_of(n: int, state: str) -> Spoil:
 
 
 def ledger(name: str, change: Callable[[list[Entry]], object]) -> Spoil:
-    return lambda books: change(books.ledgers[name].entries) and None
+    return lambda books: change(books.ledgers[name].entries)
 
 
 def saw(service: str, change: Callable[[list[tuple[int, int]]], object]) -> Spoil:
-    return lambda books: change(books.seen[service]) and None
+    return lambda books: change(books.seen[service])
 
 
-def put(rows: dict, key: object, value: object) -> None:
+def put(rows: Any, key: object, value: object) -> None:
     rows[key] = value
 
 
-def swapped(rows: list) -> None:
+def alerts(books: Books) -> list[tuple[int, str]]:
+    assert books.alerts is not None
+    return books.alerts
+
+
+def swapped(rows: list[tuple[int, int]]) -> None:
     rows[0], rows[1] = rows[1], rows[0]
 
 
@@ -165,9 +171,9 @@ SPOILED: dict[str, tuple[str, Spoil]] = {
     "analytics counted once too often": ("analytics agrees", lambda b: put(b.totals, "placed", (6, 16000))),
     "analytics missed a refund": ("analytics agrees", lambda b: b.totals.pop("refunded")),
     "analytics lost a day": ("analytics agrees", lambda b: b.days.clear()),
-    "support missed a VIP": ("support was told", lambda b: b.alerts.pop()),
-    "support was told twice": ("support was told", lambda b: b.alerts.append(b.alerts[0])),
-    "support heard of somebody else": ("support was told", lambda b: b.alerts.append((2, "a VIP has ordered"))),
+    "support missed a VIP": ("support was told", lambda b: alerts(b).pop()),
+    "support was told twice": ("support was told", lambda b: alerts(b).append(alerts(b)[0])),
+    "support heard of somebody else": ("support was told", lambda b: alerts(b).append((2, "a VIP has ordered"))),
     "support was never there": ("support was told", lambda b: setattr(b, "alerts", None)),
     "a service lost an event": ("nothing lost", saw("payment", lambda s: s.pop())),
     "a service saw an event twice": ("nothing lost", saw("inventory", lambda s: s.append(s[-1]))),
@@ -178,7 +184,7 @@ SPOILED: dict[str, tuple[str, Spoil]] = {
     "the log has an event twice": ("the log tells", lambda b: b.log.append(b.log[4]._replace(position=999))),
     "the log has a refund before its charge": (
         "the log tells",
-        lambda b: [put(b.log, n, e._replace(position=0)) for n, e in enumerate(b.log) if e.type == "payment.RefundRequested"],
+        lambda b: setattr(b, "log", [e._replace(position=0) if e.type == "payment.RefundRequested" else e for e in b.log]),
     ),
 }
 
@@ -206,7 +212,6 @@ def test_a_reservation_of_a_delivered_order_must_have_been() -> None:
 @pytest.mark.parametrize(
     "what",
     [
-        "an order never ended",
         "charged twice under two keys",
         "a refund is missing",
         "shipped twice",
