@@ -205,8 +205,8 @@ class Unit(Protocol):
         """Take free lanes (nobody's, or a dead worker's) in whole groups until ``share`` groups are held; the lanes taken."""
         ...
 
-    def advance(self, subscription: str, worker: str, rows: Sequence[tuple[int, int, int, str | None]]) -> list[int]:
-        """Write checkpoints ``(lane, epoch, position, open)``; the lanes where worker and epoch no longer fit (fenced)."""
+    def advance(self, subscription: str, worker: str, rows: Sequence[tuple[int, int, int, str | None]]) -> list[tuple[int, int]]:
+        """Write checkpoints ``(lane, epoch, position, open)``; lane and epoch of those where they no longer fit (fenced)."""
         ...
 
     def release(self, subscription: str, worker: str, lanes: Iterable[int]) -> None: ...

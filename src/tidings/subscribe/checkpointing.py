@@ -95,6 +95,11 @@ class Checkpointing:
         """Ends that are not written."""
         return len(self.ended) + len(self.writing) + len(self.dirty) + self._busy
 
+    @property
+    def writes(self) -> bool:
+        """A flush is on its way."""
+        return self._busy
+
     def begin_age(self) -> None:
         """The first end since the last flush: it is written within ``age`` seconds."""
         if self._timer is None:
@@ -160,7 +165,7 @@ class Checkpointing:
         cursor = self._feed.cursor
         fenced = unit.advance(self._name, self._worker, [lane.checkpoint(finished, cursor) for lane, finished in by_lane.items()])
         if fenced:
-            result.fenced = [lane for lane in by_lane if lane.lane in fenced]
+            result.fenced = [lane for lane in by_lane if (lane.lane, lane.epoch) in fenced]
             special = [ctx for ctx in special if ctx.lane not in result.fenced]
         result.finished = [(lane, finished) for lane, finished in by_lane.items() if lane not in result.fenced]
         if special:

@@ -116,6 +116,8 @@ class Crew:
                 sleepers.wake()
             if pace is not None and (pause := pace.wait()) > 0:
                 await asyncio.sleep(pause)
+                if runner.unbegun(ctx):
+                    continue
             self.running += 1
             slots[number] = ctx
             if timed:

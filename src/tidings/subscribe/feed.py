@@ -7,6 +7,7 @@ waits in that key's chain. Rows that nobody has taken are not open: the cursor h
 from __future__ import annotations
 
 import operator
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
@@ -34,6 +35,7 @@ class Feed:
 
     Attributes:
         lanes: what this process holds. cursor: rows up to here were taken or are not ours. fetched: rows up to here have been put in.
+        until: end of the worker's lease on ``now``; behind it nothing is taken, since others may have the lanes, and ``expired`` is called.
         ready: released by their key, or handed back. urgent: parked events whose time has come. closed: only urgent ones may be taken.
     """
 
@@ -47,6 +49,9 @@ class Feed:
         self.cursor = 0
         self.fetched = 0
         self.closed = False
+        self.until = float("inf")
+        self.now: Callable[[], float] = time.monotonic
+        self.expired: Callable[[], None] = lambda: None
         self.ready: deque[Context] = deque()
         self.urgent: deque[Context] = deque()
         self._rows: Iterator[tuple[Any, ...]] = iter(())
@@ -119,6 +124,9 @@ class Feed:
 
     def take(self) -> Context | None:
         """The next event that may be handled now; None if there is none."""
+        if self.now() > self.until:  # frozen, or the store could not be written
+            self.expired()
+            return None
         if self.urgent:
             return self.urgent.popleft()
         if self.closed:
@@ -185,7 +193,7 @@ class Feed:
         """Back to the front, as if they had never been taken."""
         for ctx in reversed(batch):
             ctx.reset()
-            if not ctx.lane.kept:
+            if not ctx.lane.kept or self.lanes[ctx.lane.lane] is not ctx.lane:
                 self.release(ctx)
             elif ctx.parked:
                 self.urgent.appendleft(ctx)

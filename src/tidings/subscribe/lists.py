@@ -65,8 +65,9 @@ class Lists:
                     break
                 since = since if gathered else time.monotonic()
                 gathered.append(ctx)
-            for ctx in [ctx for ctx in gathered if not ctx.lane.kept or runner.feed.lanes[ctx.lane.lane] is None]:
+            for ctx in [ctx for ctx in gathered if runner.feed.lanes[ctx.lane.lane] is not ctx.lane]:
                 gathered.remove(ctx)
+                runner.unbegun(ctx)
             left = self._age - (time.monotonic() - since)
             full = len(gathered) >= self._size or (gathered and (gathered[0].parked or runner.feed.urgent or left <= 0))
             if runner.stopping:
@@ -84,8 +85,10 @@ class Lists:
             self.running = 1
             if runner.pace is not None:
                 await asyncio.sleep(max([runner.pace.wait() for _ in batch]))
+                self._batch = batch = [ctx for ctx in batch if not runner.unbegun(ctx)]
             try:
-                await self._handle(batch)
+                if batch:
+                    await self._handle(batch)
             finally:
                 self._batch, self.running = [], 0
             runner.signal()

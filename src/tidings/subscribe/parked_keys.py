@@ -30,7 +30,7 @@ class ParkedKeys:
     """The store has the rows; this has what must be known of them at each event: is its key parked?
 
     Attributes:
-        keys: parked ones. An event of such a key is not handled but put behind the others.
+        keys: parked ones, and the lane of each. An event of such a key is not handled but put behind the others.
         running: whose head is in a handler's hands, or on the way there.
         unsettled: ends that are not committed yet, by key; a key with one can't become free.
         stuck: keys with a thread that ran past its time-out and goes on.
@@ -46,7 +46,7 @@ class ParkedKeys:
         self._feed = feed
         self._clock = clock
         self._loop = asyncio.get_running_loop()
-        self.keys: set[Any] = set()
+        self.keys: dict[Any, int] = {}
         self.running: set[Any] = set()
         self.unsettled: Counter[Any] = Counter()
         self.stuck: dict[Any, tuple[float, Context]] = {}
@@ -73,9 +73,9 @@ class ParkedKeys:
         if state.state == "free":
             self._heads.pop(key, None)
             if not self.unsettled.get(key):
-                self.keys.discard(key)
+                self.keys.pop(key, None)
             return
-        self.keys.add(key)
+        self.keys[key] = state.lane
         if state.state == "retry" and key not in self.running:
             self._heads[key] = state
             self._sequence += 1
@@ -93,15 +93,14 @@ class ParkedKeys:
             if key in self.running or self.unsettled.get(key):
                 continue
             if state.state == "waiting":  # its head was dropped by an operator
-                self.keys.add(key)
+                self.keys[key] = state.lane
                 self._promote(key, state)
             else:
                 self.apply(key, state)
-        for key in [key for key in self.keys if key not in seen and key not in self.running and not self.unsettled.get(key)]:
-            head = self._heads.get(key)
-            if head is None or head.lane in lanes:
+        for key in [key for key, lane in self.keys.items() if lane in lanes and key not in seen]:
+            if key not in self.running and not self.unsettled.get(key):
                 self._heads.pop(key, None)
-                self.keys.discard(key)
+                del self.keys[key]
 
     def settled(self, key: Any) -> None:
         """One end of this key is committed."""
@@ -112,9 +111,9 @@ class ParkedKeys:
 
     def forget_lost(self) -> None:
         """Lanes went away: their keys are others' now."""
-        for key in [key for key, state in self._heads.items() if self._feed.lanes[state.lane] is None]:
-            del self._heads[key]
-            self.keys.discard(key)
+        for key in [key for key, lane in self.keys.items() if self._feed.lanes[lane] is None]:
+            self._heads.pop(key, None)
+            del self.keys[key]
 
     def stick(self, ctx: Context, since: float) -> Callable[[], None]:
         """Its thread goes on past its time-out; call what is returned when it has ended."""

@@ -116,7 +116,7 @@ class Runner:
             clock,
             age=options.checkpoint_age,
             holds=options.on_dead == "hold" and options.order != "none",
-            settle=self.settle,
+            settle=lambda committed: self.settle(committed, counted=True),
             trouble=self._note_trouble,
         )
         self._serial = Serial(self, shared=options.shared_tx and serial)
@@ -193,6 +193,37 @@ class Runner:
         self.feed.discard(lambda ctx: ctx.lane.lane in lanes)
         self.parked.forget_lost()
         self._share_changed()
+
+    def leased(self, until: float) -> None:
+        """The worker's lease holds until then (on the clock's monotonic reading), and lanes that went to others are dropped."""
+        self.feed.until = until
+        self._look()
+
+    def look_again(self) -> None:
+        """An operator has changed something: read the parked rows of our lanes again.
+
+        In the writer's turn, and posted to the loop from there: so it is seen in the same order as every other commit of this process.
+        Read beside them, it could undo what was settled since.
+        """
+        numbers = {lane.lane for lane in self.feed.held()}
+        if numbers:
+            now = int(self._clock.time() * 1_000_000)
+            future = self.store.write(lambda unit: unit.parked_keys(self.name, sorted(numbers), now))
+            future.add_done_callback(lambda done: self._on_loop(lambda: self._looked(done, numbers)))
+
+    def _looked(self, future: Future[list[KeyState]], numbers: set[int]) -> None:
+        if (error := future.exception()) is not None:
+            self._note_trouble(error)
+            self._loop.call_later(1.0, self.look_again)
+        elif not self.stopping:
+            self.refresh(future.result(), numbers)
+
+    def unbegun(self, ctx: Context) -> bool:
+        """After a wait between taking and beginning: whether it must not begin any more; then it is given up, and stays open."""
+        if not self.stopping and self.feed.lanes[ctx.lane.lane] is ctx.lane:
+            return False
+        self.parked.running.discard(ctx.key_id) if ctx.parked else self.feed.release(ctx)
+        return True
 
     def busy_lanes(self) -> set[int]:
         """Lanes with a handler running or an end not yet written."""
@@ -338,7 +369,7 @@ class Runner:
         if ctx.failure is not None or ctx.parked:
             self.parked.unsettled[key] += 1
         if ctx.failure is not None:
-            self.parked.keys.add(key)
+            self.parked.keys[key] = ctx.lane.lane
             if self.order == "log":
                 self._look()
         self.ended(ctx)
@@ -353,18 +384,17 @@ class Runner:
         if ctx.failure is None:
             self.handled += 1
 
-    def settle(self, committed: Committed) -> None:
-        """On the loop, behind the commit."""
+    def settle(self, committed: Committed, *, counted: bool = False) -> None:
+        """On the loop, behind the commit. ``counted``: ``finish`` has counted its ends as unsettled, so they are taken off again."""
         for lane in committed.fenced:
             self.drop(lane)
         probe = False
         failures, last = 0, None
-        own = committed.batch is not self.checkpointing.writing
         for ctx in committed.batch:
             failure = ctx.failure
             if failure is None and not ctx.parked:
                 continue
-            if self.parked.unsettled.get(ctx.key_id):
+            if counted:
                 self.parked.settled(ctx.key_id)
             if failure is None:
                 probe = True
@@ -373,7 +403,7 @@ class Runner:
                 self.dead += failure.delay is None
                 failures += 1
                 last = failure.error
-        self.health.note(len(committed.batch) - failures if own else max(0, len(committed.batch) - failures), failures, last)
+        self.health.note(len(committed.batch) - failures, failures, last)
         self.published += committed.published
         self._probe_succeeded = self._probe_succeeded or probe
         for key, state in committed.keys:
@@ -458,8 +488,14 @@ class Runner:
 
     def sweep(self) -> None:
         """Write the position of lanes in which nothing of ours came by, so that status and retention see them pass."""
+        if self.checkpointing.writes:
+            return  # in one group with it, this would write positions that don't know of its ends yet
         self._last_sweep = time.monotonic()
         cursor = self.feed.cursor
+        for lane in self.feed.held():
+            if lane.recovered and lane.start <= cursor:  # nobody here handles their type any more
+                lane.open -= lane.recovered
+                lane.recovered.clear()
         lanes = [lane for lane in self.feed.held() if lane.swept < cursor and lane.start <= cursor and not lane.recovered]
         if not lanes:
             return
@@ -471,13 +507,13 @@ class Runner:
             return
         future.add_done_callback(lambda done: self._on_loop(lambda: self._swept(lanes, done)))
 
-    def _swept(self, lanes: list[LaneState], future: Future[list[int]]) -> None:
+    def _swept(self, lanes: list[LaneState], future: Future[list[tuple[int, int]]]) -> None:
         if future.exception() is not None:
             for lane in lanes:
                 lane.swept = 0
             return
         for lane in lanes:
-            if lane.lane in future.result():
+            if (lane.lane, lane.epoch) in future.result():
                 self.drop(lane)
 
     def poke(self) -> None:

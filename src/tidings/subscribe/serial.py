@@ -67,12 +67,18 @@ class Serial:
 
     async def _run(self) -> None:
         runner, take = self._runner, self._runner.feed.take
+        parked = runner.parked.keys
         loop = asyncio.get_running_loop()
         while True:
             batch: list[Context] = []
             most = 1 if runner.pace is not None else self._most
             while len(batch) < most and (ctx := take()) is not None:
-                batch.append(ctx)
+                if parked and not ctx.parked and ctx.key_id in parked:
+                    # Its head may not be written yet: through the same queue, so that it can't be parked before it.
+                    ctx.failure = FOLLOWS
+                    runner.finish(ctx)
+                else:
+                    batch.append(ctx)
             if not batch:
                 runner.checkpointing.flush()
                 runner.signal()
@@ -80,6 +86,9 @@ class Serial:
                 continue
             if runner.pace is not None and (pause := runner.pace.wait()) > 0:
                 await asyncio.sleep(pause)
+                batch = [ctx for ctx in batch if not runner.unbegun(ctx)]
+                if not batch:
+                    continue
             if self._thread is None:
                 self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"tidings-{runner.name}-tx")
             self._given_up = given_up = loop.create_future()

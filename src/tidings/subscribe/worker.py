@@ -19,7 +19,7 @@ from datetime import datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ..clock import Clock
+from ..clock import Clock, SystemClock
 from ..envelope import LANES
 from ..errors import StoreError
 from ..store.port import Lane, SubscriptionRow, WorkerRow
@@ -90,6 +90,8 @@ class Worker:
         self.trouble: str | None = None
         self._checked = 0.0
         self._giving_back: dict[str, set[int]] = {}
+        self._looking = asyncio.Lock()
+        self._hurrying = False
         self._stopping = False
         self._due: int | None = None
         self._waker: Waker | None = None
@@ -122,6 +124,8 @@ class Worker:
             )
             runner.changed = self.settled.set
             runner.reached_head = self._on_head
+            runner.feed.now = time.monotonic if isinstance(self._clock, SystemClock) else self._clock.monotonic
+            runner.feed.expired = self._on_expired
             self.runners[subscription.name] = runner
             runner.start()
         self._store.on_commit(self._on_commit)
@@ -233,6 +237,20 @@ class Worker:
             await asyncio.wrap_future(self._store.write(lambda unit: self._enrol(unit, self._now())))
         self.renewed, self.trouble = until - self.lease, None
         await self._look_at_control(force=True)
+        for runner in self.runners.values():
+            runner.leased(until)
+
+    def _on_expired(self) -> None:
+        """A runner wants to go on and the lease is over: renew it now, and see which lanes are still ours."""
+        if not self._hurrying and not self._stopping:
+            self._hurrying = True
+            self._spawn(self._hurry())
+
+    async def _hurry(self) -> None:
+        try:
+            await self.balance()
+        finally:
+            self._hurrying = False
 
     def _renew(self, unit: Any, until: float, info: dict[str, Any]) -> bool:
         if not unit.renew(self.id, until, info):
@@ -241,14 +259,20 @@ class Worker:
         return True
 
     async def _look_at_control(self, force: bool = False) -> None:
+        # One at a time: two that interleave would each judge by a snapshot from before the other's claims.
+        async with self._looking:
+            await self._look(force)
+
+    async def _look(self, force: bool) -> None:
         self._checked = time.monotonic()
         control, rows, workers, lanes = await self._loop.run_in_executor(self._readers, self._store.query, self._snapshot)
-        changed, self._control = control != self._control, control
+        changed = control != self._control
         if not changed and not force:
             return
         by_name = {row.name: row for row in rows}
         for name, runner in self.runners.items():
             await self._share(runner, by_name.get(name), workers, [lane for lane in lanes if lane.subscription == name], changed)
+        self._control = control
 
     @staticmethod
     def _snapshot(unit: Any) -> tuple[int, list[SubscriptionRow], list[WorkerRow], list[Lane]]:
@@ -263,6 +287,9 @@ class Worker:
                 runner.drop(held)
         if row is None:  # removed by an operator
             return
+        orphans = set(mine) - {lane.lane for lane in runner.held_lanes()} - self._giving_back.get(name, set())
+        if orphans:  # ours in the store and not in memory: nobody would read them
+            await asyncio.wrap_future(self._store.write(lambda unit: unit.release(name, self.id, orphans)))
         runner.pause(row.paused)
         giving = self._giving_back.get(name, set())
         if giving:
@@ -290,11 +317,8 @@ class Worker:
 
             taken, keys = await asyncio.wrap_future(self._store.write(claim))
             runner.take(taken, keys)
-        if changed and (numbers := [lane.lane for lane in runner.held_lanes()]):
-            keys = await self._loop.run_in_executor(
-                self._readers, self._store.query, lambda unit: unit.parked_keys(name, numbers, self._now())
-            )
-            runner.refresh(keys, set(numbers))
+        if changed:
+            runner.look_again()
 
     async def _hand_over(self, runner: Runner, lanes: set[int]) -> None:
         """Release those of the lanes in which nothing runs any more; the others at the next look."""
@@ -397,12 +421,16 @@ class Worker:
             def old(unit: Any, before: int = before) -> int:
                 return min(unit.trimmable(), unit.first_position_at(before))  # type: ignore[no-any-return]
 
-            upto = await self._loop.run_in_executor(self._readers, self._store.query, old)
-            while await self._trim_chunk(upto):
-                await asyncio.sleep(0.05)
+            try:
+                upto = await self._loop.run_in_executor(self._readers, self._store.query, old)
+                while await self._trim_chunk(upto):  # noqa: ASYNC110 (a pace, not a wait for something)
+                    await asyncio.sleep(0.05)
+            except StoreError as error:
+                log.warning("old events stay for now: %s", error)
 
     async def _trim_chunk(self, upto: int) -> int:
-        return await asyncio.wrap_future(self._store.write(lambda unit: unit.trim(upto, TRIM_CHUNK)))
+        # Looked at again in the transaction that deletes: a subscription may have been added or rewound since.
+        return await asyncio.wrap_future(self._store.write(lambda unit: unit.trim(min(upto, unit.trimmable()), TRIM_CHUNK)))
 
     async def _condense(self) -> None:
         """Let ``search`` know full blocks of the log, one at a time. The worker that has lived longest does it for all of the store."""

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from ...clock import Clock, SystemClock
 from ...errors import ConfigurationError, StoreBusy, StoreError, StoreNotInitialised
 from . import schema
-from .connect import BUSY_SECONDS, boot_id, connect, explain, path_of
+from .connect import BUSY_SECONDS, boot_id, connect, explain, is_busy, is_store_failure, path_of
 from .unit import READ, SQLiteUnit
 from .writer import Writer, WriteTurn
 
@@ -203,7 +203,7 @@ class SQLiteStore:
     def handling_connection(self) -> sqlite3.Connection:
         """This thread's connection for handlers' transactions."""
         conn: sqlite3.Connection | None = getattr(self._readers, "handling", None)
-        if conn is None:
+        if conn is None or not _usable(conn):
             conn = self._readers.handling = self.connect()
             self._reading.append(conn)
         return conn
@@ -217,12 +217,22 @@ class SQLiteStore:
         return conn
 
     def is_busy(self, error: BaseException) -> bool:
-        """Whether an error means that the store was busy, so that the same work is simply run again."""
-        from .connect import is_busy
+        """Whether an error means that the store was busy or failed (a full disk), so that the same work is simply run again.
 
-        return isinstance(error, StoreBusy) or is_busy(error)
+        Looks through what SQLAlchemy (``orig``) and Django (``__cause__``) make of the driver's errors.
+        """
+        cause = getattr(error, "orig", None) or error.__cause__
+        return isinstance(error, StoreBusy) or any(is_busy(one) or is_store_failure(one) for one in (error, cause) if one is not None)
 
     def announce(self) -> None:
         """Tell this process's readers that something was committed."""
         for callback in self._committed:
             callback()
+
+
+def _usable(conn: sqlite3.Connection) -> bool:
+    """Whether a connection is still open: a handler may have closed the one it was given."""
+    try:
+        return conn.total_changes >= 0
+    except sqlite3.ProgrammingError:
+        return False

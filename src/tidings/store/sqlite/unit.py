@@ -325,13 +325,14 @@ class SQLiteUnit:
                 "DELETE FROM tidings_workers WHERE worker = ?1 AND NOT EXISTS (SELECT 1 FROM tidings_lanes WHERE worker = ?1)", (worker,)
             )
 
-    def advance(self, subscription: str, worker: str, rows: Sequence[tuple[int, int, int, str | None]]) -> list[int]:
+    def advance(self, subscription: str, worker: str, rows: Sequence[tuple[int, int, int, str | None]]) -> list[tuple[int, int]]:
         statement = "UPDATE tidings_lanes SET position = ?, open = ? WHERE subscription = ? AND lane = ? AND worker = ? AND epoch = ?"
         arguments = [(position, open_, subscription, lane, worker, epoch) for lane, epoch, position, open_ in rows]
         if self._conn.executemany(statement, arguments).rowcount == len(rows):
             return []
         owned = {(row.lane, row.epoch) for row in self.lanes(subscription) if row.worker == worker}
-        return [lane for lane, epoch, _, _ in rows if (lane, epoch) not in owned]
+        # By epoch: a worker may have lost a lane and taken it again, and hold events of both times.
+        return [(lane, epoch) for lane, epoch, _, _ in rows if (lane, epoch) not in owned]
 
     def release(self, subscription: str, worker: str, lanes: Iterable[int]) -> None:
         self._conn.executemany(

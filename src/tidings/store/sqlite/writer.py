@@ -11,7 +11,7 @@ from concurrent.futures import Future
 from typing import Any, NamedTuple
 
 from ...errors import StoreError
-from .connect import explain
+from .connect import explain, is_busy
 
 log = logging.getLogger("tidings.store")
 
@@ -24,25 +24,30 @@ class WriteTurn:
 
     def __init__(self) -> None:
         self._guard = threading.Lock()
-        self._waiting: deque[threading.Lock] = deque()
+        self._waiting: deque[Callable[[], None]] = deque()
         self._taken = False
 
     def acquire(self) -> None:
+        mine = threading.Lock()
+        mine.acquire()
+        self.request(mine.release)
+        mine.acquire()  # until the turn is handed over
+
+    def request(self, granted: Callable[[], None]) -> None:
+        """Call ``granted`` when the turn is the caller's: at once, or in the thread that releases it. For those who may not block."""
         with self._guard:
-            if not self._taken:
-                self._taken = True
+            if self._taken:
+                self._waiting.append(granted)
                 return
-            mine = threading.Lock()
-            mine.acquire()
-            self._waiting.append(mine)
-        mine.acquire()  # until release() hands the turn over
+            self._taken = True
+        granted()
 
     def release(self) -> None:
         with self._guard:
-            if self._waiting:
-                self._waiting.popleft().release()
-            else:
-                self._taken = False
+            self._taken = bool(self._waiting)
+            granted = self._waiting.popleft() if self._waiting else None
+        if granted is not None:
+            granted()
 
     def __enter__(self) -> None:
         self.acquire()
@@ -74,21 +79,24 @@ class Writer:
         self._jobs: deque[_Job] = deque()
         self._wake = threading.Semaphore(0)
         self._closing = False
+        self._submitting = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="tidings-writer", daemon=True)
         self._thread.start()
 
     def submit(self, work: Callable[[Any], Any], after: Callable[[Any], None] | None = None) -> Future[Any]:
         """Queue a job; the future has its result once it is durable. ``after`` gets it first, still in the process's turn."""
-        if self._closing:
-            raise StoreError("the store is closed", path=self._path)
         future: Future[Any] = Future()
-        self._jobs.append(_Job(work, after, future))
+        with self._submitting:
+            if self._closing:
+                raise StoreError("the store is closed", path=self._path)
+            self._jobs.append(_Job(work, after, future))
         self._wake.release()
         return future
 
     def close(self) -> None:
         """Finish what is queued, then end the thread and its connection."""
-        self._closing = True
+        with self._submitting:  # behind a job that is being queued, so that none is left behind
+            self._closing = True
         self._wake.release()
         self._thread.join()
         self._conn.close()
@@ -111,11 +119,13 @@ class Writer:
         try:
             results = self._transact(group)
         except BaseException as error:
-            if len(group) > 1:  # one job's error is not its neighbours': each alone
+            if len(group) > 1 and not is_busy(error):  # one job's error is not its neighbours': each alone
                 for single in group:
                     self._commit([single])
                 return
-            group[0].future.set_exception(explain(error, self._path) if isinstance(error, sqlite3.Error) else error)
+            told = explain(error, self._path) if isinstance(error, sqlite3.Error) else error
+            for job in group:  # a locked file is everybody's error; each alone would wait for the time-out again
+                job.future.set_exception(told)
             return
         for job, result in zip(group, results, strict=True):
             if job.after is not None:
