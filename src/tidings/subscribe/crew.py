@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import HandlerTimeout, StoreError
 from ..publish.publisher import current
@@ -25,6 +25,15 @@ if TYPE_CHECKING:
 
 YIELD = 127
 """After this many events in one go the loop gets its turn (a power of two less one)."""
+
+
+CHUNK = 64
+CHUNK_SECONDS = 0.001
+"""Synchronous handlers share a trip to a thread as long as it takes no longer than this."""
+
+
+class _Raised(NamedTuple):
+    error: BaseException
 
 
 class Sleepers:
@@ -71,6 +80,8 @@ class Crew:
         self.running = 0
         self.sleepers = Sleepers(runner.feed_has_work)
         self._slots: list[Context | None] = [None] * size
+        self._chunks: dict[int, list[Context]] = {}
+        self._seconds = CHUNK_SECONDS  # that a synchronous handler took, lately
         self._started = [0.0] * size
         self._tasks: list[asyncio.Task[None]] = []
         self._threads: ThreadPoolExecutor | None = None
@@ -95,7 +106,7 @@ class Crew:
 
     def handling(self) -> list[Context]:
         """What is in handlers' hands."""
-        return [ctx for ctx in self._slots if ctx is not None]
+        return [ctx for ctx in (*self._slots, *(ctx for chunk in self._chunks.values() for ctx in chunk)) if ctx is not None]
 
     async def _run(self, number: int) -> None:
         runner, slots, sleepers = self._runner, self._slots, self.sleepers
@@ -129,6 +140,9 @@ class Crew:
                 elif handler.tx is not None:
                     if await self._in_transaction(ctx):
                         continue
+                elif not handler.is_async and not timed and pace is None:
+                    await self._in_chunk(number, ctx)
+                    continue
                 else:
                     event = runner.decode(ctx)
                     if handler.where is None or handler.where(event):
@@ -150,7 +164,7 @@ class Crew:
                 slots[number] = None
             if ctx.failure is not None or ctx.outputs is not None or ctx.parked:
                 runner.finish(ctx)
-            else:
+            else:  # as in _end, which would cost a call
                 lane, position = ctx.lane, ctx.row[POSITION]
                 lane.open.discard(position)
                 if position > lane.high:
@@ -167,6 +181,80 @@ class Crew:
             if not count & YIELD:
                 await asyncio.sleep(0)
 
+    async def _in_chunk(self, number: int, first: Context) -> None:
+        """Quick synchronous handlers share one trip to a thread, which costs more than they do; slow ones have one each.
+
+        No event is in two chunks' hands and no key twice in one: the feed keeps the followers of a key back until it has ended.
+        """
+        runner = self._runner
+        chunk, parked = [first], runner.parked.keys
+        # With order="log" what comes behind must not begin before this one has ended.
+        most = 1 if runner.order == "log" else min(CHUNK, int(CHUNK_SECONDS / max(self._seconds, 1e-9)))
+        while len(chunk) < most and (ctx := runner.feed.take()) is not None:
+            if ctx.handler.is_async or ctx.handler.tx is not None:
+                runner.feed.again([ctx])
+                break
+            if parked and not ctx.parked and ctx.key_id in parked:
+                ctx.failure = FOLLOWS
+                runner.finish(ctx)
+            else:
+                chunk.append(ctx)
+        self._chunks[number] = chunk
+        try:
+            results = await asyncio.wrap_future(self._pool().submit(self._call_chunk, chunk))
+        finally:
+            del self._chunks[number]
+        for ctx, result in zip(chunk, results, strict=True):
+            if isinstance(result, _Raised):
+                runner.fail(ctx, result.error)
+            elif result is not None or ctx.published is not None:
+                try:
+                    runner.collect(ctx, result)
+                except Exception as error:
+                    runner.fail(ctx, error)
+            self._end(ctx)
+
+    def _call_chunk(self, chunk: list[Context]) -> list[Any]:
+        """In a thread: what each handler returned or raised."""
+        decode = self._runner.decode
+        results: list[Any] = []
+        began = time.perf_counter()
+        for ctx in chunk:
+            try:
+                event = decode(ctx)
+                handler = ctx.handler
+                if handler.where is None or handler.where(event):
+                    current.set(ctx)
+                    results.append(handler.call(event, ctx))
+                else:
+                    results.append(None)
+            except BaseException as error:
+                results.append(_Raised(error))
+        self._seconds = 0.5 * self._seconds + 0.5 * (time.perf_counter() - began) / len(chunk)
+        return results
+
+    def _end(self, ctx: Context) -> None:
+        """A handler without a transaction has ended."""
+        if ctx.failure is not None or ctx.outputs is not None or ctx.parked:
+            self._runner.finish(ctx)
+            return
+        checkpointing, lane, position = self._runner.checkpointing, ctx.lane, ctx.row[POSITION]
+        lane.open.discard(position)
+        lane.high = max(lane.high, position)
+        self._runner.feed.release(ctx)
+        self._runner.handled += 1
+        checkpointing.dirty.add(lane)
+        checkpointing.plain += 1
+        if checkpointing.plain == 1:
+            checkpointing.begin_age()
+        elif checkpointing.plain >= FLUSH_SIZE:
+            checkpointing.flush()
+
+    def _pool(self) -> ThreadPoolExecutor:
+        if self._threads is None:
+            self._threads = ThreadPoolExecutor(min(len(self._slots), 64), thread_name_prefix=f"tidings-{self._runner.name}")
+        return self._threads
+
     def _cancelled(self, ctx: Context, error: asyncio.CancelledError) -> None:
         """The watchdog's doing is a failure of the handler; an inner task's too; the end of the worker is neither."""
         task = asyncio.current_task()
@@ -181,15 +269,13 @@ class Crew:
 
     async def _in_thread(self, ctx: Context, event: Any) -> Any:
         """Call a synchronous handler without blocking the loop."""
-        if self._threads is None:
-            self._threads = ThreadPoolExecutor(min(len(self._slots), 64), thread_name_prefix=f"tidings-{self._runner.name}")
         call = ctx.handler.call
 
         def run() -> Any:
             current.set(ctx)
             return call(event, ctx)
 
-        future = self._threads.submit(run)
+        future = self._pool().submit(run)
         try:
             return await asyncio.wrap_future(future)
         except asyncio.CancelledError:

@@ -18,7 +18,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from ..envelope import LANES
-from ..errors import Fenced, StoreError, TidingsError, UndecodableEvent
+from ..errors import Fenced, StoreError, UndecodableEvent
 from ..publish.publisher import current
 from ..store.port import KeyState, Lane
 from .checkpointing import Checkpointing, Committed
@@ -125,6 +125,7 @@ class Runner:
             self.crew = Lists(self, options.size, options.age)
         else:
             self.crew = self._serial if serial else Crew(self, 1 if alone else options.concurrency)
+        self.feed.given_up = self.parked.ended
         self.parked.loaded = self.crew.sleepers.wake
         self.feed.wanted = self._more.set
 
@@ -220,9 +221,9 @@ class Runner:
 
     def unbegun(self, ctx: Context) -> bool:
         """After a wait between taking and beginning: whether it must not begin any more; then it is given up, and stays open."""
-        if not self.stopping and self.feed.lanes[ctx.lane.lane] is ctx.lane:
+        if not self.stopping and self._holds(ctx.lane):
             return False
-        self.parked.running.discard(ctx.key_id) if ctx.parked else self.feed.release(ctx)
+        self.feed.release(ctx)
         return True
 
     def busy_lanes(self) -> set[int]:
@@ -303,7 +304,7 @@ class Runner:
             after = feed.fetched
             try:
                 block, index = await self._tail.read(after)
-            except (TidingsError, OSError) as error:
+            except Exception as error:  # whatever it is: a reader that ended would stop the subscription in silence
                 await self.in_trouble(error)
                 continue
             if after != feed.fetched:
@@ -366,21 +367,22 @@ class Runner:
     def finish(self, ctx: Context) -> None:
         """A handler has ended; its end is still to be written."""
         key = ctx.key_id
-        if ctx.failure is not None or ctx.parked:
+        if self._holds(ctx.lane) and (ctx.failure is not None or ctx.parked):
             self.parked.unsettled[key] += 1
-        if ctx.failure is not None:
-            self.parked.keys[key] = ctx.lane.lane
-            if self.order == "log":
-                self._look()
+            if ctx.failure is not None:
+                self.parked.keys[key] = ctx.lane.lane
+                if self.order == "log":
+                    self._look()
         self.ended(ctx)
         self.checkpointing.end(ctx)
 
+    def _holds(self, lane: LaneState) -> bool:
+        """Still, or not any more, or again: a lane that was lost and taken again is another hold, to which old events say nothing."""
+        return self.feed.lanes[lane.lane] is lane
+
     def ended(self, ctx: Context) -> None:
         """What follows it may begin."""
-        if ctx.parked:
-            self.parked.running.discard(ctx.key_id)
-        else:
-            self.feed.release(ctx)
+        self.feed.release(ctx)
         if ctx.failure is None:
             self.handled += 1
 
@@ -394,7 +396,7 @@ class Runner:
             failure = ctx.failure
             if failure is None and not ctx.parked:
                 continue
-            if counted:
+            if counted and self._holds(ctx.lane):
                 self.parked.settled(ctx.key_id)
             if failure is None:
                 probe = True
@@ -406,8 +408,9 @@ class Runner:
         self.health.note(len(committed.batch) - failures, failures, last)
         self.published += committed.published
         self._probe_succeeded = self._probe_succeeded or probe
-        for key, state in committed.keys:
-            self.parked.apply(key, state)
+        for lane, key, state in committed.keys:
+            if self._holds(lane):
+                self.parked.apply(key, state)
         if committed.keys or failures:
             self._review()
             self._look()

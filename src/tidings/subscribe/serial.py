@@ -169,7 +169,8 @@ class Serial:
         assert kind is not None
         with runner.transactions.begin(kind) as transaction:
             if self._shared:
-                done = self._share(batch, transaction)
+                with runner.store.stepping():
+                    done = self._share(batch, transaction)
             else:
                 ctx, done = batch[0], 1
                 if not ctx.parked and ctx.key_id in runner.parked.keys:
