@@ -4,15 +4,24 @@ somewhere. (Links within docs/ are checked by `make docs`.)"""
 from __future__ import annotations
 
 import ast
+import doctest
+import inspect
+import os
 import re
+import subprocess
+import sys
 import textwrap
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 
+import tidings
 from tests.promises import PROMISES, ROOT
+from tidings.cli import cli
+from tidings.store.sqlite import schema
 
 DOCS = ROOT / "docs"
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted(DOCS.rglob("*.md"))]
@@ -56,3 +65,74 @@ def test_every_page_is_in_the_navigation() -> None:
 def test_the_promises_are_the_ones_that_the_tests_name() -> None:
     rows = re.findall(r"^\| ([a-z ]+) \|", (DOCS / "concepts" / "promises.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert tuple(rows[1:]) == PROMISES
+
+
+TITLED = re.compile(r'^```(?:python title="([^"]+)"|(console))\n(.*?)^```', re.MULTILINE | re.DOTALL)
+
+
+def test_the_tutorial_runs(tmp_path: Path) -> None:
+    """Its files are what their blocks say, one behind the other, and its commands print what stands under them."""
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONUTF8": "1",
+        "PYTHONDONTWRITEBYTECODE": "1",  # a file that grows within a second would look unchanged
+        "COLUMNS": "80",
+        "NO_COLOR": "1",
+    }
+    commands = 0
+    for block in TITLED.finditer((DOCS / "tutorial.md").read_text(encoding="utf-8")):
+        name, console, text = block.groups()
+        if console is None:
+            with (tmp_path / name).open("a", encoding="utf-8") as file:
+                file.write(("\n\n" if file.tell() else "") + text)
+            continue
+        for command in re.split(r"^\$ ", text, flags=re.MULTILINE)[1:]:
+            line, _, want = command.partition("\n")
+            ran = subprocess.run(
+                line, shell=True, cwd=tmp_path, env=environment, stdin=subprocess.DEVNULL, capture_output=True, encoding="utf-8", timeout=60
+            )
+            assert ran.returncode == 0, f"$ {line}\n{ran.stdout}{ran.stderr}"
+            same = doctest.OutputChecker().check_output(want, ran.stdout, doctest.ELLIPSIS)
+            assert same, f"$ {line}\n--- the page says\n{want}--- it prints\n{ran.stdout}"
+            commands += 1
+    assert commands, "the tutorial holds no command"
+
+
+def test_every_public_name_and_option_is_in_the_reference() -> None:
+    reference = "\n".join(page.read_text(encoding="utf-8") for page in sorted((DOCS / "reference").glob("*.md")))
+    functions = (tidings.App, tidings.App.publish, tidings.App.subscription, tidings.Retry, tidings.event, tidings.SQLiteStore)
+    options = {name for function in functions for name in inspect.signature(function).parameters if name != "self"}
+    methods = {
+        f"{cls.__name__}.{name}" for cls in (tidings.App,) for name, value in vars(cls).items() if callable(value) and name[0] != "_"
+    }
+    context = {f"ctx.{name}" for name, value in vars(tidings.Context).items() if isinstance(value, property)}
+    missing = [name for name in {*tidings.__all__, *options, *methods, *context} if not re.search(rf"`{re.escape(name)}\b", reference)]
+    assert not missing, f"docs/reference says nothing of {', '.join(sorted(missing))}"
+
+
+def test_every_table_is_in_the_reference() -> None:
+    tables = set(re.findall(r"CREATE TABLE (\w+)", schema.sql()))
+    page = (DOCS / "reference" / "tables.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^## (tidings_\w+)", page, re.MULTILINE)) == tables
+
+
+def test_every_command_and_option_is_in_the_reference() -> None:
+    page = (DOCS / "reference" / "cli.md").read_text(encoding="utf-8")
+
+    def missing(command: click.Command, heading: str) -> Iterator[str]:
+        if isinstance(command, click.Group):
+            for name in command.list_commands(click.Context(command)):
+                inner = command.get_command(click.Context(command), name)
+                assert inner is not None
+                yield from missing(inner, heading or name)
+                if heading and not re.search(rf"`{name}\b", page):
+                    yield f"{heading} {name}"
+        if heading and f"## tidings {heading}\n" not in page:
+            yield heading
+        for option in command.params:
+            for name in option.opts if isinstance(option, click.Option) else ():
+                if name.startswith("--") and name not in {"--version", "--help"} and f"`{name}" not in page and f" {name} " not in page:
+                    yield f"{heading} {name}"
+
+    assert not list(missing(cli, ""))
