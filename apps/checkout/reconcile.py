@@ -55,6 +55,14 @@ BEFORE: tuple[tuple[str, str], ...] = (
     ("shipping.OrderShipped", "shipping.OrderDelivered"),
 )
 
+# What was asked of the outside must have been answered: these subscriptions keep no rows of their own that would show a gap.
+ANSWERS: dict[str, frozenset[str]] = {
+    "payment.PaymentRequested": frozenset({"payment.PaymentCharged", "payment.PaymentDeclined"}),
+    "payment.RefundRequested": frozenset({"payment.PaymentRefunded"}),
+    "shipping.ShipmentRequested": frozenset({"shipping.OrderShipped", "shipping.ShipmentRefused"}),
+    "shipping.DeliveryExpected": frozenset({"shipping.OrderDelivered"}),
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Check:
@@ -323,3 +331,6 @@ def _story(books: Books, placed: Collection[int]) -> Iterator[str]:
         for first, later in BEFORE:
             if later in story and story.get(first, story[later]) >= story[later]:
                 yield f"order {order_id}: {later} without {first} before it"
+        for asked, answers in ANSWERS.items():
+            if asked in story and not answers & story.keys():
+                yield f"order {order_id}: {asked} at {story[asked]} was never answered"

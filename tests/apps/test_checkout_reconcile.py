@@ -182,6 +182,10 @@ SPOILED: dict[str, tuple[str, Spoil]] = {
     "a service was never there": ("nothing lost", lambda b: b.seen.pop("email")),
     "the log lost an order's beginning": ("the log tells", lambda b: b.log.pop(0)),
     "the log has an event twice": ("the log tells", lambda b: b.log.append(b.log[4]._replace(position=999))),
+    "a request to the outside was never answered": (
+        "the log tells",
+        lambda b: setattr(b, "log", [e for e in b.log if e.type != "payment.PaymentRefunded"]),
+    ),
     "the log has a refund before its charge": (
         "the log tells",
         lambda b: setattr(b, "log", [e._replace(position=0) if e.type == "payment.RefundRequested" else e for e in b.log]),
