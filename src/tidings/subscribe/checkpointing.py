@@ -39,7 +39,7 @@ class Committed:
     batch: list[Context]
     finished: list[tuple[LaneState, set[int]]] = field(default_factory=list)
     fenced: list[LaneState] = field(default_factory=list)
-    keys: list[tuple[Any, KeyState]] = field(default_factory=list)
+    keys: list[tuple[LaneState, Any, KeyState]] = field(default_factory=list)
     published: int = 0
 
     def apply(self) -> None:
@@ -188,7 +188,7 @@ class Checkpointing:
                 unit.unpark(self._name, ctx.row[POSITION])
                 touched[ctx.key_id] = ctx
         for key, ctx in touched.items():
-            result.keys.append((key, unit.key_state(self._name, ctx.row[LANE], key, now)))
+            result.keys.append((ctx.lane, key, unit.key_state(self._name, ctx.row[LANE], key, now)))
         # Last: on other stores an INSERT into the log holds its readers back until the commit.
         outputs = [output for ctx in batch for output in ctx.outputs or ()]
         unit.append([envelope for envelope, due in outputs if due is None])

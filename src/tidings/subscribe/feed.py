@@ -61,6 +61,8 @@ class Feed:
         self._busy: dict[Any, deque[Context] | None] = {}
         self._waiting = 0
         self._waiting_bytes = 0
+        self.given_up: Callable[[Context], None] = lambda ctx: None
+        """Called with a parked event that will not be handled here."""
         self.wanted: Callable[[], None] = lambda: None
         """Called when there is room for a block again."""
 
@@ -180,7 +182,9 @@ class Feed:
 
     def release(self, ctx: Context) -> None:
         """An event has ended or is given up: the next of its key may be taken."""
-        if self._chained and not ctx.parked:
+        if ctx.parked:
+            self.given_up(ctx)
+        elif self._chained:
             chain = self._busy.get(ctx.key_id)
             if chain:
                 follower = chain.popleft()

@@ -13,6 +13,7 @@ from ..errors import TidingsError
 from ..store.port import KeyState
 from .context import Context
 from .feed import Feed
+from .lanes import LaneState
 from .parking import describe
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ class ParkedKeys:
 
     Attributes:
         keys: parked ones, and the lane of each. An event of such a key is not handled but put behind the others.
-        running: whose head is in a handler's hands, or on the way there.
+        running: whose head is in a handler's hands, or on the way there, and under which hold of its lane.
         unsettled: ends that are not committed yet, by key; a key with one can't become free.
         stuck: keys with a thread that ran past its time-out and goes on.
     """
@@ -47,7 +48,7 @@ class ParkedKeys:
         self._clock = clock
         self._loop = asyncio.get_running_loop()
         self.keys: dict[Any, int] = {}
-        self.running: set[Any] = set()
+        self.running: dict[Any, LaneState] = {}
         self.unsettled: Counter[Any] = Counter()
         self.stuck: dict[Any, tuple[float, Context]] = {}
         self.paused = False
@@ -91,6 +92,7 @@ class ParkedKeys:
                 continue
             seen.add(key)
             if key in self.running or self.unsettled.get(key):
+                self.keys[key] = state.lane  # a commit that is on its way will tell more
                 continue
             if state.state == "waiting":  # its head was dropped by an operator
                 self.keys[key] = state.lane
@@ -110,10 +112,18 @@ class ParkedKeys:
             self.unsettled.pop(key, None)
 
     def forget_lost(self) -> None:
-        """Lanes went away: their keys are others' now."""
+        """Lanes went away: their keys are others' now, and what still runs or is written for them says nothing about them any more."""
         for key in [key for key, lane in self.keys.items() if self._feed.lanes[lane] is None]:
             self._heads.pop(key, None)
+            self.unsettled.pop(key, None)
             del self.keys[key]
+        for key in [key for key, lane in self.running.items() if self._feed.lanes[lane.lane] is not lane]:
+            del self.running[key]
+
+    def ended(self, ctx: Context) -> None:
+        """A head's handler has ended, or it was given up."""
+        if self.running.get(ctx.key_id) is ctx.lane:
+            del self.running[ctx.key_id]
 
     def stick(self, ctx: Context, since: float) -> Callable[[], None]:
         """Its thread goes on past its time-out; call what is returned when it has ended."""
@@ -145,8 +155,10 @@ class ParkedKeys:
                 later.append((now + 0.5, sequence, key, state))
                 continue
             self._heads.pop(key)
-            self.running.add(key)
-            due.append((key, state))
+            lane = self._feed.lanes[state.lane]
+            if lane is not None:
+                self.running[key] = lane
+                due.append((key, state))
         for entry in later:
             heapq.heappush(self._due, entry)
         self._arm()
@@ -170,15 +182,17 @@ class ParkedKeys:
         except TidingsError as error:
             log.warning("%s: parked events can't be read: %s", self._name, describe(error))
             for key, state in due:
-                self.running.discard(key)
-                state.due_in = 1.0
-                self.apply(key, state)
+                if self.running.pop(key, None) is not None:
+                    state.due_in = 1.0
+                    self.apply(key, state)
             return
         for (key, state), row in zip(due, rows, strict=True):
-            lane = self._feed.lanes[state.lane]
+            lane = self.running.get(key)
+            if lane is None or self._feed.lanes[state.lane] is not lane:
+                continue  # the lane went away meanwhile
             handler = None if row is None else self._handlers.get(row.envelope.type)
-            if lane is None or row is None or row.state != "retry" or handler is None:
-                self.running.discard(key)  # changed by an operator: a refresh follows; no handler any more: it stays parked
+            if row is None or row.state != "retry" or handler is None:
+                del self.running[key]  # changed by an operator: a refresh follows; no handler any more: it stays parked
                 continue
             ctx = Context(tuple(row.envelope), self._name, handler, lane, key)
             ctx.parked = True
