@@ -16,18 +16,16 @@ FASTEST, SLOWEST = 0.001, 10.0
 COLOURS = {"request-response": "rr", "event-driven": "ed"}
 
 _STYLE = """
-  svg { --ink: #1f2328; --soft: #656d76; --line: #d0d7de; --paper: #ffffff; --band: #f3d9d7; --rr: #d9730d; --ed: #1a66d0; --bad: #c62828; }
-  @media (prefers-color-scheme: dark) {
-    svg { --ink: #e6edf3; --soft: #9198a1; --line: #3d444d; --paper: #0d1117; --band: #4a2a2c; }
-    svg { --rr: #f0a04b; --ed: #6cb0ff; --bad: #ff7b72; }
-  }
-  text { font: 13px system-ui, -apple-system, "Segoe UI", sans-serif; fill: var(--ink); }
-  .soft { fill: var(--soft); font-size: 12px; } .title { font-size: 15px; font-weight: 600; }
-  .grid { stroke: var(--line); stroke-width: 1; fill: none; } .band { fill: var(--band); opacity: .6; }
-  .rr { stroke: var(--rr); } .ed { stroke: var(--ed); } .bad { stroke: var(--bad); }
-  .dots { stroke-width: 4; stroke-linecap: round; fill: none; opacity: .55; }
+  .paper { fill: #ffffff; } text { font: 13px system-ui, -apple-system, "Segoe UI", sans-serif; fill: #1f2328; }
+  .title { font-size: 15px; font-weight: 600; } .soft { fill: #656d76; font-size: 12px; }
+  .grid { stroke: #d0d7de; stroke-width: 1; fill: none; } .band { fill: #f3d9d7; opacity: .6; }
+  .rr { stroke: #d9730d; } .ed { stroke: #1a66d0; } .bad { stroke: #c62828; fill: none; stroke-width: 1.5; }
+  .dots { stroke-width: 4; stroke-linecap: round; fill: none; opacity: .55; } .key { stroke-width: 8; stroke-linecap: round; }
   .curve { stroke-width: 2.2; fill: none; stroke-linejoin: round; }
-  .key { stroke-width: 4; stroke-linecap: round; }
+  @media (prefers-color-scheme: dark) {
+    .paper { fill: #0d1117; } text { fill: #e6edf3; } .soft { fill: #9198a1; } .grid { stroke: #3d444d; } .band { fill: #5a2d30; }
+    .rr { stroke: #f0a04b; } .ed { stroke: #6cb0ff; } .bad { stroke: #ff7b72; }
+  }
 """
 
 
@@ -53,7 +51,7 @@ def draw(down: str, both: Sequence[Drawn]) -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-labelledby="title">',
         f'<title id="title">Event-driven and request-response, measured while {down} is down for a while</title>',
         f"<style>{_STYLE}</style>",
-        f'<rect width="{WIDTH}" height="{HEIGHT}" rx="8" fill="var(--paper)"/>',
+        f'<rect width="{WIDTH}" height="{HEIGHT}" rx="8" class="paper"/>',
         *_band(down, both, end),
         *_response(both, end),
         *_unfinished(both, end, most),
@@ -95,13 +93,13 @@ def _response(both: Sequence[Drawn], end: float) -> list[str]:
         parts.append(f'<path class="dots {COLOURS[one.style]}" d="{dots}"/>')
         crosses = "".join(f"M{_x(a.sent - one.began, end) - 3:.1f} {y(a.seconds) - 3:.1f}l6 6m0 -6l-6 6" for a in failed)
         if crosses:
-            parts.append(f'<path class="bad" fill="none" stroke-width="1.5" opacity=".8" d="{crosses}"/>')
+            parts.append(f'<path class="bad" d="{crosses}"/>')
         numbers = f"{one.style}: p50 {_short(one.response(0.5))}, p99 {_short(one.response(0.99))}"
         parts.append(f'<path class="key {COLOURS[one.style]}" d="M{across + 4} 50h0"/><text x="{across + 14}" y="55">{numbers}</text>')
-        across += 300
+        across += 315
     failed_count = sum(one.failed for one in both)
     if failed_count:
-        parts.append(f'<path class="bad" stroke-width="1.5" d="M{across} 47l6 6m0 -6l-6 6"/>')
+        parts.append(f'<path class="bad" d="M{across} 47l6 6m0 -6l-6 6"/>')
         parts.append(f'<text x="{across + 14}" y="55">{failed_count} orders refused</text>')
     return parts
 
