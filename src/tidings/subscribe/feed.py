@@ -80,6 +80,13 @@ class Feed:
         self.cursor = min(lane.first for lane in self.held())
         self.rewind()
 
+    def remove(self, number: int) -> None:
+        """Take no more of this lane. What was taken of it may still end and be written, and no cursor may carry it over what was not."""
+        lane = self.lanes[number]
+        if lane is not None:
+            lane.left = self.cursor
+            self.lanes[number] = None
+
     def rewind(self) -> None:
         """Forget rows that were put in and not taken; they are read again."""
         self._rows = iter(())

@@ -15,11 +15,12 @@ class LaneState:
         start: rows up to here were read before (but for ``recovered``).
         recovered: positions at or below ``start`` that a former holder left open.
         open: positions that were offered to handlers and whose end is not committed.
-        high: highest position whose end is committed.
+        high: highest position that ended in memory alone (set on the loop). written: highest whose end was committed (set in the turn).
+        left: where the cursor was when the lane left the feed: rows behind it were passed over, not taken.
         kept: False once the lane is given back or fenced; what still runs for it is not written.
     """
 
-    __slots__ = ("epoch", "high", "kept", "lane", "open", "recovered", "start", "swept")
+    __slots__ = ("epoch", "high", "kept", "lane", "left", "open", "recovered", "start", "swept", "written")
 
     def __init__(self, row: Lane) -> None:
         self.lane = row.lane
@@ -27,7 +28,8 @@ class LaneState:
         self.start = row.position
         self.recovered = set(row.open)
         self.open: set[int] = set(row.open)
-        self.high = row.position
+        self.high = self.written = row.position
+        self.left: float = float("inf")
         self.swept = row.position
         self.kept = True
 
@@ -42,8 +44,8 @@ class LaneState:
         May run in another thread than the loop, which adds a position to ``open`` before it moves its cursor, and takes one out before it
         raises ``high``. So both are read before ``open``; and ``sorted`` of a set of ints is one step for the interpreter.
         """
-        high = max(self.high, max(finished, default=0))
-        read = max(self.start, cursor, high)
+        high = max(self.high, self.written, max(finished, default=0))
+        read = max(self.start, int(min(cursor, self.left)), high)
         remaining = [position for position in sorted(self.open) if position not in finished]
         if not remaining:
             return self.lane, self.epoch, read, None
@@ -54,4 +56,4 @@ class LaneState:
     def committed(self, finished: Collection[int]) -> None:
         """``finished`` are durable."""
         self.open.difference_update(finished)
-        self.high = max(self.high, max(finished, default=0))
+        self.written = max(self.written, max(finished, default=0))

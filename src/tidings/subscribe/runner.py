@@ -190,7 +190,7 @@ class Runner:
     def give_back(self, lanes: set[int]) -> None:
         """Begin to let go of lanes: nothing of theirs starts any more. ``busy_lanes`` says which can't be released yet."""
         for number in lanes:
-            self.feed.lanes[number] = None
+            self.feed.remove(number)
         self.feed.discard(lambda ctx: ctx.lane.lane in lanes)
         self.parked.forget_lost()
         self._share_changed()
@@ -236,7 +236,7 @@ class Runner:
         """The lane is somebody else's: forget it. What still runs for it is not written."""
         lane.kept = False
         if self.feed.lanes[lane.lane] is lane:
-            self.feed.lanes[lane.lane] = None
+            self.feed.remove(lane.lane)
         self.feed.discard(lambda ctx: ctx.lane is lane)
         self.checkpointing.dirty.discard(lane)
         self.parked.forget_lost()
