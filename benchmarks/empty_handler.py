@@ -16,7 +16,7 @@ CHECKPOINT_EVERY = 2000
 
 
 def run(quick: bool) -> Iterator[Row]:
-    count = 30_000 if quick else 200_000
+    count = 30_000 if quick else 150_000
     with folder() as path:
         file = path / "log.db"
         store(file).close()
@@ -25,7 +25,7 @@ def run(quick: bool) -> Iterator[Row]:
             comparison = compare(
                 lambda: tidings(file, count, kind),  # noqa: B023
                 lambda: by_hand(file, count, kind),  # noqa: B023
-                seconds=3.0 if quick else 12.0,
+                seconds=3.0 if quick else 10.0,
             )
             ratio, spread = as_rate(comparison)
             rate = count / comparison.ours("wall")

@@ -19,7 +19,7 @@ MANY = 50
 
 
 def run(quick: bool) -> Iterator[Row]:
-    count = 3_000 if quick else 20_000
+    count = 3_000 if quick else 10_000
     with folder() as path:
         file = path / "log.db"
         store(file).close()
@@ -32,7 +32,7 @@ def run(quick: bool) -> Iterator[Row]:
             cost = deliver(file, 1, count * 5, 0)
             return Cost(cost.wall * MANY / 5, cost.cpu * MANY / 5)
 
-        comparison = compare(many, one, seconds=4.0 if quick else 25.0, most=5)
+        comparison = compare(many, one, seconds=4.0 if quick else 12.0, most=5)
         ratio, spread = as_rate(comparison)
         yield Row(
             f"{MANY} subscriptions on one log, deliveries",

@@ -13,6 +13,12 @@ HERE = Path(__file__).parent
 PEERS = HERE.parent / ".venv" / "peers"
 
 
+def compiled(folder: Path) -> dict[str, str]:
+    """Variables for programs that find their modules compiled in ``folder`` (after a first run), as an installed program does."""
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    return env | {"PYTHONPYCACHEPREFIX": str(folder)}
+
+
 class Program:
     """Runs ``benchmarks/programs/<name>.py``. It says ``ready``; afterwards each line written to it is answered by one line of JSON."""
 

@@ -20,8 +20,8 @@ KEYS = 10_000
 
 
 def run(quick: bool) -> Iterator[Row]:
-    count = 20_000 if quick else 120_000
-    seconds = 3.0 if quick else 10.0
+    count = 20_000 if quick else 100_000
+    seconds = 2.0 if quick else 8.0
     with folder() as path:
         file = path / "log.db"
         store(file).close()
