@@ -18,8 +18,6 @@ wall, cpu = time.perf_counter(), time.process_time()
 import tidings
 print(time.perf_counter() - wall, time.process_time() - cpu)
 """
-    "import time; t, c = time.perf_counter(), time.process_time(); import tidings; print(time.perf_counter() - t, time.process_time() - c)"
-)
 
 
 def run(quick: bool) -> Iterator[Row]:
