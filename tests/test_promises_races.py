@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import sqlite3
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
 import pytest
 
-from tidings import Context, Event
+from tidings import App, Context, Event
 from tidings.event import EventType
 from tidings.store.port import Lane
+from tidings.store.sqlite.writer import WriteTurn
 from tidings.subscribe.feed import Feed
 from tidings.subscribe.handler import Handler
 from tidings.subscribe.tail import Block
@@ -17,7 +24,8 @@ class Paid(Event, key="order_id"):
 
 
 def row(position: int, key: str = "1", lane: int = 0) -> tuple:
-    return (position, lane, "shop", "shop.Paid", 1, "order_id", key, f"id-{position}", 0, "shop", b'{"order_id":1}', f"id-{position}", None, None, None)  # fmt: skip
+    name = f"id-{position}"
+    return (position, lane, "shop", "shop.Paid", 1, "order_id", key, name, 0, "shop", b'{"order_id":1}', name, None, None, None)
 
 
 def feed_of(order: str = "key", *, chained: bool = False) -> Feed:
@@ -40,3 +48,55 @@ def test_a_block_that_grows_between_fetching_and_taking_gives_each_event_once() 
     feed.put(block, 2)
     taken += [ctx.position for ctx in iter(feed.take, None)]
     assert taken == [1, 2, 3]
+
+
+@pytest.mark.promise("order per key")
+@pytest.mark.parametrize("shared", [True, False])
+async def test_the_loop_hears_of_commits_in_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared: bool) -> None:
+    """Else "the key is free" of a retry that succeeded could come behind "it has a follower" of the commit after it."""
+    app = App("shop", store=f"sqlite:///{tmp_path / 'shop.db'}")
+    heard: list[str] = []
+
+    @app.subscribe(Paid, shared_tx=shared)
+    def pay(event: Paid, tx: sqlite3.Connection) -> None:
+        heard.append("handled")
+
+    async with app:
+        assert app.worker is not None
+        runner, turn = app.worker.runners["pay"], app.store.turn
+        post, release = runner._on_loop, turn.release
+
+        def posted(step: Callable[[], None]) -> None:
+            heard.append("posted")
+            post(step)
+
+        def released() -> None:
+            heard.append("released")
+            release()
+
+        monkeypatch.setattr(runner, "_on_loop", posted)
+        monkeypatch.setattr(turn, "release", released)
+        await app.publish(Paid(1), tx="own")
+        await until(lambda: "handled" in heard and "released" in (behind := heard[heard.index("handled") :]) and "posted" in behind)
+        begun = heard[heard.index("handled") :]
+        assert begun.index("posted") < begun.index("released")
+
+
+@pytest.mark.promise("bounded")
+def test_checkpoints_go_ahead_of_handlers_that_queue_for_the_file() -> None:
+    turn = WriteTurn()
+    order: list[str] = []
+    turn.acquire()
+    for number in range(3):
+        turn.request(partial(order.append, f"handler {number}"))
+    turn.request(partial(order.append, "writer"), first=True)
+    for _ in range(4):
+        turn.release()
+    assert order == ["writer", "handler 0", "handler 1", "handler 2"]
+
+
+async def until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
+    """Wait for something that other threads do."""
+    async with asyncio.timeout(seconds):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.005)

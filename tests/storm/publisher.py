@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 from tests.storm import service
+from tidings import App
 from tidings.errors import StoreError
 
 
@@ -22,14 +23,15 @@ def connect(folder: Path, rng: random.Random) -> sqlite3.Connection:
     return conn
 
 
-def deposit(app: service.App, conn: sqlite3.Connection, rng: random.Random) -> None:
+def deposit(app: App, conn: sqlite3.Connection, rng: random.Random) -> None:
     """One to three deposits in one transaction; some are thought better of."""
     conn.execute("BEGIN IMMEDIATE" if rng.random() < 0.7 else "BEGIN")
     try:
         for _ in range(rng.choice((1, 1, 1, 2, 3))):
             account, amount = rng.randrange(service.ACCOUNTS), rng.randint(1, 100)
             ((seq,),) = conn.execute(
-                "INSERT INTO accounts VALUES (?1, 1, ?2) ON CONFLICT (account) DO UPDATE SET seq = seq + 1, total = total + ?2 RETURNING seq",
+                "INSERT INTO accounts VALUES (?1, 1, ?2)"
+                " ON CONFLICT (account) DO UPDATE SET seq = seq + 1, total = total + ?2 RETURNING seq",
                 (account, amount),
             ).fetchall()
             app.publish(service.Deposit(account, seq, amount), tx=conn)

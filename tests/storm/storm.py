@@ -90,6 +90,8 @@ class Storm:
                 if process.popen.poll() is None:
                     process.popen.kill()
                 process.popen.wait()
+        told = [f"{kind} {one}\n" for kind, outages in (("killed", self.killed), ("frozen", self.frozen)) for one in outages]
+        (self.folder / "outages").write_text("".join(told))
         found = verdict.count(self.folder, self.killed, self.frozen)
         found.problems = self.problems + found.problems
         return found

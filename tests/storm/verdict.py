@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,11 +39,12 @@ def unsettled(store: Path) -> tuple[int, int, int]:
                 WHERE l.type IN (SELECT value FROM json_each(s.types)) GROUP BY 1, 2
             )
             SELECT
-                (SELECT count(*) FROM last JOIN tidings_lanes t ON t.subscription = last.name AND t.lane = last.lane AND t.position < last.position),
+                (SELECT count(*) FROM last JOIN tidings_lanes t ON t.subscription = last.name AND t.lane = last.lane
+                    AND t.position < last.position),
                 (SELECT count(*) FROM tidings_lanes WHERE open IS NOT NULL),
                 (SELECT count(*) FROM tidings_parked)
             """
-        ).fetchone()  # type: ignore[no-any-return]
+        ).fetchone()
 
 
 def count(folder: Path, killed: Sequence[Outage], frozen: Sequence[Outage]) -> Verdict:
@@ -99,35 +101,40 @@ def _calls(folder: Path, found: Verdict, killed: Sequence[Outage], frozen: Seque
     keys: dict[tuple[int, int], str] = {}
     highest: Counter[int] = Counter()
     for line in (folder / "calls").read_text().splitlines():
-        what, pid, account, seq, key, at = line.split()
-        event = int(account), int(seq)
+        what, process, account, seq, key, at = line.split()
+        event, pid = (int(account), int(seq)), int(process)
         if keys.setdefault(event, key) != key:
             problems.append(f"outside: {event} was called with two idempotency keys")
         if what == "end":
-            ended[int(pid), *event] = float(at)
+            ended[pid, *event] = float(at)
             continue
-        begun[event].append((int(pid), float(at)))
+        begun[event].append((pid, float(at)))
         if event[1] > highest[event[0]] + 1:
             problems.append(f"outside: account {account}: {seq} was called before {highest[event[0]] + 1}")
         highest[event[0]] = max(highest[event[0]], event[1])
     with closing(sqlite3.connect(folder / "storm.db")) as conn:
-        made = Counter({account: seq for account, seq in conn.execute("SELECT account, seq FROM accounts")})
+        made = Counter(dict(conn.execute("SELECT account, seq FROM accounts").fetchall()))
     if highest != made:
         problems.append(f"outside: {highest.total()} of {made.total()} deposits were called")
     found.calls = sum(len(calls) for calls in begun.values())
-    outages = [(outage.at, outage.pid) for outage in (*killed, *frozen)]
     still = [(outage.at, outage.until or outage.at) for outage in frozen]
-    unexplained = 0
+    hits = [(outage.at, outage.until or outage.at, outage.pid) for outage in (*killed, *frozen)]
+    unexplained: list[str] = []
     for event, calls in begun.items():
-        for (pid, began), (_, again) in zip(calls, calls[1:], strict=False):
+        for (pid, began), (_, again) in pairwise(calls):
             found.repeats += 1
             end = ended.get((pid, *event))
-            # The first call's end wasn't in a checkpoint when its process was hit, or when its lane went to another in a freeze.
-            hit = [at for at, victim in outages if victim == pid and at >= began] + [at for at, _ in still if began <= at <= again]
-            explained = any(end is None or at <= end or at - end <= service.CHECKPOINT_AGE + SLACK + _stood(still, end, at) for at in hit)
-            unexplained += not explained
+            # The first call's end was in no checkpoint when its process was hit; or when another stood still with the file's write lock,
+            # so that every lease ran out.
+            after = [(at, until) for at, until, victim in hits if began <= until and at <= again and (victim == pid or until > at)]
+            explained = any(end is None or at - end <= service.CHECKPOINT_AGE + SLACK + _stood(still, end, at) for at, until in after)
+            if not explained:
+                unexplained.append(f"{event} by {pid} from {began:.2f} to {end:.2f}, again at {again:.2f}")
     if unexplained:
-        problems.append(f"outside: {unexplained} repeats of what had ended more than {service.CHECKPOINT_AGE} s before a kill or freeze")
+        (folder / "unexplained").write_text("\n".join(unexplained))
+        problems.append(
+            f"outside: {len(unexplained)} repeats of what had ended more than {service.CHECKPOINT_AGE} s before a kill or freeze"
+        )
 
 
 def _stood(still: Sequence[tuple[float, float]], since: float, until: float) -> float:

@@ -291,9 +291,9 @@ class Crew:
         runner = self._runner
         try:
             if ctx.handler.is_async:
-                committed = await runner.transact_async([ctx])
+                await runner.transact_async([ctx])
             else:
-                committed, _ = await runner.in_tx_thread(runner.transact, [ctx])
+                await runner.in_tx_thread(runner.transact, [ctx])
         except runner.Lost as lost:
             runner.lose(lost, [ctx])
             return True
@@ -303,8 +303,6 @@ class Crew:
             runner.feed.again([ctx])
             await runner.in_trouble(error)
             return True
-        runner.ended(ctx)
-        runner.settle(committed)
         return True
 
     async def _watch(self, timeout: float) -> None:

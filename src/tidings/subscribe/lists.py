@@ -130,12 +130,8 @@ class Lists:
                     ctx.reset()
                     runner.fail(ctx, error)
         for ctx in batch:
-            if committed is not None and ctx in chosen:
-                runner.ended(ctx)
-            else:
+            if committed is None or ctx not in chosen:
                 runner.finish(ctx)
-        if committed is not None:
-            runner.settle(committed)
 
     async def _call(self, chosen: list[Context], events: list[Any]) -> Committed | None:
         """What was committed with the handler's transaction; None if it has none."""

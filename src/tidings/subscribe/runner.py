@@ -386,6 +386,12 @@ class Runner:
         if ctx.failure is None:
             self.handled += 1
 
+    def _committed(self, committed: Committed) -> None:
+        """A handlers' transaction was committed."""
+        for ctx in committed.batch:
+            self.ended(ctx)
+        self.settle(committed)
+
     def settle(self, committed: Committed, *, counted: bool = False) -> None:
         """On the loop, behind the commit. ``counted``: ``finish`` has counted its ends as unsettled, so they are taken off again."""
         for lane in committed.fenced:
@@ -451,7 +457,9 @@ class Runner:
         committed = self.checkpointing.commit(self.store.unit(transaction.raw), batch)
         if committed.fenced:
             raise LanesLost(committed.fenced)
-        transaction.after.append(committed.apply)
+        # Posted before the turn is handed on, so that the loop hears of all commits of this process in their order: what this one says of
+        # a key must not come behind what a later one says.
+        transaction.after += [committed.apply, lambda: self._on_loop(lambda: self._committed(committed))]
         return committed
 
     async def transact_async(self, batch: list[Context], events: list[Any] | None = None) -> Committed:
@@ -476,7 +484,7 @@ class Runner:
             committed: Committed = await transaction.run(lambda conn: self.checkpointing.commit(self.store.unit(conn), batch))
             if committed.fenced:
                 raise LanesLost(committed.fenced)
-            transaction.after.append(committed.apply)
+            transaction.after += [committed.apply, lambda: self._committed(committed)]
             held = time.monotonic() - began
             if held > SLOW_HOLD_SECONDS:
                 log.warning(

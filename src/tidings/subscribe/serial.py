@@ -100,7 +100,7 @@ class Serial:
                 if given_up.done():
                     self._give_up(work, given_up.result(), batch)
                     continue
-                committed, rest = work.result()
+                _, rest = work.result()
             except runner.Lost as lost:
                 runner.lose(lost, batch)
                 continue
@@ -112,9 +112,6 @@ class Serial:
             runner.feed.again(rest)
             if self._shared:
                 self._most = min(SHARED_SIZE, self._most * 2)
-            for ctx in committed.batch:
-                runner.ended(ctx)
-            runner.settle(committed)
 
     async def _failed(self, batch: list[Context], error: Exception) -> None:
         """The transaction was rolled back whole."""

@@ -27,17 +27,18 @@ class WriteTurn:
         self._waiting: deque[Callable[[], None]] = deque()
         self._taken = False
 
-    def acquire(self) -> None:
+    def acquire(self, *, first: bool = False) -> None:
+        """Block until it is the caller's turn; ``first``: the next one, whoever waits."""
         mine = threading.Lock()
         mine.acquire()
-        self.request(mine.release)
+        self.request(mine.release, first=first)
         mine.acquire()  # until the turn is handed over
 
-    def request(self, granted: Callable[[], None]) -> None:
+    def request(self, granted: Callable[[], None], *, first: bool = False) -> None:
         """Call ``granted`` when the turn is the caller's: at once, or in the thread that releases it. For those who may not block."""
         with self._guard:
             if self._taken:
-                self._waiting.append(granted)
+                self._waiting.appendleft(granted) if first else self._waiting.append(granted)
                 return
             self._taken = True
         granted()
@@ -104,7 +105,10 @@ class Writer:
     def _run(self) -> None:
         while True:
             self._wake.acquire()
-            with self._turn:
+            # Ahead of handlers' transactions, of which there may be many: leases and checkpoints are among the jobs. It asks again only
+            # after it has handed the turn on, so it gets every second one at most.
+            self._turn.acquire(first=True)
+            try:
                 group: list[_Job] = []
                 while self._jobs and len(group) < GROUP:
                     job = self._jobs.popleft()
@@ -112,6 +116,8 @@ class Writer:
                         group.append(job)
                 if group:
                     self._commit(group)
+            finally:
+                self._turn.release()
             if self._closing and not self._jobs:
                 return
 
