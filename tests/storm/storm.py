@@ -111,7 +111,7 @@ class Storm:
         lines = [
             f"seed {self.seed}: {len(self.killed)} killed, {len(self.frozen)} frozen; {places} ({self.under_load():.0%} under load)",
             f"seed {self.seed}: {found.deposits} deposits, {found.follow_ups} follow-ups, {found.calls} calls outside of which"
-            f" {found.repeats} were repeats",
+            f" {found.repeats} were repeats; {found.late} leases ran out",
         ]
         return lines + [f"seed {self.seed}: VIOLATED: {problem}" for problem in found.problems]
 

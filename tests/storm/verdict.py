@@ -26,6 +26,8 @@ class Verdict:
     follow_ups: int = 0
     calls: int = 0
     repeats: int = 0
+    late: int = 0
+    """Leases that ran out, frozen processes' included."""
     problems: list[str] = field(default_factory=list)
 
 
@@ -118,7 +120,10 @@ def _calls(folder: Path, found: Verdict, killed: Sequence[Outage], frozen: Seque
         problems.append(f"outside: {highest.total()} of {made.total()} deposits were called")
     found.calls = sum(len(calls) for calls in begun.values())
     still = [(outage.at, outage.until or outage.at) for outage in frozen]
+    late = [line.split() for line in (folder / "late").read_text().splitlines()]
+    found.late = len(late)
     hits = [(outage.at, outage.until or outage.at, outage.pid) for outage in (*killed, *frozen)]
+    hits += [(float(since), float(until), int(pid)) for pid, since, until in late]
     unexplained: list[str] = []
     for event, calls in begun.items():
         for (pid, began), (_, again) in pairwise(calls):
