@@ -8,9 +8,12 @@ import doctest
 import inspect
 import os
 import re
+import shlex
+import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -136,3 +139,39 @@ def test_every_command_and_option_is_in_the_reference() -> None:
                     yield f"{heading} {name}"
 
     assert not list(missing(cli, ""))
+
+
+def test_the_sixty_seconds_of_the_readme_work(tmp_path: Path) -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    files = [block[1] for block in TITLED.finditer(text) if block[1]]
+    (console,) = (block[3] for block in TITLED.finditer(text) if block[2])
+    source = next(block[3] for block in TITLED.finditer(text) if block[1] == "shop.py")
+    assert files == ["shop.py"]
+    (tmp_path / "shop.py").write_text(source, encoding="utf-8")
+    run, publish, trace = (line.removeprefix("$ ") for line in console.splitlines())
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "NO_COLOR": "1"}
+    running = subprocess.Popen(
+        shlex.split(run), cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8"
+    )
+    watchdog = threading.Timer(30, running.kill)
+    watchdog.start()
+    try:
+        assert running.stdout is not None
+        printed = ""
+        while "running on" not in printed:
+            line = running.stdout.readline()
+            assert line, printed
+            printed += line
+        subprocess.run(shlex.split(publish), cwd=tmp_path, env=environment, check=True, capture_output=True, timeout=30)
+        while "receipt for order 42" not in printed:
+            line = running.stdout.readline()
+            assert line, printed
+            printed += line
+        assert "charge 9.90 for order 42" in printed
+    finally:
+        running.send_signal(signal.SIGTERM)
+        printed += running.communicate(timeout=30)[0]
+        watchdog.cancel()
+    assert running.returncode == 0, printed
+    told = subprocess.run(shlex.split(trace), cwd=tmp_path, env=environment, check=True, capture_output=True, encoding="utf-8", timeout=30)
+    assert "send_receipt: handled" in told.stdout
