@@ -145,8 +145,11 @@ def generate_orders(count: int, seed: int) -> list[Order]:
     return orders
 
 
-def stock_for(orders: Iterable[Order], share: float = 0.985) -> dict[str, int]:
-    """So many pieces of each article that about ``share`` of what is asked for is there: the last ones find the shelf empty."""
+def stock_for(orders: Iterable[Order], share: float = 0.92) -> dict[str, int]:
+    """So many pieces of each article that about ``share`` of what is asked for is there.
+
+    A little less than is sold when some orders are cancelled anyway, so that the last ones find the shelf empty.
+    """
     wanted: Counter[str] = Counter()
     for order in orders:
         wanted[order.sku] += order.quantity

@@ -187,7 +187,9 @@ def play(plan: Plan, places: Places, console: Console) -> bool:
         summary(console, books, snapshot, seconds)
         show_reconciliation(console, result)
         if not snapshot.settled:
-            console.print(f"It did not settle within {plan.patience:g} s. Still to come: {snapshot.pending()}", style="bold red")
+            console.print(
+                f"It did not settle within {plan.patience:g} s. Still to come: {snapshot.pending()}", style="bold red", soft_wrap=True
+            )
         console.print()
         show_trace(console, stage, interesting_order(books))
     return verdict(console, snapshot, result)
@@ -202,9 +204,8 @@ def show_trace(console: Console, stage: Stage, order_id: int) -> None:
 def verdict(console: Console, snapshot: Snapshot, result: Reconciliation) -> bool:
     good = snapshot.settled and result.passed
     if good:
-        console.print(
-            "Every order is charged once and delivered, or fully undone. Nothing lost, doubled or out of order.", style="bold green"
-        )
+        words = "Every order is charged once and delivered, or fully undone. Nothing lost, doubled or out of order."
+        console.print(words, style="bold green", soft_wrap=True)
     else:
         console.print("The reconciliation failed.", style="bold red")
     return good
@@ -222,7 +223,7 @@ def main() -> int:
     parser.add_argument("--fail", type=float, default=usual.fail, help="part of the outside requests that fail")
     parser.add_argument("--decline", type=float, default=usual.decline, help="part of the cards that are declined")
     parser.add_argument("--patience", type=float, default=60.0, help="seconds to wait for everything to settle")
-    parser.add_argument("--store", type=Path, metavar="FILE", help="keep the store in this new file, and the ledgers beside it")
+    parser.add_argument("--store", type=_store_file, metavar="FILE", help="keep the store in this new file, and the ledgers beside it")
     given = parser.parse_args()
     console = Console()
     errors = Console(stderr=True)
@@ -245,6 +246,10 @@ def main() -> int:
     except KeyboardInterrupt:
         errors.print("demo: stopped; its processes have ended", style="yellow")
         return 130
+
+
+def _store_file(text: str) -> Path:
+    return Path(text.removeprefix("sqlite:///"))
 
 
 def _orders(given: argparse.Namespace, console: Console) -> list[Order]:

@@ -103,7 +103,7 @@ class Display:
 
 def show_reconciliation(console: Console, result: Reconciliation, *, problems: int = 5) -> None:
     """The checks as a table, and the first problems of those that failed."""
-    table = Table(title="Reconciliation: the services' tables against the ledgers of the outside world", title_justify="left")
+    table = Table(title="Reconciliation", title_justify="left")
     table.add_column("check")
     table.add_column("looked at", justify="right")
     table.add_column("result")
