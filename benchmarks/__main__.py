@@ -11,6 +11,7 @@ import sqlite3
 import sys
 import time
 import traceback
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -39,8 +40,9 @@ NAMES = (
 @click.argument("names", nargs=-1)
 @click.option("--quick", is_flag=True, help="Fewer events and repetitions; under two minutes in all.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of the table.")
+@click.option("--markdown", is_flag=True, help="Print the table as Markdown.")
 @click.option("--out", type=click.Path(dir_okay=False), help="Write the JSON into this file, too.")
-def main(names: tuple[str, ...], quick: bool, as_json: bool, out: str | None) -> None:
+def main(names: tuple[str, ...], quick: bool, as_json: bool, markdown: bool, out: str | None) -> None:
     """Measure every path against the same work written by hand, in one run, and print goals beside figures.
 
     NAMES choose benchmarks, by a part of their names. Exits with 0 whether goals are met or not: it measures, it does not test.
@@ -77,6 +79,8 @@ def main(names: tuple[str, ...], quick: bool, as_json: bool, out: str | None) ->
     if as_json:
         json.dump(report, sys.stdout, indent=1)
         print()
+    elif markdown:
+        print("\n".join(lines(rows)))
     else:
         Console(width=None if sys.stdout.isatty() else 170).print(table(rows, seconds))
 
@@ -109,6 +113,15 @@ def table(rows: list[tuple[str, Row]], seconds: float) -> Table:
         met = "" if row.met is None else "[green]met[/]" if row.met else "[red]not met[/]"
         result.add_row(row.path, row.goal, _ratio(row), row.figure, met)
     return result
+
+
+def lines(rows: list[tuple[str, Row]]) -> Iterator[str]:
+    """The table in Markdown."""
+    yield "| path | goal | ratio (spread) | figure | goal met |"
+    yield "|---|---|---|---|---|"
+    for _, row in rows:
+        met = "" if row.met is None else "met" if row.met else "**not met**"
+        yield f"| {row.path} | {row.goal} | {_ratio(row)} | {row.figure} | {met} |"
 
 
 def _ratio(row: Row) -> str:

@@ -21,29 +21,31 @@ def run(quick: bool) -> Iterator[Row]:
     if not PEERS.is_dir():
         yield Row("peers", "not installed; run scripts/setup peers")
         return
-    seconds = 1.0 if quick else 3.0
-    ours = [_measure("own", seconds, False)]
-    figures: dict[str, dict[str, Any]] = {}
-    for name in NAMES:
-        figures[name] = _measure(f"peer_{name}", seconds, True)
-        ours.append(_measure("own", seconds, False))
-    own = {key: statistics.median(one[key] for one in ours) for key in ours[0]}
+    rounds = 1 if quick else 3
+    measured: dict[str, list[dict[str, Any]]] = {"own": [], **{name: [] for name in NAMES}}
+    for _ in range(rounds):
+        for name, found in measured.items():  # in turns, so that all have the same weather
+            found.append(_measure(name if name == "own" else f"peer_{name}", 1.0, peer=name != "own"))
+    own = measured.pop("own")
+    figures = {key: statistics.median(one[key] for one in own) for key in own[0]}
     yield Row(
         "Tidings, one publisher, one worker, FULL",
-        f"publish {own['publish']:,.0f}/s one by one, {own['publish_64']:,.0f}/s from 64 tasks; handle {own['handle']:,.0f}/s",
-        facts=own,
+        f"publish {figures['publish']:,.0f}/s one by one, {figures['publish_64']:,.0f}/s from 64 tasks; handle {figures['handle']:,.0f}/s",
+        facts=figures,
     )
     for name, words in NAMES.items():
-        found = figures[name]
-        if "error" in found:
-            yield Row(words, f"broke: {found['error']}")
+        errors = [found["error"] for found in measured[name] if "error" in found]
+        if errors:
+            yield Row(words, f"broke: {errors[0]}")
             continue
-        yield Row(
-            words,
-            f"publish {found['publish']:,.0f}/s, handle {found['handle']:,.0f}/s;"
-            f" Tidings {own['publish'] / found['publish']:.1f}× and {own['handle'] / found['handle']:.1f}×",
-            facts=found,
-        )
+        parts = []
+        facts: dict[str, Any] = {"rounds": measured[name]}
+        for what in ("publish", "handle"):
+            rate = statistics.median(found[what] for found in measured[name])
+            times = statistics.median(ours[what] / found[what] for ours, found in zip(own, measured[name], strict=True))
+            parts.append(f"{what} {rate:,.0f}/s (Tidings {times:.1f}×)")
+            facts[what], facts[f"{what}_times"] = rate, times
+        yield Row(words, ", ".join(parts), facts=facts)
 
 
 def _measure(name: str, seconds: float, peer: bool) -> dict[str, Any]:
