@@ -153,4 +153,4 @@ def stock_for(orders: Iterable[Order], share: float = 0.92) -> dict[str, int]:
     wanted: Counter[str] = Counter()
     for order in orders:
         wanted[order.sku] += order.quantity
-    return {sku: math.floor(pieces * share) for sku, pieces in sorted(wanted.items())}
+    return {sku: math.ceil(pieces * share) for sku, pieces in sorted(wanted.items())}
