@@ -77,7 +77,8 @@ class ParkedKeys:
                 self.keys.pop(key, None)
             return
         self.keys[key] = state.lane
-        if state.state == "retry" and key not in self.running:
+        # With an end that isn't committed this may be the head that has just ended: the commit of that end will tell.
+        if state.state == "retry" and key not in self.running and not self.unsettled.get(key):
             self._heads[key] = state
             self._sequence += 1
             heapq.heappush(self._due, (self._clock.monotonic() + state.due_in, self._sequence, key, state))
@@ -192,7 +193,9 @@ class ParkedKeys:
                 continue  # the lane went away meanwhile
             handler = None if row is None else self._handlers.get(row.envelope.type)
             if row is None or row.state != "retry" or handler is None:
-                del self.running[key]  # changed by an operator: a refresh follows; no handler any more: it stays parked
+                del self.running[key]
+                if handler is not None or row is None:  # changed since, by an operator; without a handler it stays parked
+                    self._promote(key, state)
                 continue
             ctx = Context(tuple(row.envelope), self._name, handler, lane, key)
             ctx.parked = True

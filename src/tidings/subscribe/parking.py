@@ -35,14 +35,28 @@ def parked_row(ctx: Context, now: int, holds: bool) -> Parked:
     delay = 0 if failure.delay is None else int(failure.delay * 1_000_000)
     state = "dead" if failure.delay is None else "retry"
     text = describe(failure.error)
-    trace = "".join(traceback.format_exception(failure.error))[-TRACEBACK_LIMIT:]
+    trace = _storable(_shortened("".join(traceback.format_exception(failure.error))))
     return Parked(ctx.subscription, state, holds and state == "dead", ctx.attempt, now + delay, delay, now, text, trace, envelope)
 
 
 def describe(error: BaseException) -> str:
-    """One line: type and text."""
-    text = str(error).strip().split("\n")[0]
-    return f"{type(error).__name__}: {text}"[:ERROR_LIMIT] if text else type(error).__name__
+    """One line: type and text, whatever the error is."""
+    try:
+        text = str(error).strip().split("\n")[0]
+    except Exception:
+        text = "(its text can't be made)"
+    return _storable(f"{type(error).__name__}: {text}"[:ERROR_LIMIT]) if text else type(error).__name__
+
+
+def _storable(text: str) -> str:
+    """Without what UTF-8 can't carry (half of a surrogate pair, as in file names that aren't UTF-8): a store would refuse the row."""
+    return text.encode(errors="backslashreplace").decode()
+
+
+def _shortened(text: str) -> str:
+    """The beginning says where it was, the end what it was."""
+    half = TRACEBACK_LIMIT // 2
+    return text if len(text) <= TRACEBACK_LIMIT else f"{text[:half]}\n[…]\n{text[-half:]}"
 
 
 class Health:
