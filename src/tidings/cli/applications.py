@@ -34,7 +34,7 @@ def load(spec: str) -> App:
     if value is None:
         raise ConfigurationError(f"the module {name} has no {attribute!r}; {there}")
     if not isinstance(value, App):
-        raise ConfigurationError(f"{spec} is a {type(value).__name__}, not an App; {there}")
+        raise ConfigurationError(f"{spec} is not an App (its type is {type(value).__name__}); {there}")
     return value
 
 

@@ -58,11 +58,12 @@ class Target:
             store.close()
 
     @contextmanager
-    def writing(self) -> Iterator[SQLiteStore]:
-        """The store for writing; one that isn't there is an error, not made."""
+    def writing(self, *, make: bool = False) -> Iterator[SQLiteStore]:
+        """The store for writing; one that isn't there is an error, unless it may be made."""
         store = self.store()
-        store.open_to_read()
-        store.close()
+        if not make:
+            store.open_to_read()
+            store.close()
         store.open()
         try:
             yield store

@@ -64,7 +64,7 @@ def publish(
             raise click.UsageError("give the event's data as JSON, for example '{\"order_id\": 42}'")
         envelopes = [_envelope(type_name, data, key_name, key, source, app)]
     due = round(at.timestamp() * 1e6) if at else time.time_ns() // 1000 + round(after.total_seconds() * 1e6) if after else None
-    with target.writing() as store:
+    with target.writing(make=app is not None) as store:  # as the app's own first publish would
         if due is not None:
 
             def schedule(unit: SQLiteUnit) -> None:

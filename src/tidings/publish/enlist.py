@@ -47,10 +47,18 @@ def run(tx: Any, work: Work[T]) -> T:
 async def run_async(tx: Any, work: Work[T]) -> T:
     """The same for an asynchronous transaction."""
     if _kind(type(tx)) == "aiosqlite":
-        return await _in_thread(tx, lambda: work(_begun(tx._conn)))
+        return await in_thread(tx, lambda: work(_begun(tx._conn)))
     # AsyncSession and AsyncConnection: run_sync enters the greenlet in which their synchronous twin may await.
     result: T = await tx.run_sync(lambda inner: _run_sqlalchemy(inner, work))
     return result
+
+
+async def driver_of(tx: Any) -> Any:
+    """The aiosqlite connection under an asynchronous transaction."""
+    if _kind(type(tx)) == "aiosqlite":
+        return tx
+    connection = await tx.connection() if hasattr(tx, "flush") else tx
+    return (await connection.get_raw_connection()).driver_connection
 
 
 def flush(tx: Any) -> None:
@@ -110,7 +118,7 @@ def _run_sqlalchemy(tx: Any, work: Work[T]) -> T:
         return work(_begun(driver))
     from sqlalchemy.util import await_only
 
-    return await_only(_in_thread(driver, lambda: work(_begun(driver._conn))))
+    return await_only(in_thread(driver, lambda: work(_begun(driver._conn))))
 
 
 def _django(tx: Any) -> sqlite3.Connection:
@@ -128,6 +136,6 @@ def _django(tx: Any) -> sqlite3.Connection:
     return conn
 
 
-def _in_thread(connection: Any, work: Callable[[], T]) -> Awaitable[T]:
+def in_thread(connection: Any, work: Callable[[], T]) -> Awaitable[T]:
     """Run ``work`` in the thread that owns an aiosqlite connection, whole: its public calls hop once a statement."""
     return connection._execute(work)  # type: ignore[no-any-return]

@@ -8,15 +8,15 @@ import warnings
 from collections.abc import Awaitable, Callable, Generator, Mapping
 from concurrent.futures import Future
 from contextvars import ContextVar
-from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..codec import encode_json
 from ..envelope import Envelope, lane_of
 from ..errors import ConfigurationError, InvalidEvent, OutsideTransaction, StoreNotInitialised, UnawaitedPublish, WrongStore
 from ..event import EventType
 from ..ids import new_id
+from ..store.sqlite.unit import APPEND_CHECKED
 from . import enlist
 
 if TYPE_CHECKING:
@@ -27,8 +27,7 @@ current: ContextVar[Context | None] = ContextVar("tidings_current", default=None
 """The context of the handler that is running, so that what it publishes in its own transactions carries correlation and causation on."""
 
 
-@dataclass(frozen=True, slots=True)
-class Receipt:
+class Receipt(NamedTuple):
     """What a publish returns. ``position`` is None for an event that is scheduled (``at=``, ``after=``)."""
 
     event_id: str
@@ -157,8 +156,6 @@ class Publisher:
         Raises:
             WrongStore: the connection is to another database than the app's store.
         """
-        from ..store.sqlite.unit import APPEND_CHECKED
-
         try:
             if due is not None:
                 self.check(conn)

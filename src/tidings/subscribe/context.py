@@ -27,7 +27,7 @@ class Context:
         each: for a handler that takes a list: the context of each event in it.
     """
 
-    # Most events need nothing but the first five: the rest are class attributes until one is set, which keeps the making of a context cheap.
+    # Most events need nothing but the first five: the rest are class attributes until one is set, to keep the making cheap.
     __slots__ = ("__dict__", "handler", "key_id", "lane", "row", "subscription")
 
     attempt: int = 1

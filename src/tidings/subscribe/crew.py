@@ -282,8 +282,7 @@ class Crew:
             if not future.done() and ctx.failure is not None:
                 # A thread can't be killed: until it has ended its key waits, and `status` names it.
                 ended = self._runner.parked.stick(ctx, time.monotonic())
-                loop = asyncio.get_running_loop()
-                future.add_done_callback(lambda _: loop.call_soon_threadsafe(ended))
+                future.add_done_callback(lambda _: self._runner.on_loop(ended))
             raise
 
     async def _in_transaction(self, ctx: Context) -> bool:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ..errors import HandlerTimeout, StoreError
@@ -21,6 +23,10 @@ from .parking import FOLLOWS
 
 if TYPE_CHECKING:
     from .runner import Runner
+
+
+def _on_loop(runner: Runner, step: Callable[[], None], _: object) -> None:
+    runner.on_loop(step)
 
 
 class Lists:
@@ -150,9 +156,8 @@ class Lists:
         except asyncio.CancelledError:
             if not future.done():  # can't be killed: its keys wait until it has ended
                 self._thread = None
-                loop = asyncio.get_running_loop()
-                ended = [runner.parked.stick(ctx, time.monotonic()) for ctx in chosen]
-                future.add_done_callback(lambda _: [loop.call_soon_threadsafe(step) for step in ended])
+                for ctx in chosen:
+                    future.add_done_callback(partial(_on_loop, runner, runner.parked.stick(ctx, time.monotonic())))
             raise
         if handler.tx is not None:
             committed: Committed = result

@@ -210,7 +210,7 @@ class Runner:
         if numbers:
             now = int(self._clock.time() * 1_000_000)
             future = self.store.write(lambda unit: unit.parked_keys(self.name, sorted(numbers), now))
-            future.add_done_callback(lambda done: self._on_loop(lambda: self._looked(done, numbers)))
+            future.add_done_callback(lambda done: self.on_loop(lambda: self._looked(done, numbers)))
 
     def _looked(self, future: Future[list[KeyState]], numbers: set[int]) -> None:
         if (error := future.exception()) is not None:
@@ -459,7 +459,7 @@ class Runner:
             raise LanesLost(committed.fenced)
         # Posted before the turn is handed on, so that the loop hears of all commits of this process in their order: what this one says of
         # a key must not come behind what a later one says.
-        transaction.after += [committed.apply, lambda: self._on_loop(lambda: self._committed(committed))]
+        transaction.after += [committed.apply, lambda: self.on_loop(lambda: self._committed(committed))]
         return committed
 
     async def transact_async(self, batch: list[Context], events: list[Any] | None = None) -> Committed:
@@ -473,7 +473,8 @@ class Runner:
             event = self.decode(ctx) if events is None else events
             if events is not None or handler.where is None or handler.where(event):
                 current.set(ctx)
-                result = await handler.call(event, ctx)
+                with transaction.guard.closed(handler.name):
+                    result = await handler.call(event, ctx)
                 if ctx.failure is not None:  # timed out, and the handler swallowed the cancellation
                     raise asyncio.CancelledError
                 for one in batch:
@@ -516,7 +517,7 @@ class Runner:
             future = self.store.write(lambda unit: unit.advance(self.name, self.worker, [lane.checkpoint((), cursor) for lane in lanes]))
         except StoreError:
             return
-        future.add_done_callback(lambda done: self._on_loop(lambda: self._swept(lanes, done)))
+        future.add_done_callback(lambda done: self.on_loop(lambda: self._swept(lanes, done)))
 
     def _swept(self, lanes: list[LaneState], future: Future[list[tuple[int, int]]]) -> None:
         if future.exception() is not None:
@@ -567,7 +568,8 @@ class Runner:
             log.warning("%s: %s", self.name, text)
         self.trouble = text
 
-    def _on_loop(self, step: Callable[[], None]) -> None:
+    def on_loop(self, step: Callable[[], None]) -> None:
+        """Call ``step`` on the loop, from any thread; nothing if the loop has ended."""
         try:
             self._loop.call_soon_threadsafe(step)
         except RuntimeError:  # the loop is closed

@@ -186,9 +186,13 @@ class Serial:
         at = 0
         while at < len(batch) and (at == 0 or time.monotonic() < until):
             chunk = batch[at : at + CHUNK]
+            ended = 0
             try:
                 with transaction.savepoint(), transaction.guard.closed(chunk[0].handler.name):
                     for ctx in chunk:
+                        if ended and time.monotonic() > until:
+                            break
+                        ended += 1
                         if (parked or failed) and not ctx.parked and (ctx.key_id in parked or ctx.key_id in failed):
                             ctx.failure = FOLLOWS
                         else:
@@ -196,17 +200,20 @@ class Serial:
             except Exception as error:
                 if self._is_stores(error, transaction):
                     raise
-                done = self._one_by_one(chunk, transaction, failed)
-                if done < len(chunk):
-                    return at + done
-            at += len(chunk)
+                ended = self._one_by_one(chunk, transaction, failed, until)
+            at += ended
+            if ended < len(chunk):
+                break
         return at
 
-    def _one_by_one(self, chunk: list[Context], transaction: Transaction, failed: set[Any]) -> int:
-        """How many were ended: all, but with ``order="log"`` nothing behind one that failed."""
+    def _one_by_one(self, chunk: list[Context], transaction: Transaction, failed: set[Any], until: float) -> int:
+        """How many were ended before the time was over; with ``order="log"`` nothing behind one that failed."""
         runner = self._runner
-        for done, ctx in enumerate(chunk, 1):
+        for ctx in chunk:
             ctx.reset()
+        for done, ctx in enumerate(chunk, 1):
+            if done > 1 and time.monotonic() > until and failed:
+                return done - 1
             if not ctx.parked and (ctx.key_id in runner.parked.keys or ctx.key_id in failed):
                 ctx.failure = FOLLOWS
                 continue

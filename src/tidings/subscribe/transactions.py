@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import sqlite3
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,7 @@ class Guard:
         self.raw = raw
         self._closed = False
         self._tried = False
+        self._shut_by: int | None = None
         raw.set_authorizer(self._allow)
 
     def remove(self) -> None:
@@ -51,15 +53,30 @@ class Guard:
         try:
             yield
         except BaseException as error:
-            if self._tried:
+            if self._tried or not self.alive():
                 raise self._ended(name) from error
             raise
         finally:
             self._closed = False
-        if self._tried or not self.raw.in_transaction:
+        if self._tried or not self.alive():
             raise self._ended(name)
 
+    def shut(self) -> None:
+        """From now on nothing but our own ROLLBACK: its handler was given up, and may go on in its thread."""
+        self._shut_by = threading.get_ident()
+        self.raw.set_authorizer(self._allow)  # prepared statements are prepared anew, so this holds for them too
+
+    def alive(self) -> bool:
+        """Whether the transaction is still open."""
+        try:
+            return self.raw.in_transaction
+        except sqlite3.ProgrammingError:  # it closed the connection
+            return False
+
     def _allow(self, action: int, *_: str | None) -> int:
+        if self._shut_by is not None:
+            ours = action == sqlite3.SQLITE_TRANSACTION and threading.get_ident() == self._shut_by
+            return sqlite3.SQLITE_OK if ours else sqlite3.SQLITE_DENY
         if self._closed and action == sqlite3.SQLITE_TRANSACTION:
             self._tried = True
             return sqlite3.SQLITE_DENY
@@ -67,8 +84,8 @@ class Guard:
 
     def _ended(self, name: str) -> TransactionEnded:
         return TransactionEnded(
-            f"{name} tried to end the transaction it was given (commit, rollback, `with tx:` or executescript): the worker commits it,"
-            " with the checkpoint. Use a savepoint for a part that may be undone.",
+            f"{name} tried to end the transaction it was given (commit, rollback, close, `with tx:` or executescript):"
+            " the worker commits it, with the checkpoint. Use a savepoint for a part that may be undone.",
             handler=name,
         )
 
@@ -114,9 +131,10 @@ class Transaction:
 class AsyncTransaction:
     """The same for an async handler: ``await run(work)`` runs ``work(connection)`` in it."""
 
-    def __init__(self, tx: Any, run: Callable[[Callable[[sqlite3.Connection], Any]], Any]) -> None:
+    def __init__(self, tx: Any, run: Callable[[Callable[[sqlite3.Connection], Any]], Any], guard: Guard) -> None:
         self.tx = tx
         self.run = run
+        self.guard = guard
         self.after: list[Callable[[], None]] = []
 
 
@@ -148,13 +166,16 @@ class Transactions:
             sqlite3.OperationalError, and what the driver makes of it: somebody else held the write lock for too long.
         """
         turn = _Turn(self._store)
+        began = time.monotonic()
         try:
             with self._opened(kind) as transaction:
                 transaction.turn = turn
+                began = time.monotonic()
                 yield transaction
             for step in transaction.after:
                 step()
             self._store.announce()
+            time.sleep(self._store.turn.rest(time.monotonic() - began))
         finally:
             turn.release()
 
@@ -171,7 +192,7 @@ class Transactions:
                 yield transaction
                 raw.commit()
             except BaseException:
-                if not transaction.aborted and raw.in_transaction:
+                if not transaction.aborted and guard.alive():
                     raw.rollback()
                 raise
         elif kind == "django":
@@ -203,45 +224,47 @@ class Transactions:
         """A transaction for an async handler."""
         loop = asyncio.get_running_loop()
         turn = _Turn(self._store, acquire=False)
-        taking = loop.run_in_executor(None, turn.take)
-        try:
-            await asyncio.shield(taking)
-        except asyncio.CancelledError:
-            taking.add_done_callback(lambda _: turn.release())
-            raise
+        await turn.take_async()
+        began = time.monotonic()
         try:
             if kind == "sqlite3":
                 raw = self._store.connect()
                 try:
                     await loop.run_in_executor(None, raw.execute, "BEGIN IMMEDIATE")
-                    transaction = AsyncTransaction(raw, lambda work: loop.run_in_executor(None, work, raw))
-                    guard = Guard(raw)
-                    with guard.closed("the handler"):
-                        yield transaction
+                    transaction = AsyncTransaction(raw, lambda work: loop.run_in_executor(None, work, raw), Guard(raw))
+                    yield transaction
                     await loop.run_in_executor(None, raw.commit)
                 finally:
                     raw.close()  # rolls back what wasn't committed
             else:
                 async with self._opened_async(kind) as tx:
-                    transaction = AsyncTransaction(tx, lambda work: enlist.run_async(tx, work))
-
-                    def begin(conn: sqlite3.Connection) -> None:
-                        self._publisher.check(conn)
-                        if not conn.in_transaction:
-                            conn.execute("BEGIN IMMEDIATE")
-
+                    driver = await enlist.driver_of(tx)
+                    guard = await enlist.in_thread(driver, lambda: self._begin_guarded(driver._conn))
+                    transaction = AsyncTransaction(tx, lambda work: enlist.run_async(tx, work), guard)
                     try:
-                        await transaction.run(begin)
-                        yield transaction
+                        try:
+                            yield transaction
+                        finally:
+                            with contextlib.suppress(ValueError):  # the handler closed it, which undid everything
+                                await enlist.in_thread(driver, guard.remove)
                         await tx.commit()
                     except BaseException:
-                        await tx.rollback()
+                        with contextlib.suppress(Exception):  # of no interest beside the one that brought us here; closing undoes it too
+                            await tx.rollback()
                         raise
             for step in transaction.after:
                 step()
             self._store.announce()
+            await asyncio.sleep(self._store.turn.rest(time.monotonic() - began))
         finally:
             turn.release()
+
+    def _begin_guarded(self, raw: sqlite3.Connection) -> Guard:
+        """In the driver's thread."""
+        self._publisher.check(raw)
+        if not raw.in_transaction:
+            raw.execute("BEGIN IMMEDIATE")
+        return Guard(raw)
 
     def _opened_async(self, kind: str) -> Any:
         if kind == "aiosqlite":
@@ -282,6 +305,10 @@ class Transactions:
             return False
         transaction.raw.interrupt()
         with contextlib.suppress(sqlite3.Error):
+            # Rolled back by name: closing alone would leave it, and the lock, to the last cursor that the handler holds.
+            transaction.guard.shut()
+            transaction.raw.rollback()
+        with contextlib.suppress(sqlite3.Error):
             transaction.raw.close()
         if transaction.turn is not None:
             transaction.turn.release()
@@ -301,6 +328,32 @@ class _Turn:
     def take(self) -> None:
         self._store.turn.acquire()
         self._held = True
+
+    async def take_async(self) -> None:
+        """Wait without a thread: waiting handlers would fill any pool, and the one they wait for needs a thread to commit."""
+        loop = asyncio.get_running_loop()
+        mine: asyncio.Future[None] = loop.create_future()
+
+        def grant() -> None:
+            if mine.cancelled():
+                self.release()
+            else:
+                mine.set_result(None)
+
+        def granted() -> None:
+            self._held = True
+            try:
+                loop.call_soon_threadsafe(grant)
+            except RuntimeError:  # the loop has ended, and with it whoever waited
+                self.release()
+
+        self._store.turn.request(granted)
+        try:
+            await mine
+        except asyncio.CancelledError:
+            if mine.done() and not mine.cancelled():
+                self.release()
+            raise
 
     def release(self) -> None:
         with self._lock:

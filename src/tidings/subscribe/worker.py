@@ -45,6 +45,10 @@ TRIM_CHUNK = 5_000
 TRIM_SECONDS = 5.0
 
 
+def _add_block(unit: Any, block: Any) -> None:
+    unit.add_block(block)
+
+
 class Worker:
     """Runs subscriptions of one app in this process.
 
@@ -452,7 +456,7 @@ class Worker:
                     await asyncio.wait({reading})  # its connection is closed behind us
                     raise
                 if block is not None:
-                    await asyncio.wrap_future(self._store.write(lambda unit, block=block: unit.add_block(block)))
+                    await asyncio.wrap_future(self._store.write(partial(_add_block, block=block)))
             except StoreError as error:
                 log.info("the log's search stays behind: %s", error)
             pace = pause if block is None else idle if all(runner.at_head for runner in self.runners.values()) else busy
