@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 import subprocess
 import sys
@@ -66,6 +67,19 @@ def sql_commit(tx: Any) -> None:
     tx.execute(text("COMMIT"))
 
 
+def swallow_commit(tx: Any) -> None:
+    try:
+        tx.commit()
+    except Exception:
+        pass  # a handler that doesn't look at its errors
+
+
+def savepoint_and_commit(tx: Any) -> None:
+    with tx.begin_nested():
+        pass
+    tx.commit()
+
+
 def level(tx: Any) -> None:
     tx.isolation_level = None
 
@@ -79,7 +93,8 @@ ENDS: dict[str, Callable[[Any], Any]] = {
     "isolation_level": level,
     "close": lambda tx: tx.close(),
     "sql": sql_commit,
-    "close_connection": lambda tx: tx.connection().close(),
+    "swallowed commit": swallow_commit,
+    "savepoint, commit": savepoint_and_commit,
 }
 
 
@@ -110,9 +125,12 @@ ENDS_ASYNC: dict[str, Callable[[Any], Awaitable[Any]]] = {
 }
 
 SYNC = [
-    *[(sqlite3.Connection, end) for end in ("commit", "rollback", "with", "executescript", "COMMIT", "isolation_level", "close")],
-    *[(Session, end) for end in ("commit", "rollback", "close", "sql", "with")],
-    *[(Connection, end) for end in ("commit", "rollback", "close", "sql", "with")],
+    *[
+        (sqlite3.Connection, end)
+        for end in ("commit", "rollback", "with", "executescript", "COMMIT", "isolation_level", "close", "swallowed commit")
+    ],
+    *[(Session, end) for end in ("commit", "rollback", "close", "sql", "with", "swallowed commit", "savepoint, commit")],
+    *[(Connection, end) for end in ("commit", "rollback", "close", "sql", "with", "swallowed commit", "savepoint, commit")],
 ]
 ASYNC = [
     *[(aiosqlite.Connection, end) for end in ("commit", "rollback", "executescript", "COMMIT", "swallowed commit", "swallowed rollback")],
@@ -281,7 +299,7 @@ async def test_transactions_on_another_database_are_refused_and_nothing_is_done(
         assert app.worker is not None
         runner = app.worker.runners["pay"]
         while runner.trouble is None:
-            await app.worker.settled.wait()
+            await asyncio.sleep(0.005)
         assert runner.trouble.startswith(WrongStore.__name__)
         assert harness.calls("pay") == []
         await harness.crash()

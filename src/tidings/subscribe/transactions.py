@@ -27,11 +27,17 @@ class Guard:
     """Keeps a handler from ending a transaction that isn't its own, by SQLite's authorizer: COMMIT and ROLLBACK are refused when they
     are prepared, so nothing is lost and the handler sees the error where it made the mistake. Savepoints are its own business.
 
+    Args:
+        pooled: the connection goes back to a pool as soon as its transaction ends, so a ROLLBACK is let through: refused, it would put what
+            was done so far into whatever transaction the next user of the connection commits. It counts as an attempt all the same.
+
     Setting an authorizer makes SQLite prepare every statement anew, so it is set once a connection and switched by a flag.
     """
 
-    def __init__(self, raw: sqlite3.Connection) -> None:
+    def __init__(self, raw: sqlite3.Connection, *, pooled: bool = False) -> None:
         self.raw = raw
+        self._pooled = pooled
+        self._undone = False
         self._closed = False
         self._tried = False
         self._shut_by: int | None = None
@@ -41,6 +47,17 @@ class Guard:
         """Take the authorizer off a connection that goes back to its owner."""
         with contextlib.suppress(sqlite3.ProgrammingError):  # closed meanwhile
             self.raw.set_authorizer(None)
+
+    def undo(self) -> None:
+        """Roll back, behind SQLAlchemy's back: after a COMMIT that failed it puts the connection into the pool with what was done."""
+        if not self._undone and self.alive():
+            self.raw.rollback()
+
+    def before_commit(self, session: Any) -> None:
+        """SQLAlchemy's event: the same refusal for a Session, before it lets go of its connection."""
+        if self._closed and not session.in_nested_transaction():
+            self._tried = True
+            raise self._ended("the handler")
 
     @contextmanager
     def closed(self, name: str) -> Iterator[None]:
@@ -73,13 +90,14 @@ class Guard:
         except sqlite3.ProgrammingError:  # it closed the connection
             return False
 
-    def _allow(self, action: int, *_: str | None) -> int:
+    def _allow(self, action: int, which: str | None, *_: str | None) -> int:
         if self._shut_by is not None:
             ours = action == sqlite3.SQLITE_TRANSACTION and threading.get_ident() == self._shut_by
             return sqlite3.SQLITE_OK if ours else sqlite3.SQLITE_DENY
         if self._closed and action == sqlite3.SQLITE_TRANSACTION:
             self._tried = True
-            return sqlite3.SQLITE_DENY
+            self._undone = self._pooled and which == "ROLLBACK"
+            return sqlite3.SQLITE_OK if self._undone else sqlite3.SQLITE_DENY
         return sqlite3.SQLITE_OK
 
     def _ended(self, name: str) -> TransactionEnded:
@@ -206,6 +224,8 @@ class Transactions:
                 with _guarded(raw) as guard:
                     yield Transaction(connection, raw, guard, django.db.transaction.atomic)
         else:
+            import sqlalchemy.event
+
             source = self._source(kind, kind)
             with source() if kind == "session" else source.connect() as tx:
                 connection = tx.connection() if kind == "session" else tx
@@ -215,7 +235,9 @@ class Transactions:
                 self._publisher.check(raw)
                 if not raw.in_transaction:
                     raw.execute("BEGIN IMMEDIATE")
-                with _guarded(raw) as guard:
+                with _guarded(raw, pooled=True) as guard:
+                    if kind == "session":
+                        sqlalchemy.event.listen(tx, "before_commit", guard.before_commit)
                     yield Transaction(tx, raw, guard, tx.begin_nested)
                 tx.commit()
 
@@ -239,17 +261,19 @@ class Transactions:
             else:
                 async with self._opened_async(kind) as tx:
                     driver = await enlist.driver_of(tx)
-                    guard = await enlist.in_thread(driver, lambda: self._begin_guarded(driver._conn))
+                    guard = await enlist.in_thread(driver, lambda: self._begin_guarded(driver._conn, pooled=kind != "aiosqlite"))
                     transaction = AsyncTransaction(tx, lambda work: enlist.run_async(tx, work), guard)
+                    if kind == "async session":
+                        import sqlalchemy.event
+
+                        sqlalchemy.event.listen(tx.sync_session, "before_commit", guard.before_commit)
                     try:
-                        try:
-                            yield transaction
-                        finally:
-                            with contextlib.suppress(ValueError):  # the handler closed it, which undid everything
-                                await enlist.in_thread(driver, guard.remove)
+                        yield transaction
+                        await enlist.in_thread(driver, guard.remove)
                         await tx.commit()
                     except BaseException:
                         with contextlib.suppress(Exception):  # of no interest beside the one that brought us here; closing undoes it too
+                            await enlist.in_thread(driver, lambda: (guard.remove(), guard.undo()))
                             await tx.rollback()
                         raise
             for step in transaction.after:
@@ -259,12 +283,12 @@ class Transactions:
         finally:
             turn.release()
 
-    def _begin_guarded(self, raw: sqlite3.Connection) -> Guard:
+    def _begin_guarded(self, raw: sqlite3.Connection, pooled: bool) -> Guard:
         """In the driver's thread."""
         self._publisher.check(raw)
         if not raw.in_transaction:
             raw.execute("BEGIN IMMEDIATE")
-        return Guard(raw)
+        return Guard(raw, pooled=pooled)
 
     def _opened_async(self, kind: str) -> Any:
         if kind == "aiosqlite":
@@ -367,12 +391,16 @@ _TAKE_WRITE_LOCK = "UPDATE tidings_meta SET value = value WHERE 0"
 
 
 @contextmanager
-def _guarded(raw: sqlite3.Connection) -> Iterator[Guard]:
-    guard = Guard(raw)
+def _guarded(raw: sqlite3.Connection, *, pooled: bool = False) -> Iterator[Guard]:
+    guard = Guard(raw, pooled=pooled)
     try:
         yield guard
-    finally:
+    except BaseException:
         guard.remove()
+        if pooled:
+            guard.undo()
+        raise
+    guard.remove()
 
 
 @contextmanager
