@@ -144,9 +144,14 @@ class Storm:
         seed = str(self.rng.randrange(10**6))
         return self._start(PUBLISHER_SLOT + number, "tests.storm.publisher", str(self.folder), seed, str(self.rate))
 
+    def _ready(self, process: Process) -> bool:
+        return (self.folder / f"ready-{process.pid}").exists()
+
     def _stop(self, running: list[Process]) -> None:
         """Ask workers to end, those that have just begun once they can hear it."""
-        time.sleep(max(0.0, max(process.born for process in running) + 3 - time.monotonic()))
+        until = time.monotonic() + 40
+        while not all(self._ready(process) for process in running) and time.monotonic() < until:
+            time.sleep(0.05)
         for process in running:
             process.popen.send_signal(signal.SIGTERM)
         for process in running:
@@ -199,13 +204,14 @@ class Storm:
         until = time.monotonic() + (0.4 if wanted else 0.0)
         while True:
             upright = [process for process in running if not process.thaw]
-            grown = [process for process in upright if time.monotonic() - process.born > 1.2]
+            grown = [process for process in upright if self._ready(process) and time.monotonic() - process.born > 1.0]
             for process in self.rng.sample(grown, len(grown)):
                 if wanted is None or self.phases.landed(process.slot) == wanted:
                     return process
             if grown and time.monotonic() > until:
                 return self.rng.choice(grown)
             self._thaw(running)
+            time.sleep(0 if grown else 0.02)
 
     def _halt(self, process: Process) -> int:
         """Stop it and see where; the phase it stands in."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import sys
@@ -11,6 +12,7 @@ from typing import Any
 
 from tests.storm import service
 from tests.storm.phases import Phases
+from tidings.app import serve
 from tidings.subscribe.worker import Worker
 
 
@@ -21,7 +23,7 @@ def main(folder: Path, slot: int, seed: int, lease: float) -> None:
     app = service.make(folder / "storm.db", lease=lease)
     service.subscribe(app, phases, folder / "calls", seed)
     tell_late_renewals(folder / "late")
-    app.run()
+    asyncio.run(serve([app], ready=(folder / f"ready-{os.getpid()}").touch))
 
 
 def tell_late_renewals(path: Path) -> None:

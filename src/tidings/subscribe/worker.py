@@ -312,7 +312,7 @@ class Worker:
             runner.give_back(lanes_back)
             self._giving_back.setdefault(name, set()).update(lanes_back)
             await self._hand_over(runner, lanes_back)
-        elif len(held_groups) < share and not self._stopping and not self._giving_back.get(name):
+        elif self._whole_groups(runner) < share and not self._stopping and not self._giving_back.get(name):
             now = self._now()
 
             def claim(unit: Any) -> tuple[list[Lane], list[Any]]:
@@ -323,6 +323,12 @@ class Worker:
             runner.take(taken, keys)
         if changed:
             runner.look_again()
+
+    @staticmethod
+    def _whole_groups(runner: Runner) -> int:
+        """Groups of which it holds every lane: one that lost some is claimed again."""
+        missing = {number * runner.groups // LANES for number, lane in enumerate(runner.feed.lanes) if lane is None}
+        return runner.groups - len(missing)
 
     async def _hand_over(self, runner: Runner, lanes: set[int]) -> None:
         """Release those of the lanes in which nothing runs any more; the others at the next look."""

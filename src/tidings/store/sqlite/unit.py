@@ -235,9 +235,13 @@ class SQLiteUnit:
         )
 
     def rewind(self, name: str, position: int) -> int:
-        self._conn.execute(
-            "UPDATE tidings_lanes SET position = ?, open = NULL, worker = NULL, epoch = epoch + 1 WHERE subscription = ?", (position, name)
-        )
+        """Backwards, what lies below and is still open stays so: whoever had it in hand is fenced, and it would never end."""
+        for lane in self.lanes(name):
+            open_ = [one for one in lane.open if one <= position <= lane.position]
+            self._conn.execute(
+                "UPDATE tidings_lanes SET position = ?, open = ?, worker = NULL, epoch = epoch + 1 WHERE subscription = ? AND lane = ?",
+                (position, json.dumps(open_) if open_ else None, name, lane.lane),
+            )
         self._conn.execute("UPDATE tidings_subscriptions SET start = min(start, ?) WHERE name = ?", (position, name))
         dropped = self._conn.execute("DELETE FROM tidings_parked WHERE subscription = ? AND position > ?", (name, position)).rowcount
         self._raise_control()
