@@ -80,7 +80,7 @@ def publish(
             [{"event_id": e.event_id, "lane": e.lane, "position": position} for e, position in zip(envelopes, positions, strict=True)]
         )
         return
-    if len(envelopes) > 1:
+    if len(envelopes) != 1:
         click.echo(f"{'scheduled' if due else 'published'} {count(len(envelopes), 'event')}")
         return
     for envelope, position in zip(envelopes, positions, strict=True):
