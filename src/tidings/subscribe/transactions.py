@@ -327,11 +327,19 @@ class Transactions:
         """
         if not transaction.abort():
             return False
-        transaction.raw.interrupt()
-        with contextlib.suppress(sqlite3.Error):
-            # Rolled back by name: closing alone would leave it, and the lock, to the last cursor that the handler holds.
-            transaction.guard.shut()
-            transaction.raw.rollback()
+
+        def undo() -> None:
+            # By name: closing alone would leave the transaction, and the lock, to the last cursor that the handler holds.
+            with contextlib.suppress(sqlite3.Error):
+                transaction.guard.shut()
+                transaction.raw.rollback()
+
+        undoing = threading.Thread(target=undo, name="tidings-undo", daemon=True)
+        undoing.start()
+        undoing.join(0.05)
+        if undoing.is_alive():  # a statement runs. Not before: with a cursor open, an interrupt would hit the ROLLBACK too
+            transaction.raw.interrupt()
+            undoing.join(1.0)
         with contextlib.suppress(sqlite3.Error):
             transaction.raw.close()
         if transaction.turn is not None:
