@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import sqlite3
 import warnings
-from collections.abc import Awaitable, Callable, Generator, Mapping
+from collections.abc import Awaitable, Callable, Collection, Generator, Mapping
 from concurrent.futures import Future
 from contextvars import ContextVar
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 from ..codec import encode_json
 from ..envelope import Envelope, lane_of
 from ..errors import ConfigurationError, InvalidEvent, OutsideTransaction, StoreNotInitialised, UnawaitedPublish, WrongStore
 from ..event import EventType
 from ..ids import new_id
+from ..store.sqlite.connect import plain
 from ..store.sqlite.unit import APPEND_CHECKED
 from . import enlist
 
 if TYPE_CHECKING:
     from ..store.sqlite.store import SQLiteStore
     from ..subscribe.context import Context
+
+log = logging.getLogger("tidings.publish")
 
 current: ContextVar[Context | None] = ContextVar("tidings_current", default=None)
 """The context of the handler that is running, so that what it publishes in its own transactions carries correlation and causation on."""
@@ -36,40 +41,98 @@ class Receipt(NamedTuple):
 
 
 class Publishing(Awaitable[Receipt]):
-    """A publish under way: await it, or call ``result()`` from a thread without a loop."""
+    """A publish under way: await it, or call ``result()`` from a thread without a loop. If nobody does and it fails, that is logged."""
 
-    __slots__ = ("_future",)
+    __slots__ = ("_asked", "_future")
 
     def __init__(self, future: Future[Receipt]) -> None:
         self._future = future
+        self._asked = False
 
     def __await__(self) -> Generator[Any, None, Receipt]:
+        self._asked = True
         return asyncio.wrap_future(self._future).__await__()
 
     def result(self, timeout: float | None = None) -> Receipt:
         """Block until the event is durable; ``timeout`` in seconds."""
+        self._asked = True
         return self._future.result(timeout)
+
+    def __del__(self) -> None:
+        if not self._asked:
+            self._future.add_done_callback(_log_failure)
+
+
+def _log_failure(future: Future[Receipt]) -> None:
+    if not future.cancelled() and (error := future.exception()) is not None:
+        log.error("a publish that nobody awaited failed, so its event is NOT published: %s", error)
 
 
 class Unstarted(Awaitable[Receipt]):
-    """A publish in an asynchronous transaction, which begins when it is awaited. Forgetting the await is told, loudly, and kept."""
+    """A publish in an asynchronous transaction, which begins when it is awaited, once.
 
-    __slots__ = ("_awaited", "_begin", "_forgotten", "_type")
+    Forgetting the await is told: by a warning, and by an error at the transaction's commit (SQLAlchemy) or at the next publish.
+    """
 
-    def __init__(self, begin: Callable[[], Awaitable[Receipt]], type_name: str, forgotten: list[str]) -> None:
+    __slots__ = ("_begin", "_pending", "_type", "token")
+
+    def __init__(self, begin: Callable[[], Awaitable[Receipt]], type_name: str, pending: Pending) -> None:
         self._begin = begin
-        self._awaited = False
         self._type = type_name
-        self._forgotten = forgotten
+        self._pending = pending
+        self.token: object = pending.add(type_name)
 
     def __await__(self) -> Generator[Any, None, Receipt]:
-        self._awaited = True
+        if self.token is None:
+            raise UnawaitedPublish(f"publish({self._type}) was awaited already; call app.publish(…) again for another event")
+        self._pending.remove(self.token)
+        self.token = None
         return self._begin().__await__()
 
     def __del__(self) -> None:
-        if not self._awaited:
-            self._forgotten.append(self._type)
+        if self.token is not None and self._pending.forget(self.token):
             warnings.warn(f"publish({self._type}) was never awaited: the event was NOT published", RuntimeWarning, stacklevel=2)
+
+
+class Pending:
+    """Publishes of one app in asynchronous transactions that were called and not awaited yet."""
+
+    def __init__(self) -> None:
+        self._types: dict[object, str] = {}
+        self._forgotten: list[object] = []
+
+    def add(self, type_name: str) -> object:
+        token = object()
+        self._types[token] = type_name
+        return token
+
+    def remove(self, token: object) -> None:
+        self._types.pop(token, None)
+
+    def forget(self, token: object) -> bool:
+        """Nobody can await it any more; False if that was told already."""
+        if token not in self._types:
+            return False
+        self._forgotten.append(token)
+        return True
+
+    def among(self, tokens: Collection[object]) -> list[object]:
+        """Those of the tokens that were not awaited."""
+        return [token for token in tokens if token in self._types]
+
+    def refuse(self, tokens: Collection[object]) -> None:
+        """Raise UnawaitedPublish if one of these was not awaited; told once."""
+        types = [self._types.pop(token) for token in self.among(tokens)]
+        if types:
+            raise UnawaitedPublish(
+                f"an earlier publish was not awaited, so these events were not published: {', '.join(types)}. Write `await app.publish(…)`."
+            )
+
+    def refuse_forgotten(self) -> None:
+        """The same for those that nobody can await any more."""
+        if self._forgotten:
+            forgotten, self._forgotten = self._forgotten, []
+            self.refuse(forgotten)
 
 
 class Publisher:
@@ -84,8 +147,8 @@ class Publisher:
         self._topic = topic
         self._store = store
         self._type_of = type_of
-        self._forgotten: list[str] = []
-        self._append = ""
+        self._pending = Pending()
+        self._watched: WeakKeyDictionary[object, list[object]] = WeakKeyDictionary()
 
     def envelope(self, event: Any, *, headers: Mapping[str, str] | None = None, cause: Context | None = None) -> Envelope:
         """The row for an event, its position still 0.
@@ -130,11 +193,7 @@ class Publisher:
         self, event: Any, tx: Any, *, at: datetime | None = None, after: timedelta | None = None, headers: Mapping[str, str] | None = None
     ) -> Receipt | Awaitable[Receipt]:
         """See ``App.publish``."""
-        if self._forgotten:
-            types, self._forgotten = ", ".join(self._forgotten), []
-            raise UnawaitedPublish(
-                f"an earlier publish was not awaited, so these events were not published: {types}. Write `await app.publish(…)`."
-            )
+        self._pending.refuse_forgotten()
         if tx is None:
             raise OutsideTransaction(
                 "publish needs the transaction that your own rows are in: app.publish(event, tx=session). If there is none,"
@@ -147,8 +206,29 @@ class Publisher:
                 raise OutsideTransaction(f'tx={tx!r}: give your transaction, or "own" for one of its own')
             return Publishing(self._store.write(lambda unit: self._in_unit(unit, envelope, due)))
         if type(tx) is not sqlite3.Connection and enlist.is_async(tx):
-            return Unstarted(lambda: enlist.run_async(tx, lambda conn: self.insert(conn, envelope, due)), envelope.type, self._forgotten)
+            return self._unstarted(tx, lambda: enlist.run_async(tx, lambda conn: self.insert(conn, envelope, due)), envelope.type)
         return enlist.run(tx, lambda conn: self.insert(conn, envelope, due))
+
+    def _unstarted(self, tx: Any, begin: Callable[[], Awaitable[Receipt]], type_name: str) -> Unstarted:
+        """SQLAlchemy is asked not to commit a transaction with a publish that wasn't awaited; aiosqlite can't be."""
+        publish = Unstarted(begin, type_name, self._pending)
+        target = enlist.committed_by(tx)
+        if target is None:
+            return publish
+        tokens = self._watched.get(target)
+        if tokens is None:
+            tokens = self._watched[target] = []
+            pending, watched = self._pending, tokens
+
+            def refuse(*_: object) -> None:
+                held, watched[:] = tuple(watched), ()
+                pending.refuse(held)
+
+            enlist.before_commit(target, refuse)
+        if len(tokens) >= 100:
+            tokens[:] = self._pending.among(tokens)
+        tokens.append(publish.token)
+        return publish
 
     def insert(self, conn: sqlite3.Connection, envelope: Envelope, due: int | None = None) -> Receipt:
         """The one INSERT, on a driver connection.
@@ -173,10 +253,10 @@ class Publisher:
     def check(self, conn: sqlite3.Connection) -> None:
         """Raise WrongStore unless ``conn`` is to this app's store."""
         try:
-            row = conn.execute("SELECT value FROM tidings_meta WHERE name = 'log_id'").fetchone()
+            row = conn.execute("SELECT 1 FROM tidings_meta WHERE name = 'log_id' AND value = ?", (self._store.log_id,)).fetchone()
         except sqlite3.OperationalError as error:
             raise self._wrong(conn) from error
-        if row is None or row[0] != self._store.log_id:
+        if row is None:
             raise self._wrong(conn)
 
     def _in_unit(self, unit: Any, envelope: Envelope, due: int | None) -> Receipt:
@@ -199,7 +279,7 @@ class Publisher:
         return int((self._store.clock.time() + after.total_seconds()) * 1_000_000)
 
     def _wrong(self, conn: sqlite3.Connection) -> WrongStore | StoreNotInitialised:
-        rows = conn.execute("PRAGMA database_list").fetchall()
+        rows = plain(conn).execute("PRAGMA database_list").fetchall()
         file = rows[0][2] if rows and rows[0][2] else "a database in memory"
         return WrongStore(
             f"the transaction given is on {file}, but the app's store is {self._store.path}: an event commits with your"

@@ -48,8 +48,9 @@ class Guard:
         with contextlib.suppress(sqlite3.ProgrammingError):  # closed meanwhile
             self.raw.set_authorizer(None)
 
-    def undo(self) -> None:
-        """Roll back, behind SQLAlchemy's back: after a COMMIT that failed it puts the connection into the pool with what was done."""
+    def give_up(self) -> None:
+        """Remove it and roll back, behind SQLAlchemy's back: after a COMMIT that failed it puts the connection into the pool as it is."""
+        self.remove()
         if not self._undone and self.alive():
             self.raw.rollback()
 
@@ -201,6 +202,7 @@ class Transactions:
     def _opened(self, kind: str) -> Iterator[Transaction]:
         if kind == "sqlite3":
             raw = self._store.handling_connection()
+            raw.row_factory, raw.text_factory = None, str  # an earlier handler may have wanted them otherwise
             guard = getattr(self._guards, "guard", None)
             if guard is None or guard.raw is not raw:
                 guard = self._guards.guard = Guard(raw)
@@ -273,7 +275,7 @@ class Transactions:
                         await tx.commit()
                     except BaseException:
                         with contextlib.suppress(Exception):  # of no interest beside the one that brought us here; closing undoes it too
-                            await enlist.in_thread(driver, lambda: (guard.remove(), guard.undo()))
+                            await enlist.in_thread(driver, guard.give_up)
                             await tx.rollback()
                         raise
             for step in transaction.after:
@@ -404,9 +406,10 @@ def _guarded(raw: sqlite3.Connection, *, pooled: bool = False) -> Iterator[Guard
     try:
         yield guard
     except BaseException:
-        guard.remove()
         if pooled:
-            guard.undo()
+            guard.give_up()
+        else:
+            guard.remove()
         raise
     guard.remove()
 

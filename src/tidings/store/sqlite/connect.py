@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import sqlite3
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ...errors import ConfigurationError, StoreBusy, StoreError, StoreFailed
 
@@ -63,6 +63,29 @@ def connect(
     except sqlite3.Error as error:
         raise explain(error, path) from error
     return conn
+
+
+class _PlainRows:
+    """A user's connection, its rows as tuples, whatever ``row_factory`` he has set for his own."""
+
+    def __init__(self, conn: sqlite3.Connection) -> None:
+        self._conn = conn
+
+    def execute(self, statement: str, arguments: Sequence[Any] = ()) -> sqlite3.Cursor:
+        return self._cursor().execute(statement, arguments)
+
+    def executemany(self, statement: str, arguments: Iterable[Sequence[Any]]) -> sqlite3.Cursor:
+        return self._cursor().executemany(statement, arguments)
+
+    def _cursor(self) -> sqlite3.Cursor:
+        cursor = self._conn.cursor()
+        cursor.row_factory = None
+        return cursor
+
+
+def plain(conn: sqlite3.Connection) -> sqlite3.Connection:
+    """``conn``, or what gives its rows as tuples if its owner wants them in another form."""
+    return conn if conn.row_factory is None else cast(sqlite3.Connection, _PlainRows(conn))
 
 
 def is_busy(error: BaseException) -> bool:

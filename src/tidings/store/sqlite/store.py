@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from ...clock import Clock, SystemClock
 from ...errors import ConfigurationError, StoreBusy, StoreError, StoreNotInitialised
 from . import schema
-from .connect import BUSY_SECONDS, boot_id, connect, explain, is_busy, is_store_failure, path_of
+from .connect import BUSY_SECONDS, boot_id, connect, explain, is_busy, is_store_failure, path_of, plain
 from .unit import READ, SQLiteUnit
 from .writer import Writer, WriteTurn
 
@@ -200,7 +200,7 @@ class SQLiteStore:
         os.fdatasync(self._wal) if hasattr(os, "fdatasync") else os.fsync(self._wal)
 
     def unit(self, connection: sqlite3.Connection) -> SQLiteUnit:
-        return SQLiteUnit(connection, self.clock, self._boot)
+        return SQLiteUnit(plain(connection), self.clock, self._boot)
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
