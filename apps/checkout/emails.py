@@ -29,10 +29,6 @@ class PaymentRefunded(Event, key="order_id", type="payment.PaymentRefunded"):
     order_id: int
 
 
-class OrderShipped(Event, key="order_id", type="shipping.OrderShipped"):
-    order_id: int
-
-
 class OrderDelivered(Event, key="order_id", type="shipping.OrderDelivered"):
     order_id: int
 
@@ -85,11 +81,6 @@ def cancelled(event: OrderCancelled, ctx: Context, tx: sqlite3.Connection) -> Ma
 @email.on(PaymentRefunded)
 def refunded(event: PaymentRefunded, ctx: Context, tx: sqlite3.Connection) -> MailRequested:
     return _owe(event.order_id, "refunded", ctx, tx)
-
-
-@email.on(OrderShipped)
-def shipped(event: OrderShipped, ctx: Context, tx: sqlite3.Connection) -> MailRequested:
-    return _owe(event.order_id, "shipped", ctx, tx)
 
 
 @email.on(OrderDelivered)

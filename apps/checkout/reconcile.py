@@ -32,9 +32,7 @@ READS: dict[str, frozenset[str]] = {
             "shipping.OrderDelivered",
         }
     ),
-    "email": frozenset(
-        {"shop.OrderPlaced", "shop.OrderCancelled", "payment.PaymentRefunded", "shipping.OrderShipped", "shipping.OrderDelivered"}
-    ),
+    "email": frozenset({"shop.OrderPlaced", "shop.OrderCancelled", "payment.PaymentRefunded", "shipping.OrderDelivered"}),
     "analytics": frozenset({"shop.OrderPlaced", "shop.OrderCancelled", "payment.PaymentCharged", "payment.PaymentRefunded"}),
     "support": frozenset({"shop.OrderPlaced", "shop.OrderCancelled"}),
 }
@@ -226,7 +224,7 @@ def _mails(books: Books) -> Iterator[str]:
     refunded = {entry.order_id for entry in books.ledgers["gateway"].entries if entry.kind == "refund"}
     wanted: Counter[tuple[int, str]] = Counter()
     for order in books.orders:
-        kinds = ["placed", "shipped", "delivered"] if order.state == "delivered" else ["placed", "cancelled"]
+        kinds = ["placed", "delivered"] if order.state == "delivered" else ["placed", "cancelled"]
         if order.order_id in refunded:
             kinds.append("refunded")
         wanted.update((order.order_id, kind) for kind in kinds)

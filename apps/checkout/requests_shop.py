@@ -248,7 +248,7 @@ class ShopService(Service):
             return Response(503, {"error": "we could not take your order"})
         if reason is None:
             await self._end(order, "delivered", None)
-            await turn.tell("email", "/mails", kind="shipped")
+            await turn.tell("email", "/mails", kind="delivered")
             return Response(201, {"order_id": order.order_id})
         undone = await turn.undo()
         await self._end(order, "cancelled" if undone else "stuck", reason)
