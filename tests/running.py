@@ -15,7 +15,7 @@ from tidings.store.port import Unit
 async def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
     """Wait for something that other threads do."""
     async with asyncio.timeout(seconds):
-        while not condition():  # noqa: ASYNC110
+        while not condition():
             await asyncio.sleep(0.003)
 
 

@@ -64,7 +64,7 @@ async def test_the_loop_hears_of_commits_in_their_order(tmp_path: Path, monkeypa
     async with app:
         assert app.worker is not None
         runner, turn = app.worker.runners["pay"], app.store.turn
-        post, release = runner._on_loop, turn.release
+        post, release = runner.on_loop, turn.release
 
         def posted(step: Callable[[], None]) -> None:
             heard.append("posted")
@@ -74,7 +74,7 @@ async def test_the_loop_hears_of_commits_in_their_order(tmp_path: Path, monkeypa
             heard.append("released")
             release()
 
-        monkeypatch.setattr(runner, "_on_loop", posted)
+        monkeypatch.setattr(runner, "on_loop", posted)
         monkeypatch.setattr(turn, "release", released)
         await app.publish(Paid(1), tx="own")
         await until(lambda: "handled" in heard and "released" in (behind := heard[heard.index("handled") :]) and "posted" in behind)
@@ -98,5 +98,5 @@ def test_checkpoints_go_ahead_of_handlers_that_queue_for_the_file() -> None:
 async def until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
     """Wait for something that other threads do."""
     async with asyncio.timeout(seconds):
-        while not condition():  # noqa: ASYNC110
+        while not condition():
             await asyncio.sleep(0.005)
