@@ -1,8 +1,7 @@
 """Tidings: event-driven architecture for Python. Announce once; whoever cares reacts."""
 
-from .app import App
-from .clock import Clock, ManualClock, SystemClock
-from .envelope import Envelope
+from typing import TYPE_CHECKING
+
 from .errors import (
     ConfigurationError,
     EventDefinitionError,
@@ -28,11 +27,16 @@ from .errors import (
     WrongStore,
 )
 from .event import Event, event
-from .publish.publisher import Receipt
-from .retry import Retry
-from .store.sqlite import SQLiteStore
-from .subscribe.context import Context
-from .subscribe.subscription import Subscription
+
+if TYPE_CHECKING:
+    from .app import App
+    from .clock import Clock, ManualClock, SystemClock
+    from .envelope import Envelope
+    from .publish.publisher import Receipt
+    from .retry import Retry
+    from .store.sqlite import SQLiteStore
+    from .subscribe.context import Context
+    from .subscribe.subscription import Subscription
 
 __version__ = "0.1.0"
 
@@ -73,3 +77,34 @@ __all__ = [
     "__version__",
     "event",
 ]
+
+# What runs apps brings asyncio, sqlite3 and more along; a module that only declares events, and `tidings --help`, need none of it.
+# (Event and errors are imported at once: `tidings.event` is a module, too, and the function has to be bound over it.)
+_AT_FIRST_USE = {
+    "App": ".app",
+    "Clock": ".clock",
+    "Context": ".subscribe.context",
+    "Envelope": ".envelope",
+    "ManualClock": ".clock",
+    "Receipt": ".publish.publisher",
+    "Retry": ".retry",
+    "SQLiteStore": ".store.sqlite",
+    "Subscription": ".subscribe.subscription",
+    "SystemClock": ".clock",
+}
+
+
+if not TYPE_CHECKING:  # a type checker would take it for "any name is there"
+
+    def __getattr__(name: str) -> object:
+        home = _AT_FIRST_USE.get(name)
+        if home is None:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from importlib import import_module
+
+        value = globals()[name] = getattr(import_module(home, __name__), name)
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
