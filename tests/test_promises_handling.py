@@ -6,7 +6,6 @@ import asyncio
 import random
 import sqlite3
 from collections import defaultdict
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -202,11 +201,11 @@ async def test_a_checkpoint_that_cannot_be_written_takes_its_follow_ups_with_it(
 
     app = shop(tmp_path)
     append = SQLiteUnit.append
-    failures: Iterator[bool] = iter([True] * 3 + [False] * 1000)
+    failures = [False] * 1000 + [True] * 3
 
     def failing(self: SQLiteUnit, envelopes: Any) -> list[int]:
         positions = append(self, envelopes)
-        if positions and next(failures):
+        if positions and failures.pop():
             raise sqlite3.OperationalError("the disk hiccuped")
         return positions
 

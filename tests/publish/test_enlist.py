@@ -393,7 +393,11 @@ async def test_sqlalchemy_refuses_to_commit(app: App, path: str, async_engine: A
     async with AsyncSession(async_engine) if kind is AsyncSession else async_engine.connect() as tx:
         await tx.execute(text(INSERT))
         await app.publish(Placed(order=0), tx=tx)
-        held = app.publish(Placed(order=1), tx=tx) if holds else await forget(app, tx)
+        held: Any = None
+        if holds:
+            held = app.publish(Placed(order=1), tx=tx)
+        else:
+            await forget(app, tx)
         with pytest.raises(UnawaitedPublish, match=r"not published: shop.Placed. Write `await app.publish\(…\)`"):
             await tx.commit()
         await tx.rollback()
