@@ -11,6 +11,7 @@ import click
 import pytest
 
 from tests.cli.conftest import SHOP, Tidings
+from tests.promises import ROOT
 from tidings.cli import COMMANDS, cli
 
 
@@ -165,3 +166,10 @@ def test_completion_knows_the_subscriptions(store: Path) -> None:
     shell = ShellComplete(cli, {}, "tidings", "_TIDINGS_COMPLETE")
     args = ["subscription", "pause", "--store", f"sqlite:///{store}"]
     assert [item.value for item in shell.get_completions(args, "ch")] == ["charge_card"]
+
+
+@pytest.mark.parametrize("name", [name for name in ALL if name not in ("dead", "subscription", "scheduled", "store")])
+def test_the_reference_page_has_an_example(name: str) -> None:
+    page = (ROOT / "docs" / "reference" / "cli.md").read_text(encoding="utf-8")
+    examples = "\n".join(page.split("```")[1::2]) + "\n".join(page.split("`")[1::2])
+    assert f"tidings {name}" in examples
