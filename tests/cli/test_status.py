@@ -1,7 +1,15 @@
 from __future__ import annotations
 
+import fcntl
 import json
+import os
+import pty
+import re
 import sqlite3
+import struct
+import subprocess
+import sys
+import termios
 from pathlib import Path
 
 import pytest
@@ -107,3 +115,26 @@ def test_a_condition_that_is_none(condition: str, filled: Path, tidings: Tidings
 def test_a_store_without_subscriptions(tmp_path: Path, tidings: Tidings) -> None:
     tidings("store", "init", store=tmp_path / "new.db")
     assert "no subscriptions yet" in tidings("status", store=tmp_path / "new.db").output
+
+
+@pytest.mark.parametrize("columns", [40, 60, 89, 90, 120])
+def test_it_fits_the_terminal(columns: int, filled: Path) -> None:
+    """Names and numbers stay whole."""
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    command = [sys.executable, "-m", "tidings", "status", "--store", f"sqlite:///{filled}"]
+    env = {**os.environ, "TERM": "xterm", "NO_COLOR": "1"}
+    with subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, env=env) as process:
+        os.close(slave)
+        output = b""
+        try:
+            while part := os.read(master, 4096):
+                output += part
+        except OSError:  # the other end is closed
+            os.close(master)
+        assert process.wait() == 0
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", output.decode()).splitlines()
+    assert max(map(len, lines)) <= columns
+    assert any("charge_card" in line for line in lines)
+    assert any("inventory" in line for line in lines)
+    assert ("Subscription" in "".join(lines)) == (columns >= 90)

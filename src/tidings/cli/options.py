@@ -34,9 +34,11 @@ class Target:
 
     def app(self) -> App | None:
         """The app that --app names, or None."""
+        if self.spec is None:
+            return None
         from .applications import load
 
-        return None if self.spec is None else load(self.spec)
+        return load(self.spec)
 
     def store(self) -> SQLiteStore:
         """The store, not opened."""

@@ -5,19 +5,22 @@ from __future__ import annotations
 import shutil
 import sys
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
+
+if TYPE_CHECKING:  # commands that print plain lines don't wait for rich
+    from rich.console import Console
+    from rich.table import Table
 
 PIPED_WIDTH = 200
 
 
 def console() -> Console:
     """Of the terminal's width; wide where there is no terminal. Nothing in a text is markup."""
+    from rich.console import Console
+
     width = None if sys.stdout.isatty() else PIPED_WIDTH
     return Console(highlight=False, markup=False, emoji=False, width=width)
 
@@ -34,6 +37,8 @@ def print_json(value: Any) -> None:
 
 def table(*columns: str, right: tuple[str, ...] = ()) -> Table:
     """A table without frames; numbers keep together and texts fold."""
+    from rich.table import Table
+
     made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for column in columns:
         numeric = column in right
@@ -70,8 +75,3 @@ def cut(text: str, size: int | None) -> str:
     """At most so many columns on one line."""
     text = text.replace("\n", " ")
     return text if size is None or len(text) <= size else text[: max(1, size - 1)] + "…"
-
-
-def styled(*parts: tuple[str, str]) -> Text:
-    """Texts with their styles."""
-    return Text.assemble(*parts)

@@ -12,13 +12,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .options import Target, store_options
-from .output import console, duration, print_json, table
+from .output import console, duration, print_json, table, width
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+    from rich.text import Text
 
     from ..store.sqlite import SQLiteStore
 
+NARROW = 90
+"""With fewer columns each subscription gets a line instead of a row in a table."""
 CONDITIONS = ("behind", "seconds", "parked", "waiting", "dead")
 FLAGS = ("paused", "held", "trouble", "stuck", "alone")
 _CONDITION = re.compile(rf"({'|'.join(CONDITIONS)})\s*(>=|=|>)\s*(\d+(?:\.\d+)?)|({'|'.join(FLAGS)})")
@@ -172,38 +175,26 @@ def _shown(found: dict[str, Any]) -> RenderableType:
         Text(
             f"{found['store']}: last position {found['head']:,}"
             + (f", trimmed up to {found['retained']:,}" if found["retained"] else "")
-            + ("" if scheduled is None else f"; next scheduled event in {duration(max(0.0, scheduled))}")
+            + (
+                ""
+                if scheduled is None
+                else f"; the next scheduled event is due in {duration(scheduled)}"
+                if scheduled > 0
+                else "; a scheduled event is due"
+            )
         )
     )
     if not found["subscriptions"]:
         parts.append(Text("no subscriptions yet; `tidings run module:app` makes those of an app"))
         return Group(*parts)
-    made = table(
-        "Subscription",
-        "Behind",
-        "For",
-        "Parked",
-        "Waiting",
-        "Dead",
-        "Lanes",
-        "State",
-        right=("Behind", "For", "Parked", "Waiting", "Dead", "Lanes"),
-    )
-    for row in found["subscriptions"]:
-        held = sum(row["lanes"].values())
-        made.add_row(
-            row["name"],
-            ("" if row["behind_exact"] else "~") + f"{row['behind']:,}",
-            duration(row["seconds_behind"]),
-            *(
-                Text(f"{row[name]:,}", style=style if row[name] else "dim")
-                for name, style in (("parked", "yellow"), ("waiting", ""), ("dead", "red"))
-            ),
-            f"{held}/{held + row['lanes_free']}",
-            _state(row),
-        )
-    parts += [Text(""), made]
-    if found["workers"]:
+    columns = width()
+    narrow = columns is not None and columns < NARROW
+    parts += [Text(""), *(_line(row) for row in found["subscriptions"])] if narrow else [Text(""), _table(found["subscriptions"])]
+    if found["workers"] and narrow:
+        for row in found["workers"]:
+            ending = "" if row["alive"] else ", gone: its lease ran out"
+            parts.append(Text(f"{row['worker']} on {row['host']}: {row['lanes']} lanes, {row['running']} running{ending}"))
+    elif found["workers"]:
         workers = table("Worker", "Host", "Pid", "Lanes", "Running", "Up", "", right=("Pid", "Lanes", "Running", "Up"))
         for row in found["workers"]:
             gone = Text("gone: its lease ran out", style="red") if not row["alive"] else Text("")
@@ -216,7 +207,50 @@ def _shown(found: dict[str, Any]) -> RenderableType:
     return Group(*parts)
 
 
-def _state(row: dict[str, Any]) -> RenderableType:
+def _table(rows: list[dict[str, Any]]) -> RenderableType:
+    from rich.text import Text
+
+    made = table(
+        "Subscription",
+        "Behind",
+        "For",
+        "Parked",
+        "Waiting",
+        "Dead",
+        "Lanes",
+        "State",
+        right=("Behind", "For", "Parked", "Waiting", "Dead", "Lanes"),
+    )
+    for row in rows:
+        held = sum(row["lanes"].values())
+        made.add_row(
+            row["name"],
+            ("" if row["behind_exact"] else "~") + f"{row['behind']:,}",
+            duration(row["seconds_behind"]),
+            *(
+                Text(f"{row[name]:,}", style=style if row[name] else "dim")
+                for name, style in (("parked", "yellow"), ("waiting", ""), ("dead", "red"))
+            ),
+            f"{held}/{held + row['lanes_free']}",
+            _state(row),
+        )
+    return made
+
+
+def _line(row: dict[str, Any]) -> RenderableType:
+    from rich.text import Text
+
+    behind = f"{'' if row['behind_exact'] else '~'}{row['behind']:,} behind"
+    if row["seconds_behind"]:
+        behind += f" for {duration(row['seconds_behind'])}"
+    held = sum(row["lanes"].values())
+    rest = (
+        f": {behind}, {row['parked']:,} parked, {row['waiting']:,} waiting, {row['dead']:,} dead, {held}/{held + row['lanes_free']} lanes, "
+    )
+    return Text.assemble((row["name"], "bold"), rest, _state(row))
+
+
+def _state(row: dict[str, Any]) -> Text:
     from rich.text import Text
 
     lines: list[tuple[str, str]] = []
