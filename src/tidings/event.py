@@ -141,7 +141,7 @@ class EventType:
         self.decode: Decode
         try:
             self.encode, self.decode = codec_of(cls)
-        except TypeError as error:
+        except (TypeError, NameError) as error:  # NameError: an annotation that can't be resolved
             raise EventDefinitionError(f"{cls.__name__} can't be carried as JSON: {error}", cls=cls) from error
         struct_config = getattr(cls, "__struct_config__", None)
         self.shareable = bool(struct_config and struct_config.frozen)

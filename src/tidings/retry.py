@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from typing import Any
 
 from .errors import ConfigurationError
 
@@ -36,8 +37,12 @@ class Retry:
     by_type: tuple[tuple[type[BaseException], Retry], ...] = ()
 
     def __post_init__(self) -> None:
-        if self.attempts < 1:
-            raise ConfigurationError(f"Retry(attempts={self.attempts}): the first attempt counts, so give 1 or more")
+        given: Any = self  # who doesn't use a type checker may have given anything
+        if not isinstance(given.attempts, int) or given.attempts < 1:
+            raise ConfigurationError(f"Retry(attempts={self.attempts!r}): the first attempt counts, so give a whole number from 1")
+        for name, types in (("only", given.only), ("give_up_on", given.give_up_on)):
+            if not isinstance(types, tuple) or not all(isinstance(one, type) and issubclass(one, BaseException) for one in types):
+                raise ConfigurationError(f"Retry({name}=…): give a tuple of exception types, for example (ValueError,)")
         if self.first < 0 or self.most < 0 or self.factor < 1:
             raise ConfigurationError("Retry: first and most are seconds (0 or more), factor is 1 or more")
         if not 0 <= self.jitter <= 1:
