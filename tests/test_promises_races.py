@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import sqlite3
 from collections.abc import Callable
 from functools import partial
@@ -10,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tidings import App, Context, Event
+from tests.running import until
+from tidings import App, Context, Event, Retry
 from tidings.event import EventType
 from tidings.store.port import Lane
 from tidings.store.sqlite.writer import WriteTurn
@@ -95,8 +95,23 @@ def test_checkpoints_go_ahead_of_handlers_that_queue_for_the_file() -> None:
     assert order == ["writer", "handler 0", "handler 1", "handler 2"]
 
 
-async def until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
-    """Wait for something that other threads do."""
-    async with asyncio.timeout(seconds):
-        while not condition():
-            await asyncio.sleep(0.005)
+@pytest.mark.promise("independence")
+async def test_lanes_that_come_with_a_parked_key_do_not_hold_the_subscription(tmp_path: Path) -> None:
+    """How many keys may be parked depends on the lanes held: to be counted anew before the keys that come with them are."""
+    app = App("shop", store=f"sqlite:///{tmp_path / 'shop.db'}")
+    seen: list[int] = []
+
+    @app.subscribe(Paid, retry=Retry(attempts=3, first=60))
+    async def pay(event: Paid) -> None:
+        if event.order_id == 1:
+            raise ConnectionError("hung up")
+        seen.append(event.order_id)
+
+    async with app:
+        assert app.worker is not None
+        await app.publish(Paid(1), tx="own")
+        await until(lambda: app.store.query(lambda unit: unit.count_parked("pay")) == (1, 0, 0))
+        app.store.write(lambda unit: unit.rewind("pay", 1)).result(5)  # takes every lane, and the parked row stays
+        await app.worker.balance()
+        await app.publish(Paid(2), tx="own")
+        await until(lambda: seen == [2])

@@ -177,8 +177,8 @@ class Runner:
         """Lanes that this worker has just claimed, and the keys that are parked there."""
         if lanes:
             self.feed.add(lanes)
+            self._share_changed()  # first: how many keys may be parked here depends on it
             self.refresh(keys, {row.lane for row in lanes})
-            self._share_changed()
             self._more.set()
 
     def refresh(self, keys: Sequence[KeyState], lanes: set[int]) -> None:
