@@ -13,6 +13,9 @@ import msgspec
 from .codec import encode_json
 from .errors import InvalidEvent
 
+JSON = "application/json"
+_TEXTS = frozenset({"datacontenttype", "topic", "correlationid", "causationid", "partitionkey", "keyname", "traceparent"})
+
 LANES = 64
 """Number of lanes. Part of the wire contract, as is ``lane_of``: a relay's and an intake's marks are kept per lane."""
 
@@ -63,7 +66,8 @@ class Envelope(NamedTuple):
     def to_cloudevent(self) -> dict[str, Any]:
         """The event in CloudEvents 1.0 JSON format, with the extensions that Tidings uses.
 
-        ``data`` is the JSON value itself; bytes that are no JSON go to ``data_base64``.
+        ``data`` is the JSON value itself, or the text of an event that came with another content type; bytes that are neither go to
+        ``data_base64``.
         """
         result: dict[str, Any] = {
             "specversion": "1.0",
@@ -71,7 +75,7 @@ class Envelope(NamedTuple):
             "source": self.source,
             "type": self.type,
             "time": iso_time(self.time),
-            "datacontenttype": "application/json",
+            "datacontenttype": JSON,
             "dataschemaversion": str(self.version),
             "topic": self.topic,
             "sequence": f"{self.position:020d}",
@@ -85,22 +89,27 @@ class Envelope(NamedTuple):
         if self.traceparent is not None:
             result["traceparent"] = self.traceparent
         if self.headers is not None:
-            for name, value in msgspec.json.decode(self.headers).items():
+            headers = msgspec.json.decode(self.headers)
+            result["datacontenttype"] = headers.pop("datacontenttype", JSON)
+            for name, value in headers.items():
                 result.setdefault(name, value)
         try:
-            result["data"] = msgspec.json.decode(self.data)
-        except msgspec.DecodeError:
-            result["datacontenttype"] = "application/octet-stream"
+            result["data"] = msgspec.json.decode(self.data) if _is_json(result["datacontenttype"]) else self.data.decode()
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            if _is_json(result["datacontenttype"]):
+                result["datacontenttype"] = "application/octet-stream"
             result["data_base64"] = base64.b64encode(self.data).decode()
         return result
 
     @classmethod
-    def from_cloudevent(cls, value: dict[str, Any], *, topic: str | None = None) -> Envelope:
+    def from_cloudevent(cls, value: Any, *, topic: str | None = None) -> Envelope:
         """An envelope from CloudEvents 1.0 JSON, its position 0.
 
         Raises:
             InvalidEvent: a required attribute is missing or has the wrong form.
         """
+        if not isinstance(value, dict):
+            raise InvalidEvent(f"not a CloudEvent: a JSON object is needed, not {type(value).__name__}")
         for name in ("specversion", "id", "source", "type"):
             if not isinstance(value.get(name), str) or not value[name]:
                 raise InvalidEvent(f"not a CloudEvent: the attribute {name!r} is missing or not a text", attribute=name)
@@ -113,10 +122,13 @@ class Envelope(NamedTuple):
                 raise InvalidEvent(f"CloudEvents attribute {name!r}: names are lower-case letters and digits", attribute=name)
             if not isinstance(given, (str, int, bool)):
                 raise InvalidEvent(f"CloudEvents attribute {name!r} must be a text, a number or a boolean, not {given!r}", attribute=name)
+            if name in _TEXTS and not isinstance(given, str):
+                raise InvalidEvent(f"CloudEvents attribute {name!r} must be a text, not {given!r}", attribute=name)
         if "data" in value and "data_base64" in value:
             raise InvalidEvent("a CloudEvent has data or data_base64, not both", attribute="data")
+        content_type = value.get("datacontenttype") or JSON
         try:
-            data = base64.b64decode(value["data_base64"], validate=True) if "data_base64" in value else encode_json(value.get("data"))
+            data = _data(value, content_type)
             version = int(value.get("dataschemaversion", 1))
         except (ValueError, TypeError) as error:
             raise InvalidEvent(f"CloudEvent {value['id']}: {error}", attribute="data") from error
@@ -127,6 +139,8 @@ class Envelope(NamedTuple):
             "partitionkey", "keyname", "causationid", "traceparent", "data", "data_base64",
         }  # fmt: skip
         extensions = {name: given for name, given in value.items() if name not in known and given is not None}
+        if content_type != JSON:
+            extensions["datacontenttype"] = content_type
         return cls(
             position=0,
             lane=lane_of(key_name, key) if key is not None else lane_of(None, value["id"]),
@@ -144,6 +158,19 @@ class Envelope(NamedTuple):
             traceparent=value.get("traceparent"),
             headers=encode_json(extensions).decode() if extensions else None,
         )
+
+
+def _is_json(content_type: str) -> bool:
+    media_type = content_type.partition(";")[0].strip().lower()
+    return media_type.endswith(("/json", "+json"))
+
+
+def _data(value: dict[str, Any], content_type: str) -> bytes:
+    """The content itself: a JSON value as JSON, a text of another content type as it is (CloudEvents JSON format, section 3.1)."""
+    if "data_base64" in value:
+        return base64.b64decode(value["data_base64"], validate=True)
+    data = value.get("data")
+    return data.encode() if isinstance(data, str) and not _is_json(content_type) else encode_json(data)
 
 
 def iso_time(microseconds: int) -> str:
