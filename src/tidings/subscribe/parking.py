@@ -76,13 +76,13 @@ class Health:
         self.most_parked = most_parked
         self.reason: str | None = None
         self._succeeded = self._failed = 0.0
-        self._last: BaseException | None = None
+        self.last: BaseException | None = None
 
     def note(self, succeeded: int, failed: int, error: BaseException | None) -> None:
         """Take down how handlers ended. Older ends count less and less."""
         self._succeeded += succeeded
         self._failed += failed
-        self._last = error or self._last
+        self.last = error or self.last
         seen = self._succeeded + self._failed
         if seen >= self.SAMPLE and self._failed >= self.FAILING * seen:
             self.reason = self.reason or self._describe()
@@ -100,4 +100,4 @@ class Health:
         return self.reason
 
     def _describe(self) -> str:
-        return f"{self.name} failing: {describe(self._last)}" if self._last is not None else f"{self.name} failing"
+        return f"{self.name} failing: {describe(self.last)}" if self.last is not None else f"{self.name} failing"

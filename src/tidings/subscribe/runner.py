@@ -361,6 +361,7 @@ class Runner:
         """The handler failed: when, and whether, it is tried again."""
         final = isinstance(error, UndecodableEvent)  # a day's retries won't change it; a new class and `dead retry` will
         ctx.published = ctx.outputs = None
+        self.health.last = error
         ctx.failure = Failure(error, None if final else self.subscription.options.retry.delay(ctx.attempt, error, self._rng))
         log.info("%s: event %d, attempt %d: %s", self.name, ctx.row[POSITION], ctx.attempt, describe(error))
 
@@ -413,6 +414,7 @@ class Runner:
                 last = failure.error
         self.health.note(len(committed.batch) - failures, failures, last)
         self.published += committed.published
+        self._note_trouble(None)  # the store works
         self._probe_succeeded = self._probe_succeeded or probe
         for lane, key, state in committed.keys:
             if self._holds(lane):
