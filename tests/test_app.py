@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from tidings import App, Event, StoreBusy
 from tidings.store.sqlite import SQLiteStore
+from tidings.subscribe.subscription import Given
 
 
 class Asked(Event, key="number"):
@@ -30,3 +32,7 @@ def test_a_first_publish_whose_own_transaction_is_in_the_way_of_the_tables_says_
             conn.execute("INSERT INTO mine VALUES (1)")
             assert app.publish(Asked(number=1), tx=conn).position == 1
     app.close()
+
+
+def test_type_checkers_know_every_option() -> None:
+    assert set(Given.__annotations__) == set(inspect.signature(App.subscription).parameters) - {"self", "name"}

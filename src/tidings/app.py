@@ -7,7 +7,7 @@ import signal
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, Unpack, overload
 
 from .clock import Clock, SystemClock
 from .envelope import Envelope
@@ -18,7 +18,7 @@ from .retry import Retry
 from .store.port import Scheduled
 from .store.sqlite import SQLiteStore
 from .subscribe.middleware import Middleware, wrap
-from .subscribe.subscription import F, Options, Subscription
+from .subscribe.subscription import F, Given, Options, Subscription
 from .subscribe.transactions import Transactions, check_given
 from .subscribe.worker import Worker
 
@@ -234,7 +234,7 @@ class App:
         *classes: type,
         name: str | None = None,
         where: Callable[[Any], bool] | None = None,
-        **options: Any,
+        **options: Unpack[Given],
     ) -> Callable[[F], F]:
         """The decorated function is a subscription of its own, named after it. Options as in ``subscription``.
 

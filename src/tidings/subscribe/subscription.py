@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypedDict, TypeVar
 
 from ..errors import ConfigurationError, HandlerDefinitionError
 from ..event import EventType
@@ -51,6 +51,24 @@ class Options:
                 self.start in ("start", "now") or _is_whole(self.start, 0),
                 f'start={self.start!r}: choose "start", "now", a time or a position',
             )
+
+
+class Given(TypedDict, total=False):
+    """``Options`` as keyword arguments, for type checkers."""
+
+    order: Literal["key", "none", "log"]
+    concurrency: int
+    rate: float | None
+    timeout: float | None
+    retry: Retry | None
+    start: Literal["start", "now"] | datetime | int
+    on_dead: Literal["go on", "hold"]
+    size: int
+    age: float
+    shared_tx: bool
+    max_parked: int
+    checkpoint_age: float
+    middleware: Sequence[Middleware]
 
 
 class Subscription:
