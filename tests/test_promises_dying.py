@@ -175,11 +175,12 @@ async def test_a_handlers_transaction_is_fenced_at_its_commit(tmp_path: Path) ->
     with connection(tmp_path / "shop.db") as conn:
         conn.execute("CREATE TABLE written (order_id INTEGER)")
 
-    stolen = False
+    stolen, calls = False, 0
 
     @app.subscribe(Placed)
     def write(event: Placed, tx: sqlite3.Connection) -> Paid:
-        nonlocal stolen
+        nonlocal stolen, calls
+        calls += 1
         tx.execute("INSERT INTO written VALUES (?)", (event.order_id,))
         if not stolen:
             stolen = True
@@ -199,6 +200,41 @@ async def test_a_handlers_transaction_is_fenced_at_its_commit(tmp_path: Path) ->
         with connection(tmp_path / "shop.db") as conn:
             assert conn.execute("SELECT count(*) FROM written").fetchone() == (1,)
         assert len(log(app, "Paid")) == 1
+        assert calls == 2, "the first was committed though the lane was another's"
+
+
+@pytest.mark.promise("death at any instruction")
+@pytest.mark.promise("effects once")
+async def test_who_gets_a_lane_back_does_not_end_what_he_began_before(tmp_path: Path) -> None:
+    """Frozen, its lanes taken over, the work done, the other gone, its lanes back: what it still has in hand from before is void."""
+    clock, calls, gate = ManualClock(), list[str](), asyncio.Event()
+
+    def worker(name: str) -> App:
+        app = shop(tmp_path, clock=clock, lease=5)
+
+        @app.subscribe(Placed)
+        async def pay(event: Placed) -> Paid:
+            calls.append(name)
+            if name == "first":
+                await gate.wait()
+            return Paid(event.order_id)
+
+        return app
+
+    first, second = worker("first"), worker("second")
+    publish(first, Placed(1))
+    async with first:
+        assert first.worker is not None
+        await until(lambda: calls)
+        clock.advance(6)
+        async with second:
+            await settled(second)
+        await first.worker.balance()
+        await until(lambda: len(first.worker.runners["pay"].held_lanes()) == 64)  # type: ignore[union-attr]
+        gate.set()
+        await settled(first)
+        assert len(log(first, "Paid")) == 1
+    assert calls == ["first", "second"]
 
 
 @pytest.mark.promise("nothing lost")
@@ -452,31 +488,32 @@ async def test_old_events_go_once_everyone_has_passed_and_not_before(tmp_path: P
         if event.order_id == 50:
             await gate.wait()
 
-    publish(app, *(Placed(order) for order in range(100)))
+    publish(app, *(Placed(order) for order in range(300)))
     clock.advance(7200)
-    publish(app, Placed(100))
+    publish(app, Placed(300))
     async with app:
         worker = app.worker
         assert worker is not None
-        await until(lambda: worker.runners["pay"].feed.cursor == 101)
+        await until(lambda: worker.runners["pay"].feed.cursor == 301)
         await until(lambda: worker.runners["pay"].checkpointing.outstanding() == 0)
         worker.runners["pay"].sweep()
-        await until(lambda: min(lane.position for lane in app.store.query(lambda unit: unit.lanes())) == 50)
-        await worker._trim_chunk(100)
+        await until(lambda: app.store.query(lambda unit: unit.trimmable()) == 50)
+        assert min(lane.position for lane in app.store.query(lambda unit: unit.lanes())) > 51, "its lane has gone on"
+        await worker._trim_chunk(300)
         assert log(app, "Placed")[0].position == 51, "order 50 is open, what is before it is not"
         assert app.store.query(lambda unit: unit.retained()) == 50
         gate.set()
         await settled(app)
         worker.runners["pay"].sweep()
-        await until(lambda: app.store.query(lambda unit: unit.trimmable()) == 101)
+        await until(lambda: app.store.query(lambda unit: unit.trimmable()) == 301)
         looked = app.store.query(lambda unit: unit.trimmable())
         app.store.write(lambda unit: unit.register("late", "shop", ["shop.Placed"], "key", unit.retained(), 0)).result(5)
         await worker._trim_chunk(looked)
         assert log(app, "Placed")[0].position == 51, "added after the look, before the delete"
         app.store.write(lambda unit: unit.remove("late")).result(5)
-        await worker._trim_chunk(100)
-        assert [row.position for row in log(app, "Placed")] == [101]
-        assert app.store.query(lambda unit: unit.retained()) == 100
+        await worker._trim_chunk(300)
+        assert [row.position for row in log(app, "Placed")] == [301]
+        assert app.store.query(lambda unit: unit.retained()) == 300
 
 
 @pytest.mark.promise("bounded")

@@ -296,6 +296,31 @@ async def test_a_handler_that_ends_the_transaction_counts_for_nothing(tmp_path: 
 
 
 @pytest.mark.promise("effects once")
+async def test_what_was_read_is_durable_before_an_effect_leaves_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The publisher may use synchronous=NORMAL, whose last commits a power cut undoes: whoever acts on them outside makes them last."""
+    app, heard = shop(tmp_path, synchronous="NORMAL"), list[str]()
+    durable = app.store.durable
+
+    def durably() -> None:
+        heard.append("durable")
+        durable()
+
+    monkeypatch.setattr(app.store, "durable", durably)
+
+    @app.subscribe(Placed)
+    async def charge(event: Placed) -> None:
+        heard.append("charged")
+
+    async with app:
+        await settled(app)
+        for order in range(3):
+            heard.clear()
+            publish(app, Placed(order))
+            await until(lambda: "charged" in heard)
+            assert heard[0] == "durable"
+
+
+@pytest.mark.promise("effects once")
 async def test_the_idempotency_key_never_changes(tmp_path: Path) -> None:
     """Between attempts, and when another worker takes over in the middle."""
     app, keys = shop(tmp_path, lease=0.3), list[str]()
@@ -493,6 +518,43 @@ async def test_what_an_operator_does_while_events_fail_frees_no_key(tmp_path: Pa
             app.worker.runners["handle"].look_again()
             await asyncio.sleep(0.01)
     assert dict(seen) == {order: list(range(1, 31)) for order in range(20)}
+
+
+@pytest.mark.promise("independence")
+@pytest.mark.parametrize("kind", ["async", "thread", "tx", "shared tx", "list"])
+async def test_where_chooses_and_the_rest_counts_as_handled(tmp_path: Path, kind: str) -> None:
+    app, seen = shop(tmp_path), list[int]()
+
+    def vip(event: Placed) -> bool:
+        return event.order_id % 10 == 0
+
+    sub = app.subscription("alert", shared_tx=kind == "shared tx", age=0.01)
+    if kind == "async":
+
+        @sub.on(Placed, where=vip)
+        async def slowly(event: Placed) -> None:
+            seen.append(event.order_id)
+
+    elif kind == "list":
+
+        @sub.on(Placed, where=vip)
+        async def each(events: list[Placed]) -> None:
+            seen.extend(event.order_id for event in events)
+
+    elif kind == "thread":
+        sub.on(Placed, where=vip)(lambda event: seen.append(event.order_id))
+    else:
+
+        @sub.on(Placed, where=vip)
+        def handle(event: Placed, tx: sqlite3.Connection) -> None:
+            seen.append(event.order_id)
+
+    publish(app, *(Placed(order) for order in range(100)))
+    async with app:
+        await until(lambda: len(seen) >= 10)
+        await settled(app)
+        await until(lambda: app.store.query(lambda unit: unit.behind("alert")).events == 0)
+    assert sorted(seen) == list(range(0, 100, 10))
 
 
 # -- nothing vanishes

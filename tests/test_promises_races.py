@@ -12,10 +12,11 @@ import pytest
 from tests.running import until
 from tidings import App, Context, Event, Retry
 from tidings.event import EventType
-from tidings.store.port import Lane
+from tidings.store.port import KeyState, Lane
 from tidings.store.sqlite.writer import WriteTurn
 from tidings.subscribe.feed import Feed
 from tidings.subscribe.handler import Handler
+from tidings.subscribe.parked_keys import ParkedKeys
 from tidings.subscribe.tail import Block
 
 
@@ -115,3 +116,22 @@ async def test_lanes_that_come_with_a_parked_key_do_not_hold_the_subscription(tm
         await app.worker.balance()
         await app.publish(Paid(2), tx="own")
         await until(lambda: seen == [2])
+
+
+@pytest.mark.promise("effects once")
+async def test_a_head_that_has_just_ended_is_not_scheduled_again(tmp_path: Path) -> None:
+    """Its end is not committed yet, and the commit of a follower, made before, still tells of it."""
+    app = App("shop", store=f"sqlite:///{tmp_path / 'shop.db'}")
+    app.open()
+    feed = feed_of()
+    parked = ParkedKeys("sub", "key", {}, app.store, feed, app.clock)
+    key, told = ("order_id", "1"), KeyState(0, ("order_id", "1"), "retry", 1, 1, 0.0)
+    parked.unsettled[key] = 1
+    parked.apply(key, told)
+    assert key in parked.keys
+    assert parked.due_now() == 0
+    parked.settled(key)
+    parked.apply(key, told)
+    assert parked.due_now() == 1
+    parked.close()
+    app.close()

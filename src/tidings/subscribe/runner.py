@@ -372,7 +372,11 @@ class Runner:
             self.parked.unsettled[key] += 1
             if ctx.failure is not None:
                 self.parked.keys[key] = ctx.lane.lane
-                if self.order == "log":
+                if len(self.parked.keys) >= self.health.most_parked:
+                    self.health.note(0, 0, ctx.failure.error)  # why; it is counted when it is committed
+                    self._review()
+                    self._look()
+                elif self.order == "log":
                     self._look()
         self.ended(ctx)
         self.checkpointing.end(ctx)
