@@ -407,7 +407,7 @@ async def test_sqlalchemy_refuses_to_commit(app: App, path: str, async_engine: A
         await tx.execute(text(INSERT))
         await app.publish(Placed(order=2), tx=tx)
         await tx.commit()
-        held.clear()
+        del held
     assert keys(app) == ["2"]
     assert orders(path) == [1]
 
