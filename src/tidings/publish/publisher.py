@@ -204,6 +204,11 @@ class Publisher:
         if isinstance(tx, str):
             if tx != "own":
                 raise OutsideTransaction(f'tx={tx!r}: give your transaction, or "own" for one of its own')
+            if (handling := current.get()) is not None and _is_open(handling.tx):
+                raise OutsideTransaction(
+                    'this handler holds the store\'s write lock, and tx="own" would wait for it for ever: give the handler\'s own'
+                    " transaction, or publish with ctx.publish(event)"
+                )
             return Publishing(self._store.write(lambda unit: self._in_unit(unit, envelope, due)))
         if type(tx) is not sqlite3.Connection and enlist.is_async(tx):
             return self._unstarted(tx, lambda: enlist.run_async(tx, lambda conn: self.insert(conn, envelope, due)), envelope.type)
@@ -288,6 +293,15 @@ class Publisher:
             given=file,
             store=self._store.path,
         )
+
+
+def _is_open(tx: Any) -> bool:
+    """Whether a handler's transaction is under way; for Django and others who don't say, no."""
+    try:
+        given = getattr(tx, "in_transaction", False)
+        return bool(given() if callable(given) else given)
+    except Exception:  # closed meanwhile
+        return False
 
 
 def _headers(headers: Mapping[Any, Any] | None, cause: Context | None) -> str | None:

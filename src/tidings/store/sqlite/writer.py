@@ -156,10 +156,13 @@ class Writer:
             for job in group:  # a locked file is everybody's error; each alone would wait for the time-out again
                 job.future.set_exception(told)
             return
-        for job, result in zip(group, results, strict=True):
-            if job.after is not None:
-                job.after(result)
-        self._committed()
+        try:
+            for job, result in zip(group, results, strict=True):
+                if job.after is not None:
+                    job.after(result)
+            self._committed()
+        except Exception:  # the commit stands, and this thread must go on
+            log.exception("after a commit")
         for job, result in zip(group, results, strict=True):
             job.future.set_result(result)
 

@@ -1,0 +1,205 @@
+from __future__ import annotations
+
+import asyncio
+import logging
+import sqlite3
+import threading
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tidings import App, ConfigurationError, Context, Event, InvalidEvent, ManualClock, OutsideTransaction, Retry, SQLiteStore
+from tidings.envelope import lane_of
+from tidings.testing import Harness
+
+
+class Placed(Event, key="order"):
+    order: int
+
+
+class Paid(Event, key="order"):
+    order: int
+
+
+class Ping(Event, key=None):
+    pass
+
+
+@pytest.fixture
+def app(tmp_path: Path) -> Iterator[App]:
+    app = App("shop", store=SQLiteStore(f"sqlite:///{tmp_path}/shop.db", clock=ManualClock(1_700_000_000)), topic="orders")
+    app.open()
+    yield app
+    app.close()
+
+
+def log(app: App) -> list[Any]:
+    return app.store.query(lambda unit: unit.select(limit=1000))
+
+
+def test_a_receipt_says_where_the_event_is(app: App) -> None:
+    receipt = app.publish(Placed(order=42), tx="own").result()
+    (envelope,) = log(app)
+    assert (receipt.event_id, receipt.lane, receipt.position) == (envelope.event_id, envelope.lane, envelope.position)
+    assert uuid.UUID(receipt.event_id).version == 7
+    assert receipt.lane == lane_of("order", "42")
+    assert (envelope.topic, envelope.type, envelope.version, envelope.source) == ("orders", "shop.Placed", 1, "shop")
+    assert (envelope.key_name, envelope.key, envelope.data) == ("order", "42", b'{"order":42}')
+    assert (envelope.time, envelope.causation_id, envelope.headers) == (1_700_000_000_000_000, None, None)
+    assert envelope.correlation_id == envelope.event_id
+
+
+def test_events_without_a_key_spread_over_the_lanes(app: App) -> None:
+    assert len({app.publish(Ping(), tx="own").result().lane for _ in range(300)}) > 40
+
+
+async def test_own_transactions_from_tasks_and_threads(app: App) -> None:
+    receipts = await asyncio.gather(*(app.publish(Placed(order=order), tx="own") for order in range(100)))
+    assert sorted(receipt.position or 0 for receipt in receipts) == list(range(1, 101))
+    with ThreadPoolExecutor(4) as threads:
+        more = list(threads.map(lambda order: app.publish(Placed(order=order), tx="own").result(10), range(100)))
+    assert sorted(receipt.position or 0 for receipt in more) == list(range(101, 201))
+
+
+async def test_a_failure_that_nobody_asks_for_is_logged(app: App, caplog: pytest.LogCaptureFixture) -> None:
+    app.store.write(lambda unit: unit.register("x", "x", [], "key", 0, 0)).result()
+    conn = sqlite3.connect(app.store.path)
+    conn.execute("DROP TABLE tidings_log")
+    conn.close()
+    publishing = app.publish(Placed(order=1), tx="own")
+    future = publishing._future
+    del publishing
+    with caplog.at_level(logging.ERROR, "tidings.publish"):
+        assert future.exception(10)
+    assert "a publish that nobody awaited failed, so its event is NOT published" in caplog.text
+
+
+def test_headers_and_traceparent(app: App) -> None:
+    app.publish(Placed(order=1), tx="own", headers={"tenant": "a", "traceparent": "00-x-y-01"}).result()
+    (envelope,) = log(app)
+    assert (envelope.headers, envelope.traceparent) == ('{"tenant":"a"}', "00-x-y-01")
+
+
+@pytest.mark.parametrize("headers", [{"Tenant": "a"}, {"ten-ant": "a"}, {"tenant": 1}, {1: "a"}, {"": "a"}])
+def test_headers_that_cloudevents_does_not_know(app: App, headers: Any) -> None:
+    with pytest.raises(InvalidEvent, match="names are lower-case letters and digits"):
+        app.publish(Placed(order=1), tx="own", headers=headers)
+
+
+def test_when_an_event_is_due(app: App) -> None:
+    app.publish(Placed(order=1), tx="own", after=timedelta(hours=1)).result()
+    app.publish(Placed(order=2), tx="own", at=datetime(2030, 1, 1, tzinfo=UTC)).result()
+    receipt = app.publish(Placed(order=3), tx="own", at=datetime(2020, 1, 1, tzinfo=UTC)).result()
+    assert receipt.position is None
+    assert [scheduled.due for scheduled in app.scheduled()] == [
+        int(datetime(2020, 1, 1, tzinfo=UTC).timestamp()) * 1_000_000,
+        (1_700_000_000 + 3600) * 1_000_000,
+        int(datetime(2030, 1, 1, tzinfo=UTC).timestamp()) * 1_000_000,
+    ]
+    assert app.cancel(receipt.event_id)
+    assert not app.cancel(receipt.event_id)
+    assert len(app.scheduled()) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"at": datetime(2030, 1, 1)}, "a time without a time zone is ambiguous; use datetime.now(UTC)"),
+        ({"at": datetime(2030, 1, 1, tzinfo=UTC), "after": timedelta(1)}, "give at= or after=, not both"),
+    ],
+)
+def test_when_it_can_not_be_due(app: App, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        app.publish(Placed(order=1), tx="own", **options)
+    assert message in str(caught.value)
+    assert log(app) == []
+
+
+async def test_the_thread_of_a_story(tmp_path: Path) -> None:
+    """Correlation, causation, trace and tenant go on through everything that a handler publishes, by whatever means."""
+    app = App("shop", store="sqlite:///unused.db")
+    seen: dict[int, Context] = {}
+
+    @app.subscribe(Placed)
+    def place(event: Placed, ctx: Context, tx: sqlite3.Connection) -> Paid:
+        seen[event.order] = ctx
+        ctx.publish(Paid(order=event.order + 1))
+        app.publish(Paid(order=event.order + 2), tx=tx)
+        return Paid(order=event.order + 3)
+
+    async with Harness(app) as harness:
+        receipt = await harness.publish(Placed(order=10), headers={"traceparent": "00-a-b-01", "tenant": "x"})
+        await harness.settle()
+        first, *rest = harness.log()
+        assert [envelope.key for envelope in rest] == ["12", "11", "13"]
+        for envelope in rest:
+            assert envelope.correlation_id == first.correlation_id == receipt.event_id
+            assert envelope.causation_id == receipt.event_id
+            assert envelope.traceparent == "00-a-b-01"
+            assert envelope.header("subscription") == "place"
+        ctx = seen[10]
+        assert (ctx.correlation_id, ctx.causation_id, ctx.headers) == (receipt.event_id, None, {"tenant": "x"})
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+async def test_a_handler_does_not_wait_for_itself(tmp_path: Path, is_async: bool) -> None:
+    """It holds the write lock; a publish of its own transaction would wait for that for ever."""
+    app = App("shop", store="sqlite:///unused.db")
+
+    if is_async:
+
+        @app.subscribe(Placed, retry=Retry(attempts=1))
+        async def handle(event: Placed, tx: sqlite3.Connection) -> None:
+            await app.publish(Paid(order=1), tx="own")
+
+    else:
+
+        @app.subscribe(Placed, retry=Retry(attempts=1))
+        def handle(event: Placed, tx: sqlite3.Connection) -> None:  # type: ignore[misc]
+            app.publish(Paid(order=1), tx="own").result()
+
+    async with Harness(app) as harness:
+        await harness.publish(Placed(order=1))
+        await harness.settle()
+        (dead,) = harness.dead("handle")
+        assert dead.error.startswith("OutsideTransaction: this handler holds the store's write lock")
+
+
+async def test_a_handler_without_tx_may_publish_in_a_transaction_of_its_own(tmp_path: Path) -> None:
+    app = App("shop", store="sqlite:///unused.db")
+
+    @app.subscribe(Placed)
+    async def handle(event: Placed) -> None:
+        await app.publish(Paid(order=1), tx="own")
+
+    async with Harness(app) as harness:
+        receipt = await harness.publish(Placed(order=1))
+        await harness.settle()
+        assert harness.published(Paid) == [Paid(order=1)]
+        assert harness.log()[1].causation_id == receipt.event_id
+
+
+def test_publishing_without_opening_opens(tmp_path: Path) -> None:
+    app = App("shop", store=f"sqlite:///{tmp_path}/shop.db")
+    with pytest.raises(OutsideTransaction):
+        app.publish(Placed(order=1))
+    app.publish(Placed(order=1), tx="own").result()
+    assert len(log(app)) == 1
+    app.close()
+    app.publish(Placed(order=2), tx="own").result()
+    assert len(log(app)) == 2
+    app.close()
+
+
+def test_closing_from_another_thread_waits_for_what_was_published(tmp_path: Path) -> None:
+    app = App("shop", store=f"sqlite:///{tmp_path}/shop.db")
+    publishing = [app.publish(Placed(order=order), tx="own") for order in range(50)]
+    closing = threading.Thread(target=app.close)
+    closing.start()
+    closing.join(10)
+    assert [one.result(0).position for one in publishing] == list(range(1, 51))
