@@ -6,15 +6,16 @@ worker at work. ``--keep`` leaves the files.
 
 from __future__ import annotations
 
+import sys
+
+sys.path[0] = sys.path[0].rpartition("/")[0]  # the project, and not this folder, which has a package named like one of Python's
+
 import argparse
 import shutil
-import sys
 import tempfile
 import time
 from collections import Counter
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from tests.storm.phases import IDLE, NAMES
 from tests.storm.storm import Storm

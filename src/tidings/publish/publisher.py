@@ -206,7 +206,7 @@ class Publisher:
                 raise OutsideTransaction(f'tx={tx!r}: give your transaction, or "own" for one of its own')
             if (handling := current.get()) is not None and _is_open(handling.tx):
                 raise OutsideTransaction(
-                    'this handler holds the store\'s write lock, and tx="own" would wait for it for ever: give the handler\'s own'
+                    "this handler holds the store's write lock, and tx=\"own\" would wait for it for ever: give the handler's own"
                     " transaction, or publish with ctx.publish(event)"
                 )
             return Publishing(self._store.write(lambda unit: self._in_unit(unit, envelope, due)))
