@@ -75,6 +75,9 @@ async def test_a_failure_that_nobody_asks_for_is_logged(app: App, caplog: pytest
     future = publishing._future
     del publishing
     with caplog.at_level(logging.ERROR, "tidings.publish"):
+        told = threading.Event()
+        future.add_done_callback(lambda _: told.set())  # behind the one that logs
+        assert told.wait(10)
         assert future.exception(10)
     assert "a publish that nobody awaited failed, so its event is NOT published" in caplog.text
 
