@@ -25,10 +25,10 @@ bench: setup ## every path against its raw loop and the peers, in one run
 	$(PYTHON) -m benchmarks $(ARGS)
 
 soak: setup ## real processes killed and frozen at random; SEEDS=n runs n seeds
-	$(PYTHON) tests/soak.py --seeds $(or $(SEEDS),3) $(ARGS)
+	$(PYTHON) -m tests.soak --seeds $(or $(SEEDS),3) $(ARGS)
 
 sabotage: setup ## takes out each guarded mechanism in turn: the test that guards it must fail
-	$(PYTHON) tests/sabotage.py $(ARGS)
+	$(PYTHON) -m tests.sabotage $(ARGS)
 
 lint: setup ## ruff and mypy
 	$(PYTHON) -m ruff check .

@@ -1,4 +1,4 @@
-"""Real processes killed and frozen at random, on several seeds: ``python tests/soak.py --seeds 3``, or ``--seed 7`` for one.
+"""Real processes killed and frozen at random, on several seeds: ``python -m tests.soak --seeds 3``, or ``--seed 7`` for one.
 
 Exits non-zero if a promise was broken on any seed, if fewer kills and freezes took place than asked for, or if fewer than half hit a
 worker at work. ``--keep`` leaves the files.
@@ -6,12 +6,9 @@ worker at work. ``--keep`` leaves the files.
 
 from __future__ import annotations
 
-import sys
-
-sys.path[0] = sys.path[0].rpartition("/")[0]  # the project, and not this folder, which has a package named like one of Python's
-
 import argparse
 import shutil
+import sys
 import tempfile
 import time
 from collections import Counter

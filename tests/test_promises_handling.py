@@ -444,9 +444,12 @@ async def test_a_poison_event_parks_its_key_and_not_its_lane(tmp_path: Path, kin
 
 @pytest.mark.promise("parking")
 @pytest.mark.parametrize("then", ["retry", "drop"])
-async def test_a_held_key_waits_for_someone_through_every_change_of_hands(tmp_path: Path, then: str) -> None:
+@pytest.mark.parametrize("where", ["stays", "moves"])
+async def test_a_held_key_waits_for_someone_through_every_change_of_hands(tmp_path: Path, then: str, where: str) -> None:
     """on_dead="hold": not even when lanes come to its worker, or go to another one, is anything behind the dead letter handled."""
     seen, healed = list[int](), False
+    # The first keeps the lower half: an order whose lane stays where it was all the time, or one whose lane goes to the other and back.
+    order = next(order for order in range(100) if (lane_of("order_id", str(order)) >= 32) == (where == "moves"))
 
     def worker() -> App:
         app = shop(tmp_path, lease=1)
@@ -455,24 +458,26 @@ async def test_a_held_key_waits_for_someone_through_every_change_of_hands(tmp_pa
         async def handle(event: Placed) -> None:
             if event.seq == 2 and not healed:
                 raise ConnectionError("hung up")
-            if event.order_id == 1:
+            if event.order_id == order:
                 seen.append(event.seq)
 
         return app
 
     first, second = worker(), worker()
-    publish(first, *(Placed(1, seq) for seq in range(1, 4)))
+    publish(first, *(Placed(order, seq) for seq in range(1, 4)))
     async with first:
         await settled(first)
         async with second:
             assert first.worker is not None
             assert second.worker is not None
             await until(lambda: len(second.worker.runners["handle"].held_lanes()) == 32)  # type: ignore[union-attr]
-            publish(first, Placed(1, 4))
+            here = first.worker.runners["handle"].feed.lanes
+            assert (here[lane_of("order_id", str(order))] is None) == (where == "moves")
+            publish(first, Placed(order, 4))
             await settled(first, second)
         await first.worker.balance()  # the second's lanes come to the first, which has had the held key all the time
         await until(lambda: len(first.worker.runners["handle"].held_lanes()) == 64)  # type: ignore[union-attr]
-        publish(first, Placed(1, 5))
+        publish(first, Placed(order, 5))
         await settled(first)
         assert seen == [1]
         (dead,) = first.store.query(lambda unit: unit.parked(states=("dead",)))
