@@ -45,7 +45,7 @@ class Handler:
         self.event_type = event_type
         self.where = where
         self.name = getattr(fn, "__qualname__", name)
-        self.is_async = inspect.iscoroutinefunction(fn)
+        self.is_async = inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(getattr(fn, "__call__", None))  # noqa: B004
         self.tx: str | None = None
         self.needs: dict[str, type] = {}
         self._defaults: set[str] = set()
@@ -64,10 +64,15 @@ class Handler:
             if wanted is Context:
                 ctx_name = parameter.name
             elif (kind := transaction_kind(wanted)) is not None:
+                if tx_name is not None:
+                    raise HandlerDefinitionError(
+                        f"{self.name} asks for two transactions, {tx_name!r} and {parameter.name!r}; a handler runs in one",
+                        handler=self.name,
+                    )
                 tx_name, self.tx = parameter.name, kind
-            elif parameter.default is not parameter.empty and not isinstance(wanted, type):
+            elif parameter.default is not parameter.empty and (not isinstance(wanted, type) or wanted is parameter.empty):
                 continue
-            elif isinstance(wanted, type):
+            elif isinstance(wanted, type) and wanted is not inspect.Parameter.empty:
                 self.needs[parameter.name] = wanted
                 if parameter.default is not parameter.empty:
                     self._defaults.add(parameter.name)

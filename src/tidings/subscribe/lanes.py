@@ -50,7 +50,7 @@ class LaneState:
         if not remaining:
             return self.lane, self.epoch, read, None
         high = max(high, remaining[0] - 1)
-        below = [position for position in remaining if position < high]
+        below = [position for position in remaining if position <= high]  # one that is open at the position itself: after a rewind
         return self.lane, self.epoch, high, json.dumps(below) if below else None
 
     def committed(self, finished: Collection[int]) -> None:
