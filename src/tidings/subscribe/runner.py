@@ -543,7 +543,8 @@ class Runner:
         parked = 0 if self.paused else len(self.parked.running) + self.parked.due_now()
         working = self.crew.running + self.checkpointing.outstanding() + len(self.feed.urgent) + parked
         if not self.feed.closed:
-            working += self.feed.waiting() + len(self.crew.handling()) + (not self.at_head)
+            taken = sum([len(lane.open) for lane in self.feed.held()])  # those that wait for ``rate`` are in nobody's hands yet
+            working += self.feed.waiting() + taken + (not self.at_head)
         return working
 
     def stuck(self) -> list[dict[str, Any]]:
