@@ -38,8 +38,8 @@ class Options:
         _require(self.order in ("key", "none", "log"), f'order={self.order!r}: choose "key", "none" or "log"')
         _require(self.on_dead in ("go on", "hold"), f'on_dead={self.on_dead!r}: choose "go on" or "hold"')
         _require(_is_whole(self.concurrency, 1), f"concurrency={self.concurrency!r}: a whole number from 1")
-        _require(self.rate is None or self.rate > 0, f"rate={self.rate!r}: events a second, more than 0")
-        _require(self.timeout is None or self.timeout > 0, f"timeout={self.timeout!r}: seconds, more than 0")
+        _require(self.rate is None or _is_more_than_0(self.rate), f"rate={self.rate!r}: events a second, more than 0")
+        _require(self.timeout is None or _is_more_than_0(self.timeout), f"timeout={self.timeout!r}: seconds, more than 0")
         _require(isinstance(self.retry, Retry), f"retry={self.retry!r}: give a Retry(attempts=…)")
         _require(self.size >= 1 and self.age >= 0, f"size={self.size!r}, age={self.age!r}: a number from 1, and seconds")
         _require(self.max_parked >= 1, f"max_parked={self.max_parked!r}: keys, 1 or more")
@@ -123,6 +123,10 @@ class Subscription:
 
 def _is_whole(value: Any, least: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _is_more_than_0(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
 
 
 def _require(holds: bool, message: str) -> None:

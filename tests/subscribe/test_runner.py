@@ -1,0 +1,316 @@
+"""What the options of a subscription do, through a worker on a real store."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sqlite3
+import threading
+import time
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from tidings import App, Context, Event, Retry
+from tidings.testing import Harness
+
+
+class Placed(Event, key="order"):
+    order: int
+    number: int = 0
+    vip: bool = False
+
+
+class Paid(Event, key="order"):
+    order: int
+
+
+class Customer(Event, key="customer"):
+    customer: int
+
+
+@pytest.fixture
+def app() -> App:
+    return App("shop", store="sqlite:///unused.db", drain=5)
+
+
+async def publish(harness: Harness, *events: Any) -> None:
+    with harness.transaction() as tx:
+        for event in events:
+            harness.apps[0].publish(event, tx=tx)
+    await harness.settle()
+
+
+@pytest.mark.parametrize("concurrency", [1, 3, 16])
+@pytest.mark.parametrize("is_async", [True, False])
+async def test_concurrency_is_a_limit_and_is_used(app: App, concurrency: int, is_async: bool) -> None:
+    inside = most = 0
+    lock = threading.Lock()
+
+    def enter(step: int) -> None:
+        nonlocal inside, most
+        with lock:
+            inside += step
+            most = max(most, inside)
+
+    async def slow(event: Placed) -> None:
+        enter(1)
+        await asyncio.sleep(0.01)
+        enter(-1)
+
+    def slow_in_a_thread(event: Placed) -> None:
+        enter(1)
+        time.sleep(0.01)
+        enter(-1)
+
+    app.subscribe(Placed, name="slow", concurrency=concurrency)(slow if is_async else slow_in_a_thread)
+    async with Harness(app) as harness:
+        await publish(harness, *(Placed(order=order) for order in range(60)))
+        assert len(harness.handled("slow")) == 60
+    assert most == concurrency
+
+
+@pytest.mark.promise("order per key")
+async def test_keys_side_by_side_events_of_one_key_one_after_another(app: App) -> None:
+    running: Counter[int] = Counter()
+    seen: list[tuple[int, int]] = []
+
+    @app.subscribe(Placed)
+    async def handle(event: Placed) -> None:
+        running[event.order] += 1
+        assert running[event.order] == 1
+        await asyncio.sleep(0.002 * (event.order % 3))
+        seen.append((event.order, event.number))
+        running[event.order] -= 1
+
+    async with Harness(app) as harness:
+        await publish(harness, *(Placed(order=order, number=number) for number in range(10) for order in range(12)))
+        assert harness.dead(handle) == []
+    assert len(seen) == 120
+    for order in range(12):
+        assert [number for key, number in seen if key == order] == list(range(10))
+
+
+async def test_order_42_is_not_customer_42(app: App) -> None:
+    gate = asyncio.Event()
+    mail = app.subscription("mail", retry=Retry(first=3600))
+    seen: list[str] = []
+
+    @mail.on(Placed)
+    async def placed(event: Placed) -> None:
+        raise ValueError
+
+    @mail.on(Customer)
+    async def customer(event: Customer) -> None:
+        seen.append("customer")
+        gate.set()
+
+    async with Harness(app) as harness:
+        await publish(harness, Placed(order=42), Customer(customer=42))
+        assert seen == ["customer"]
+        assert [row.state for row in harness.parked(mail)] == ["retry"]
+
+
+async def test_where_is_asked_before_and_the_rest_counts_as_handled(app: App) -> None:
+    @app.subscribe(Placed, where=lambda event: event.vip)
+    def alert(event: Placed) -> None: ...
+
+    async with Harness(app) as harness:
+        await publish(harness, *(Placed(order=order, vip=order % 10 == 0) for order in range(50)))
+        assert sorted(event.order for event in harness.handled(alert)) == [0, 10, 20, 30, 40]
+        assert harness.store.query(lambda unit: unit.behind("alert")).events == 0
+
+
+async def test_a_where_that_fails_is_the_events_failure(app: App) -> None:
+    def broken(event: Placed) -> bool:
+        raise ZeroDivisionError
+
+    app.subscribe(Placed, name="mail", where=broken, retry=Retry(attempts=1))(lambda event: None)
+    async with Harness(app) as harness:
+        await publish(harness, Placed(order=1))
+        assert harness.dead("mail")[0].error.startswith("ZeroDivisionError")
+
+
+@pytest.mark.parametrize("kind", ["async", "sync", "tx"])
+async def test_a_handler_past_its_timeout_is_stopped_and_tried_again(app: App, kind: str) -> None:
+    ended = threading.Event()
+
+    def slow(ctx: Context) -> None:
+        if ctx.attempt == 1 and ctx.key == "1":
+            ended.wait(10)
+
+    async def in_async(event: Placed, ctx: Context) -> None:
+        if ctx.attempt == 1 and ctx.key == "1":
+            await asyncio.sleep(3600)
+
+    def in_sync(event: Placed, ctx: Context) -> None:
+        slow(ctx)
+
+    def in_tx(event: Placed, ctx: Context, tx: sqlite3.Connection) -> None:
+        tx.execute("UPDATE counts SET count = count + 1")
+        slow(ctx)
+
+    handler: Any = {"async": in_async, "sync": in_sync, "tx": in_tx}[kind]
+    app.subscribe(Placed, name="slow", timeout=0.1, retry=Retry(first=1, jitter=0))(handler)
+    async with Harness(app) as harness:
+        with harness.transaction() as tx:
+            tx.execute("CREATE TABLE counts (count)")
+            tx.execute("INSERT INTO counts VALUES (0)")
+        await publish(harness, Placed(order=1), Placed(order=2))
+        (parked,) = harness.parked("slow")
+        assert parked.error == f"HandlerTimeout: {handler.__qualname__} ran for longer than 0.1 s"
+        assert [event.order for event in harness.handled("slow")] == [2]
+        ended.set()  # a thread can't be stopped: its key waits until it has ended
+        await asyncio.sleep(0.05)
+        await harness.advance(1)
+        assert sorted(event.order for event in harness.handled("slow")) == [1, 2]
+        if kind == "tx":
+            with harness.transaction() as tx:
+                assert tx.execute("SELECT count FROM counts").fetchone() == (2,)
+
+
+async def test_a_handler_that_swallows_its_cancellation_has_failed_all_the_same(app: App) -> None:
+    @app.subscribe(Placed, timeout=0.05, retry=Retry(attempts=1))
+    async def stubborn(event: Placed) -> Paid:
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(3600)
+        return Paid(order=event.order)
+
+    async with Harness(app) as harness:
+        await publish(harness, Placed(order=1))
+        assert harness.dead(stubborn)[0].error.startswith("HandlerTimeout")
+        assert harness.published(Paid) == []
+
+
+async def test_a_task_that_a_handler_cancels_is_its_own_failure(app: App) -> None:
+    @app.subscribe(Placed, retry=Retry(attempts=1))
+    async def cancels(event: Placed) -> None:
+        task = asyncio.ensure_future(asyncio.sleep(3600))
+        task.cancel()
+        await task
+
+    async with Harness(app) as harness:
+        await publish(harness, Placed(order=1), Placed(order=2))
+        assert [letter.error for letter in harness.dead(cancels)] == ["CancelledError", "CancelledError"]
+
+
+async def test_rate_is_kept(app: App) -> None:
+    times: list[float] = []
+
+    @app.subscribe(Placed, rate=50)
+    async def paced(event: Placed) -> None:
+        times.append(time.monotonic())
+
+    async with Harness(app) as harness:
+        await publish(harness, *(Placed(order=order) for order in range(30)))
+    assert len(times) == 30
+    assert times[-1] - times[0] >= (30 - 7) / 50
+
+
+@pytest.mark.parametrize("is_async", [True, False])
+@pytest.mark.parametrize("tx", [True, False])
+async def test_lists(app: App, is_async: bool, tx: bool) -> None:
+    sizes: list[int] = []
+
+    def note(events: list[Placed], ctx: Context) -> Paid:
+        sizes.append(len(events))
+        assert ctx.each is not None
+        assert [one.key for one in ctx.each] == [str(event.order) for event in events]
+        return Paid(order=len(events))
+
+    def in_sync(events: list[Placed], ctx: Context) -> Paid:
+        return note(events, ctx)
+
+    async def in_async(events: list[Placed], ctx: Context) -> Paid:
+        return note(events, ctx)
+
+    def in_tx(events: list[Placed], ctx: Context, tx: sqlite3.Connection) -> Paid:
+        tx.executemany("INSERT INTO seen VALUES (?)", [(event.order,) for event in events])
+        return note(events, ctx)
+
+    async def in_async_tx(events: list[Placed], ctx: Context, tx: sqlite3.Connection) -> Paid:
+        return in_tx(events, ctx, tx)
+
+    handler: Any = {(False, False): in_sync, (True, False): in_async, (False, True): in_tx, (True, True): in_async_tx}[is_async, tx]
+    app.subscribe(Placed, name="lists", size=10, age=0.1)(handler)
+    async with Harness(app) as harness:
+        with harness.transaction() as conn:
+            conn.execute("CREATE TABLE seen (number)")
+        await publish(harness, *(Placed(order=order) for order in range(25)))
+        assert sum(sizes) == 25
+        assert max(sizes) == 10
+        assert [event.order for event in harness.published(Paid)] == sizes
+        if tx:
+            with harness.transaction() as conn:
+                assert conn.execute("SELECT count(DISTINCT number), count(*) FROM seen").fetchone() == (25, 25)
+
+
+async def test_one_of_a_list_fails_and_is_found(app: App) -> None:
+    @app.subscribe(Placed, size=10, age=0.02, retry=Retry(attempts=2, first=1, jitter=0))
+    def all_or_none(events: list[Placed]) -> None:
+        if any(event.order == 3 for event in events):
+            raise ValueError("3")
+
+    async with Harness(app) as harness:
+        await publish(harness, *(Placed(order=order) for order in range(10)))
+        await harness.advance(5)
+        assert [letter.event.order for letter in harness.dead(all_or_none)] == [3]
+        assert sorted(event.order for event in harness.handled(all_or_none)) == [0, 1, 2, 4, 5, 6, 7, 8, 9]
+
+
+async def test_several_subscriptions_of_one_type_each_have_everything(app: App) -> None:
+    for number in range(5):
+        app.subscribe(Placed, name=f"mail{number}")(lambda event: None)
+    async with Harness(app) as harness:
+        await publish(harness, *(Placed(order=order) for order in range(20)))
+        for number in range(5):
+            assert len(harness.handled(f"mail{number}")) == 20
+
+
+async def test_a_class_that_has_changed(app: App) -> None:
+    """Events of the older shape are in the log: what the new class can't read is a dead letter that says why, the rest goes on."""
+
+    class Older(Event, key="order", type="shop.Placed"):
+        order: int
+        colour: str = "red"
+
+    class Newer(Event, key="order", type="shop.Placed", version=2):
+        order: int
+        total: int
+
+    @app.subscribe(Newer)
+    def handle(event: Newer) -> None: ...
+
+    async with Harness(app) as harness:
+        await publish(harness, Older(order=1), Newer(order=2, total=3))
+        assert harness.handled(handle) == [Newer(order=2, total=3)]
+        (letter,) = harness.dead(handle)
+        assert letter.attempts == 1  # waiting would not change it
+        assert letter.error == (
+            "UndecodableEvent: event 1 (shop.Placed version 1) does not fit Newer: Object missing required field `total`"
+        )
+
+
+async def test_stop_waits_for_what_runs_and_writes_its_checkpoint(app: App, tmp_path: Any) -> None:
+    seen: list[int] = []
+    began = asyncio.Event()
+
+    @app.subscribe(Placed, concurrency=2)
+    async def slow(event: Placed) -> None:
+        began.set()
+        await asyncio.sleep(0.05)
+        seen.append(event.order)
+
+    real = App("shop", store=f"sqlite:///{tmp_path}/shop.db")
+    real.subscriptions.update(app.subscriptions)
+    for order in range(20):
+        await real.publish(Placed(order=order), tx="own")
+    async with real:
+        await began.wait()
+    first = len(seen)
+    assert 1 <= first < 20
+    async with real:
+        while len(seen) < 20:
+            await asyncio.sleep(0.005)
+    assert sorted(seen) == list(range(20))  # none twice

@@ -1,0 +1,199 @@
+"""Several workers on one store: fair share, start positions, operators' commands, retention."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.running import settled, until
+from tidings import App, ConfigurationError, Event, ManualClock, SQLiteStore, SubscriptionNameTaken
+from tidings.testing import Harness
+
+
+class Placed(Event, key="order"):
+    order: int
+
+
+def replica(tmp_path: Path, seen: list[tuple[int, int]], number: int, **options: Any) -> App:
+    """A process of the service ``shop``, as far as one process can show it."""
+    app = App("shop", store=f"sqlite:///{tmp_path}/shop.db", lease=0.6)
+
+    @app.subscribe(Placed, name="mail", **options)
+    async def handle(event: Placed) -> None:
+        seen.append((number, event.order))
+        await asyncio.sleep(0)
+
+    return app
+
+
+@asynccontextmanager
+async def running(*apps: App) -> AsyncIterator[None]:
+    for app in apps:
+        await app.start()
+    try:
+        yield
+    finally:
+        for app in apps:
+            if app.worker is not None:
+                await app.stop()
+
+
+def shares(app: App) -> list[int]:
+    held = Counter(lane.worker for lane in app.store.query(lambda unit: unit.lanes("mail")))
+    return sorted(count for worker, count in held.items() if worker is not None)
+
+
+async def test_lanes_are_shared_fairly_and_taken_over(tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    apps = [replica(tmp_path, seen, number) for number in range(3)]
+    async with running(*apps):
+        await until(lambda: [round(share / 4) for share in shares(apps[0])] == [5, 5, 6])
+        for order in range(100):
+            await apps[0].publish(Placed(order=order), tx="own")
+        await settled(*apps)
+        assert sorted(order for _, order in seen) == list(range(100))
+        assert len({number for number, _ in seen}) == 3
+        await apps[2].stop()
+        await until(lambda: shares(apps[0]) == [32, 32])
+        await apps[1].stop()
+        await until(lambda: shares(apps[0]) == [64])
+
+
+async def test_a_worker_that_died_is_replaced_after_its_lease(tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    apps = [replica(tmp_path, seen, number) for number in range(2)]
+    async with running(*apps):
+        await until(lambda: shares(apps[0]) == [32, 32])
+        dead, apps[1].worker = apps[1].worker, None
+        assert dead is not None
+        await dead.crash()
+        await until(lambda: shares(apps[0]) == [64])
+        await until(lambda: len(apps[0].store.query(lambda unit: unit.workers())) == 1)
+    apps[1].close()
+
+
+@pytest.mark.parametrize(("order", "concurrency", "expected"), [("log", 16, [64]), ("key", 1, [64]), ("key", 2, [32, 32])])
+async def test_not_more_workers_than_the_concurrency_over_all_of_them(
+    tmp_path: Path, order: str, concurrency: int, expected: list[int]
+) -> None:
+    seen: list[tuple[int, int]] = []
+    apps = [replica(tmp_path, seen, number, order=order, concurrency=concurrency) for number in range(3)]
+    async with running(*apps):
+        await until(lambda: shares(apps[0]) == expected)
+        await asyncio.sleep(0.3)
+        assert shares(apps[0]) == expected
+
+
+@pytest.mark.parametrize(
+    ("start", "expected"),
+    [("start", [1, 2, 3, 4, 5]), ("now", [5]), (2, [3, 4, 5]), (datetime(2026, 1, 1, 1, tzinfo=UTC), [2, 3, 4, 5]), (10**9, [5])],
+)
+async def test_where_a_new_subscription_begins(tmp_path: Path, start: Any, expected: list[int]) -> None:
+    clock = ManualClock(datetime(2026, 1, 1, tzinfo=UTC).timestamp())
+    app = App("shop", store=SQLiteStore(f"sqlite:///{tmp_path}/shop.db", clock=clock))
+    seen: list[int] = []
+
+    @app.subscribe(Placed, start=start)
+    def note(event: Placed) -> None:
+        seen.append(event.order)
+
+    for order in range(1, 5):
+        await app.publish(Placed(order=order), tx="own")
+        clock.advance(3600)
+    async with app:
+        await app.publish(Placed(order=5), tx="own")
+        await settled(app)
+        assert sorted(seen) == expected
+    async with app:  # where it begins is decided once
+        await settled(app)
+    assert sorted(seen) == expected
+
+
+async def test_pausing_stops_and_resuming_goes_on() -> None:
+    app = App("shop", store="sqlite:///unused.db")
+
+    @app.subscribe(Placed)
+    def note(event: Placed) -> None: ...
+
+    async with Harness(app) as harness:
+        harness.store.write(lambda unit: unit.set_paused("note", True)).result(5)
+        assert app.worker is not None
+        await app.worker.balance()
+        await harness.publish(Placed(order=1))
+        await harness.settle()
+        assert harness.handled(note) == []
+        harness.store.write(lambda unit: unit.set_paused("note", False)).result(5)
+        await app.worker.balance()
+        await harness.settle()
+        assert harness.handled(note) == [Placed(order=1)]
+
+
+async def test_a_rewound_subscription_handles_again() -> None:
+    app = App("shop", store="sqlite:///unused.db")
+
+    @app.subscribe(Placed)
+    def note(event: Placed) -> None: ...
+
+    async with Harness(app) as harness:
+        for order in (1, 2, 3):
+            await harness.publish(Placed(order=order))
+        await harness.settle()
+        harness.store.write(lambda unit: unit.rewind("note", 1)).result(5)
+        assert app.worker is not None
+        await app.worker.balance()
+        await harness.settle()
+        assert sorted(call.event.order for call in harness.calls(note)) == [1, 2, 2, 3, 3]
+
+
+async def test_a_removed_subscription_ends_and_the_worker_goes_on() -> None:
+    app = App("shop", store="sqlite:///unused.db")
+
+    @app.subscribe(Placed)
+    def note(event: Placed) -> None: ...
+
+    @app.subscribe(Placed)
+    def other(event: Placed) -> None: ...
+
+    async with Harness(app) as harness:
+        harness.store.write(lambda unit: unit.remove("note")).result(5)
+        assert app.worker is not None
+        await app.worker.balance()
+        await harness.publish(Placed(order=1))
+        await harness.settle()
+        assert harness.handled(other) == [Placed(order=1)]
+        assert harness.calls(note) == []
+
+
+async def test_another_apps_subscription_name(tmp_path: Path) -> None:
+    shop, mail = (App(name, store=f"sqlite:///{tmp_path}/shop.db") for name in ("shop", "mail"))
+    for app in (shop, mail):
+        app.subscribe(Placed, name="notes")(lambda event: None)
+    async with shop:
+        with pytest.raises(
+            SubscriptionNameTaken,
+            match=r"^the subscription 'notes' belongs to the app 'shop'; give yours another name, for example 'mail-notes'$",
+        ):
+            await mail.start()
+        assert mail.worker is None
+    mail.close()
+
+
+async def test_running_twice(tmp_path: Path) -> None:
+    app = App("shop", store=f"sqlite:///{tmp_path}/shop.db")
+    app.subscribe(Placed, name="notes")(lambda event: None)
+    async with app:
+        with pytest.raises(ConfigurationError, match="the app 'shop' runs already"):
+            await app.start()
+
+
+async def test_an_app_without_subscriptions_runs(tmp_path: Path) -> None:
+    app = App("shop", store=f"sqlite:///{tmp_path}/shop.db", retention=timedelta(days=1))
+    async with app:
+        await app.publish(Placed(order=1), tx="own")
