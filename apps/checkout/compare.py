@@ -86,7 +86,7 @@ class Measured:
         wanted |= {
             (order.order_id, order.state)
             for order in self.books.orders
-            if order.order_id in told and order.state in ("delivered", "cancelled")
+            if order.order_id in told and order.state in ("shipped", "cancelled")
         }
         return len(wanted - {(entry.order_id, entry.kind) for entry in self.books.ledgers["mail"].entries})
 

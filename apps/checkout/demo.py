@@ -156,7 +156,7 @@ def summary(console: Console, books: Books, snapshot: Snapshot, seconds: float) 
     why = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common())
     lines = (
         f"{len(books.orders):,} orders in {seconds:.1f} s, {snapshot.events:,} events.",
-        f"{states['delivered']:,} delivered, {states['cancelled']:,} cancelled ({why}). {net / 100:,.2f} charged net, {refunds:,} refunds.",
+        f"{states['shipped']:,} shipped, {states['cancelled']:,} cancelled ({why}). {net / 100:,.2f} charged net, {refunds:,} refunds.",
         f"The outside failed {outages:,} times, and {repeats:,} times was asked again for what it had already done: by its"
         " idempotency key it gave the first answer and did nothing.",
     )
@@ -204,7 +204,7 @@ def show_trace(console: Console, stage: Stage, order_id: int) -> None:
 def verdict(console: Console, snapshot: Snapshot, result: Reconciliation) -> bool:
     good = snapshot.settled and result.passed
     if good:
-        words = "Every order is charged once and delivered, or fully undone. Nothing lost, doubled or out of order."
+        words = "Every order is charged once and shipped, or fully undone. Nothing lost, doubled or out of order."
         console.print(words, style="bold green", soft_wrap=True)
     else:
         console.print("The reconciliation failed.", style="bold red")

@@ -80,7 +80,7 @@ class Display:
             )
         states = snapshot.states
         line = (
-            f"{states.get('delivered', 0):,} delivered · {states.get('cancelled', 0):,} cancelled · {snapshot.events:,} events in the log ·"
+            f"{states.get('shipped', 0):,} shipped · {states.get('cancelled', 0):,} cancelled · {snapshot.events:,} events in the log ·"
             f" {rate:,.0f} events/s · {snapshot.scheduled:,} scheduled"
         )
         readers = Table(box=None, pad_edge=False, header_style="dim")

@@ -29,7 +29,7 @@ class PaymentRefunded(Event, key="order_id", type="payment.PaymentRefunded"):
     order_id: int
 
 
-class OrderDelivered(Event, key="order_id", type="shipping.OrderDelivered"):
+class OrderShipped(Event, key="order_id", type="shipping.OrderShipped"):
     order_id: int
 
 
@@ -83,9 +83,9 @@ def refunded(event: PaymentRefunded, ctx: Context, tx: sqlite3.Connection) -> Ma
     return _owe(event.order_id, "refunded", ctx, tx)
 
 
-@email.on(OrderDelivered)
-def delivered(event: OrderDelivered, ctx: Context, tx: sqlite3.Connection) -> MailRequested:
-    return _owe(event.order_id, "delivered", ctx, tx)
+@email.on(OrderShipped)
+def shipped(event: OrderShipped, ctx: Context, tx: sqlite3.Connection) -> MailRequested:
+    return _owe(event.order_id, "shipped", ctx, tx)
 
 
 mail_server = app.subscription("mail_server", concurrency=32, retry=Retry(attempts=12, first=0.1, most=2.0))

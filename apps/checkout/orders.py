@@ -55,7 +55,7 @@ class ShipmentRefused(Event, key="order_id", type="shipping.ShipmentRefused"):
     order_id: int
 
 
-class OrderDelivered(Event, key="order_id", type="shipping.OrderDelivered"):
+class OrderShipped(Event, key="order_id", type="shipping.OrderShipped"):
     order_id: int
 
 
@@ -111,10 +111,10 @@ def shipment_refused(event: ShipmentRefused, ctx: Context, tx: sqlite3.Connectio
     return _cancel(event.order_id, "parcel refused", ctx, tx)
 
 
-@orders.on(OrderDelivered)
-def delivered(event: OrderDelivered, ctx: Context, tx: sqlite3.Connection) -> None:
+@orders.on(OrderShipped)
+def shipped(event: OrderShipped, ctx: Context, tx: sqlite3.Connection) -> None:
     saw(tx, "shop", ctx)
-    tx.execute("UPDATE shop_orders SET state = 'delivered' WHERE order_id = ? AND state = 'placed'", (event.order_id,))
+    tx.execute("UPDATE shop_orders SET state = 'shipped' WHERE order_id = ? AND state = 'placed'", (event.order_id,))
 
 
 def _cancel(order_id: int, reason: str, ctx: Context, tx: sqlite3.Connection) -> OrderCancelled | None:

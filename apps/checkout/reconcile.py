@@ -1,7 +1,7 @@
 """Did everything come out right? Computed from what the services wrote and, independently, from what the outside world did.
 
-Each check is a function of the books and returns what is wrong, in words. An order ends in one of two ways: charged once, shipped once
-and delivered; or cancelled with everything undone, the money back and the stock back on its shelf.
+Each check is a function of the books and returns what is wrong, in words. An order ends in one of two ways: charged once and shipped once,
+or cancelled with everything undone, the money back and the stock back on its shelf.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from apps.checkout.books import Books
 # Which types each service reads. Said here once more, and not taken from the services: a forgotten subscription has to show.
 READS: dict[str, frozenset[str]] = {
     "shop": frozenset(
-        {"fraud.OrderRejected", "payment.PaymentDeclined", "inventory.OutOfStock", "shipping.ShipmentRefused", "shipping.OrderDelivered"}
+        {"fraud.OrderRejected", "payment.PaymentDeclined", "inventory.OutOfStock", "shipping.ShipmentRefused", "shipping.OrderShipped"}
     ),
     "fraud": frozenset({"shop.OrderPlaced"}),
     "payment": frozenset(
@@ -29,12 +29,11 @@ READS: dict[str, frozenset[str]] = {
             "shop.OrderCancelled",
             "shipping.OrderShipped",
             "shipping.ShipmentRefused",
-            "shipping.OrderDelivered",
         }
     ),
-    "email": frozenset({"shop.OrderPlaced", "shop.OrderCancelled", "payment.PaymentRefunded", "shipping.OrderDelivered"}),
+    "email": frozenset({"shop.OrderPlaced", "shop.OrderCancelled", "payment.PaymentRefunded", "shipping.OrderShipped"}),
     "analytics": frozenset({"shop.OrderPlaced", "shop.OrderCancelled", "payment.PaymentCharged", "payment.PaymentRefunded"}),
-    "support": frozenset({"shop.OrderPlaced", "shop.OrderCancelled"}),
+    "support": frozenset({"shop.OrderPlaced", "shop.OrderCancelled", "support.CallDue"}),
 }
 
 # What must stand in the log before what, for one order, whatever else happened in between.
@@ -50,7 +49,7 @@ BEFORE: tuple[tuple[str, str], ...] = (
     ("payment.PaymentCharged", "shipping.ShipmentRequested"),
     ("inventory.StockReserved", "shipping.ShipmentRequested"),
     ("shipping.ShipmentRequested", "shipping.OrderShipped"),
-    ("shipping.OrderShipped", "shipping.OrderDelivered"),
+    ("shop.OrderCancelled", "support.CallDue"),
 )
 
 # What was asked of the outside must have been answered: these subscriptions keep no rows of their own that would show a gap.
@@ -58,7 +57,6 @@ ANSWERS: dict[str, frozenset[str]] = {
     "payment.PaymentRequested": frozenset({"payment.PaymentCharged", "payment.PaymentDeclined"}),
     "payment.RefundRequested": frozenset({"payment.PaymentRefunded"}),
     "shipping.ShipmentRequested": frozenset({"shipping.OrderShipped", "shipping.ShipmentRefused"}),
-    "shipping.DeliveryExpected": frozenset({"shipping.OrderDelivered"}),
 }
 
 
@@ -123,7 +121,7 @@ def broken_orders(books: Books) -> set[int]:
     for order in books.orders:
         through = charged[order.order_id] == order.cents and parcels[order.order_id] == 1 and order.order_id in held
         undone = charged[order.order_id] == 0 and parcels[order.order_id] == 0 and order.order_id not in held
-        if not (through if order.state in ("placed", "delivered") else undone):
+        if not (through if order.state in ("placed", "shipped") else undone):
             broken.add(order.order_id)
     return broken
 
@@ -145,12 +143,12 @@ def _orders_there(books: Books, placed: Collection[int]) -> Iterator[str]:
 
 def _ends(books: Books) -> Iterator[str]:
     for order in books.orders:
-        if order.state not in ("delivered", "cancelled"):
+        if order.state not in ("shipped", "cancelled"):
             yield f"order {order.order_id} is still {order.state}"
         payment = books.payments.get(order.order_id, (0, "none"))[1]
         parcel = books.parcels.get(order.order_id, "none")
-        if order.state == "delivered" and (payment, parcel) != ("charged", "delivered"):
-            yield f"order {order.order_id} is delivered, its payment {payment}, its parcel {parcel}"
+        if order.state == "shipped" and (payment, parcel) != ("charged", "shipped"):
+            yield f"order {order.order_id} is shipped, its payment {payment}, its parcel {parcel}"
         if order.state == "cancelled" and (payment not in ("none", "void", "declined", "refunded") or parcel not in ("none", "cancelled")):
             yield f"order {order.order_id} is cancelled, its payment {payment}, its parcel {parcel}"
 
@@ -169,11 +167,11 @@ def _charges(books: Books) -> Iterator[str]:
     for order_id in net.keys() - known:
         yield f"the gateway's ledger has order {order_id}, which the shop doesn't know"
     for order in books.orders:
-        wanted = order.cents if order.state == "delivered" else 0
+        wanted = order.cents if order.state == "shipped" else 0
         if net[order.order_id] != wanted:
             yield f"order {order.order_id} is {order.state}: net charge {net[order.order_id]} cents, not {wanted}"
-        if order.state == "delivered" and not counts[order.order_id, "charge"]:
-            yield f"order {order.order_id} is delivered and was never charged"  # also when its total is 0
+        if order.state == "shipped" and not counts[order.order_id, "charge"]:
+            yield f"order {order.order_id} is shipped and was never charged"  # also when its total is 0
 
 
 def _parcels(books: Books) -> Iterator[str]:
@@ -184,7 +182,7 @@ def _parcels(books: Books) -> Iterator[str]:
     for order_id in sent.keys() - known:
         yield f"the warehouse sent a parcel for order {order_id}, which the shop doesn't know"
     for order in books.orders:
-        wanted = [order.quantity] if order.state == "delivered" else []
+        wanted = [order.quantity] if order.state == "shipped" else []
         if sent[order.order_id] != wanted:
             yield f"order {order.order_id} is {order.state}: parcels of {sent[order.order_id]} pieces, not {wanted}"
 
@@ -198,8 +196,8 @@ def _stock(books: Books) -> Iterator[str]:
     reserved = {row.order_id: row for row in books.reservations}
     for order in books.orders:
         row = reserved.get(order.order_id)
-        if order.state == "delivered" and (row is None or row.state != "shipped"):
-            yield f"order {order.order_id} is delivered, its stock {row.state if row else 'was never reserved'}"
+        if order.state == "shipped" and (row is None or row.state != "shipped"):
+            yield f"order {order.order_id} is shipped, its stock {row.state if row else 'was never reserved'}"
     for row in books.reservations:
         if row.state in ("held", "shipped"):
             gone[row.sku] += row.quantity
@@ -224,7 +222,7 @@ def _mails(books: Books) -> Iterator[str]:
     refunded = {entry.order_id for entry in books.ledgers["gateway"].entries if entry.kind == "refund"}
     wanted: Counter[tuple[int, str]] = Counter()
     for order in books.orders:
-        kinds = ["placed", "delivered"] if order.state == "delivered" else ["placed", "cancelled"]
+        kinds = ["placed", "shipped"] if order.state == "shipped" else ["placed", "cancelled"]
         if order.order_id in refunded:
             kinds.append("refunded")
         wanted.update((order.order_id, kind) for kind in kinds)
@@ -275,6 +273,7 @@ def _alerts(books: Books) -> Iterator[str]:
             wanted[order.order_id, "a VIP has ordered"] += 1
             if order.state == "cancelled":
                 wanted[order.order_id, f"cancelled: {order.reason}"] += 1
+                wanted[order.order_id, "call the customer"] += 1
     found = Counter(books.alerts)
     for order_id, what in sorted(wanted.keys() | found.keys()):
         if wanted[order_id, what] != found[order_id, what]:
@@ -289,7 +288,7 @@ def _sequences(books: Books) -> Iterator[str]:
             continue
         wanted: dict[int, list[int]] = defaultdict(list)
         for event in books.log:
-            if event.type in types and (service != "support" or event.vip):
+            if event.type in types and (service != "support" or event.vip or event.type == "support.CallDue"):
                 wanted[event.order_id].append(event.position)
         found: dict[int, list[int]] = defaultdict(list)
         for order_id, position in books.seen[service]:
@@ -322,8 +321,7 @@ def _story(books: Books, placed: Collection[int]) -> Iterator[str]:
         if counts[order_id, "shop.OrderPlaced"] != 1:
             yield f"order {order_id} was published {counts[order_id, 'shop.OrderPlaced']} times"
     for (order_id, kind), count in counts.items():
-        # A mail is asked for at each turn, a delivery looked for until it has come; everything else happens once.
-        if count > 1 and kind not in ("email.MailRequested", "shipping.DeliveryExpected"):
+        if count > 1 and kind != "email.MailRequested":  # a mail is asked for at each turn, everything else happens once
             yield f"order {order_id} has {count} {kind}"
     for order_id, story in stories.items():
         for first, later in BEFORE:

@@ -137,7 +137,7 @@ class ShippingService(Service):
 
     async def post_parcels(self, order: dict[str, Any]) -> Response:
         sent = await self._warehouse.send(order["order_id"], order["quantity"], key=f"parcel-{order['order_id']}")
-        state = "delivered" if sent else "cancelled"
+        state = "shipped" if sent else "cancelled"
         await self.execute("INSERT OR IGNORE INTO shipping_orders VALUES (?, 1, ?, ?)", order["order_id"], order["quantity"], state)
         return Response(200, {"sent": sent})
 
@@ -247,8 +247,8 @@ class ShopService(Service):
             await self._end(order, "cancelled" if undone else "stuck", "a service was down")
             return Response(503, {"error": "we could not take your order"})
         if reason is None:
-            await self._end(order, "delivered", None)
-            await turn.tell("email", "/mails", kind="delivered")
+            await self._end(order, "shipped", None)
+            await turn.tell("email", "/mails", kind="shipped")
             return Response(201, {"order_id": order.order_id})
         undone = await turn.undo()
         await self._end(order, "cancelled" if undone else "stuck", reason)

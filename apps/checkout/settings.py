@@ -16,4 +16,4 @@ SEED = int(os.environ.get("CHECKOUT_SEED", "1"))
 FRAUD_RATE = float(os.environ.get("CHECKOUT_FRAUD_RATE", "0.015"))
 # Seconds after which a dead worker's lanes are taken over. Short, so that a killed worker is missed for a moment and not for ten.
 LEASE = float(os.environ.get("CHECKOUT_LEASE", "2.0"))
-DELIVERY_SECONDS = float(os.environ.get("CHECKOUT_DELIVERY_SECONDS", "1.0"))
+CALL_SECONDS = float(os.environ.get("CHECKOUT_CALL_SECONDS", "1.0"))  # a day, where days are short

@@ -1,7 +1,6 @@
 """Shipping: sends an order's parcel once it is paid *and* its stock is reserved, whichever is first, unless it was cancelled.
 
-`shipping` decides in a transaction, `warehouse` acts outside under an idempotency key (why: see payment.py). Whether a parcel has arrived
-is asked of the warehouse, by an event that this service publishes for later.
+`shipping` decides in a transaction, `warehouse` acts outside under an idempotency key (why: see payment.py).
 
 An order that is paid and reserved can't be cancelled by anyone but the warehouse's refusal, so a parcel never overtakes a cancellation:
 a cancellation that finds a parcel already asked for would be a mistake in the choreography, and says so.
@@ -10,11 +9,10 @@ a cancellation that finds a parcel already asked for would be a mistake in the c
 from __future__ import annotations
 
 import sqlite3
-from datetime import timedelta
 
 from apps.checkout.http1 import Client
 from apps.checkout.seen import saw, seen_table
-from apps.checkout.settings import DELIVERY_SECONDS, LEASE, STORE, WAREHOUSE
+from apps.checkout.settings import LEASE, STORE, WAREHOUSE
 from apps.checkout.tables import create
 from tidings import App, Context, Event, Retry
 
@@ -47,14 +45,6 @@ class ShipmentRefused(Event, key="order_id"):
     order_id: int
 
 
-class DeliveryExpected(Event, key="order_id"):
-    order_id: int
-
-
-class OrderDelivered(Event, key="order_id"):
-    order_id: int
-
-
 class Warehouse:
     """The warehouse, as this service sees it."""
 
@@ -67,12 +57,6 @@ class Warehouse:
         if status not in (201, 409):
             raise RuntimeError(f"the warehouse did not understand a parcel: {status} {body}")
         return status == 201
-
-    async def delivered(self, order_id: int) -> bool:
-        status, body = await self._http.call("GET", f"/parcels/{order_id}")
-        if status != 200:
-            raise RuntimeError(f"the warehouse does not know the parcel of order {order_id}: {body}")
-        return bool(body["delivered"])
 
 
 app.provide(Warehouse, Warehouse(WAREHOUSE))
@@ -127,29 +111,14 @@ def refused(event: ShipmentRefused, ctx: Context, tx: sqlite3.Connection) -> Non
     _move(event.order_id, ("requested",), "refused", tx)
 
 
-@shipping.on(OrderDelivered)
-def delivered(event: OrderDelivered, ctx: Context, tx: sqlite3.Connection) -> None:
-    saw(tx, "shipping", ctx)
-    _move(event.order_id, ("shipped",), "delivered", tx)
-
-
 warehouse = app.subscription("warehouse", concurrency=32, retry=Retry(attempts=12, first=0.1, most=2.0))
 
 
 @warehouse.on(ShipmentRequested)
 async def send(event: ShipmentRequested, ctx: Context, warehouse: Warehouse) -> OrderShipped | ShipmentRefused:
-    if not await warehouse.send(event.order_id, event.quantity, key=ctx.idempotency_key):
-        return ShipmentRefused(order_id=event.order_id)
-    ctx.publish(DeliveryExpected(order_id=event.order_id), after=timedelta(seconds=DELIVERY_SECONDS))
-    return OrderShipped(order_id=event.order_id)
-
-
-@warehouse.on(DeliveryExpected)
-async def look(event: DeliveryExpected, ctx: Context, warehouse: Warehouse) -> OrderDelivered | None:
-    if await warehouse.delivered(event.order_id):
-        return OrderDelivered(order_id=event.order_id)
-    ctx.publish(DeliveryExpected(order_id=event.order_id), after=timedelta(seconds=DELIVERY_SECONDS))
-    return None
+    if await warehouse.send(event.order_id, event.quantity, key=ctx.idempotency_key):
+        return OrderShipped(order_id=event.order_id)
+    return ShipmentRefused(order_id=event.order_id)
 
 
 def _request_if_complete(order_id: int, tx: sqlite3.Connection) -> ShipmentRequested | None:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -38,7 +37,6 @@ class World:
     fail: float = 0.02
     decline: float = 0.04
     refuse: float = 0.01
-    delivery: float = 0.5
 
 
 class Simulator:
@@ -46,25 +44,17 @@ class Simulator:
 
     name = ""
 
-    def __init__(self, world: World, ledger: Ledger, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, world: World, ledger: Ledger) -> None:
         self.world = world
         self.ledger = ledger
-        self.clock = clock
         self._tries: Counter[tuple[str, int]] = Counter()
         self._answers: dict[str, tuple[Any, Response]] = {}
 
     def act(self, key: str, kind: str, order_id: int, body: dict[str, Any]) -> Response:
         raise NotImplementedError
 
-    def look(self, order_id: int) -> Response:
-        """Answer a GET, which changes nothing."""
-        return Response(404, {"error": "nothing here"})
-
     async def handle(self, request: Request) -> Response:
-        path, _, rest = request.path.strip("/").partition("/")
-        if request.method == "GET":
-            await asyncio.sleep(self._latency(path, int(rest), 0))
-            return self.look(int(rest))
+        path = request.path.strip("/")
         body = request.body
         if not isinstance(body, dict) or not isinstance(body.get("order_id"), int) or not request.key:
             return Response(400, {"error": "wanted: a JSON object with order_id, and an Idempotency-Key"})
@@ -118,13 +108,9 @@ class Gateway(Simulator):
 
 
 class Warehouse(Simulator):
-    """``POST /parcels`` with order_id and quantity, ``GET /parcels/<order_id>``. 409 is a parcel that can't be sent."""
+    """``POST /parcels`` with order_id and quantity. 409 is a parcel that can't be sent."""
 
     name = "warehouse"
-
-    def __init__(self, world: World, ledger: Ledger, clock: Callable[[], float] = time.monotonic) -> None:
-        super().__init__(world, ledger, clock)
-        self._sent: dict[int, float] = {}
 
     def act(self, key: str, kind: str, order_id: int, body: dict[str, Any]) -> Response:
         if kind != "parcels":
@@ -132,14 +118,7 @@ class Warehouse(Simulator):
         if refuses(self.world, order_id):
             return Response(409, {"status": "refused"})
         self.ledger.enter(key, "parcel", order_id, int(body["quantity"]))
-        self._sent.setdefault(order_id, self.clock())
         return Response(201, {"status": "sent"})
-
-    def look(self, order_id: int) -> Response:
-        sent = self._sent.get(order_id)
-        if sent is None:
-            return Response(404, {"error": f"no parcel for order {order_id}"})
-        return Response(200, {"delivered": self.clock() - sent >= self.world.delivery})
 
 
 class MailServer(Simulator):
@@ -194,7 +173,6 @@ def main() -> None:
     parser.add_argument("--fail", type=float, default=usual.fail, help="part of the requests that answer 5xx")
     parser.add_argument("--decline", type=float, default=usual.decline, help="part of the cards that are declined")
     parser.add_argument("--refuse", type=float, default=usual.refuse, help="part of the parcels that can't be sent")
-    parser.add_argument("--delivery", type=float, default=usual.delivery, help="seconds that a parcel is on its way")
     given = vars(parser.parse_args())
     directory: Path = given.pop("directory")
 

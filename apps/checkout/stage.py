@@ -44,7 +44,7 @@ class Stage:
             ProcessFailed
         """
         processes = Processes(places.directory, {"CHECKOUT_STORE": places.store, "CHECKOUT_SEED": str(world.seed), **(env or {})})
-        options = [f"--{name}={getattr(world, name)}" for name in ("seed", "latency", "fail", "decline", "refuse", "delivery")]
+        options = [f"--{name}={getattr(world, name)}" for name in ("seed", "latency", "fail", "decline", "refuse")]
         try:
             _, ports = processes.start_ready("simulators", "apps.checkout.simulators", f"--directory={places.directory}", *options)
         except BaseException:

@@ -1,4 +1,5 @@
-"""The seventh consumer, which comes later: support is told when a VIP orders, and when a VIP's order is cancelled.
+"""The seventh consumer, which comes later: support is told when a VIP orders, and when a VIP's order is cancelled; a day
+later somebody is to call.
 
 Nobody was asked. It reads the log from its start, so it also knows of the orders that were placed before it existed.
 """
@@ -6,9 +7,10 @@ Nobody was asked. It reads the log from its start, so it also knows of the order
 from __future__ import annotations
 
 import sqlite3
+from datetime import timedelta
 
 from apps.checkout.seen import saw, seen_table
-from apps.checkout.settings import LEASE, STORE
+from apps.checkout.settings import CALL_SECONDS, LEASE, STORE
 from apps.checkout.tables import create
 from tidings import App, Context, Event
 
@@ -26,6 +28,11 @@ class OrderCancelled(Event, key="order_id", type="shop.OrderCancelled"):
     customer_id: int
     vip: bool
     reason: str
+
+
+class CallDue(Event, key="order_id"):
+    order_id: int
+    customer_id: int
 
 
 def prepare() -> None:
@@ -52,3 +59,10 @@ def vip_ordered(event: OrderPlaced, ctx: Context, tx: sqlite3.Connection) -> Non
 def vip_disappointed(event: OrderCancelled, ctx: Context, tx: sqlite3.Connection) -> None:
     saw(tx, "support", ctx)
     tx.execute("INSERT INTO support_alerts VALUES (?, ?, ?)", (event.order_id, event.customer_id, f"cancelled: {event.reason}"))
+    ctx.publish(CallDue(order_id=event.order_id, customer_id=event.customer_id), after=timedelta(seconds=CALL_SECONDS))
+
+
+@support.on(CallDue)
+def call(event: CallDue, ctx: Context, tx: sqlite3.Connection) -> None:
+    saw(tx, "support", ctx)
+    tx.execute("INSERT INTO support_alerts VALUES (?, ?, 'call the customer')", (event.order_id, event.customer_id))

@@ -50,12 +50,9 @@ class Shop:
         self.rng = random.Random(seed)
         self.crashes = crashes
         self.log: list[Logged] = []
-        self.now = 0.0
         self.loop = asyncio.Runner()
-        world = World(seed=seed, latency=0.0, fail=0.0, decline=0.25, refuse=0.15, delivery=2.0)
-        self.simulators = [
-            kind(world, Ledger(ledger_file(directory, kind.name)), lambda: self.now) for kind in (Gateway, Warehouse, MailServer)
-        ]
+        world = World(seed=seed, latency=0.0, fail=0.0, decline=0.25, refuse=0.15)
+        self.simulators = [kind(world, Ledger(ledger_file(directory, kind.name))) for kind in (Gateway, Warehouse, MailServer)]
         clients: tuple[Any, ...] = (payment.Gateway("nowhere:1"), shipping.Warehouse("nowhere:1"), emails.MailServer("nowhere:1"))
         for client, simulator in zip(clients, self.simulators, strict=True):
             client._http = Direct(simulator)
@@ -92,7 +89,6 @@ class Shop:
         """Let some subscription handle the next event of some order; False when nothing is left."""
         ready = [place for place, queue in self.queues.items() if queue]
         if self.later and (not ready or self.rng.random() < 0.1):
-            self.now += 1.0
             kind, data, order_id = self.later.pop(self.rng.randrange(len(self.later)))
             self.append(kind, data, order_id, False)
             return True

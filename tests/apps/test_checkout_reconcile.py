@@ -17,7 +17,7 @@ ORDERS = {1, 2, 3, 4, 5}
 # What happened to the five orders, in the order of the log.
 STORIES = {
     1: "shop.OrderPlaced fraud.OrderApproved inventory.StockReserved payment.PaymentRequested payment.PaymentCharged"
-    " shipping.ShipmentRequested shipping.OrderShipped shipping.DeliveryExpected shipping.DeliveryExpected shipping.OrderDelivered",
+    " shipping.ShipmentRequested shipping.OrderShipped",
     2: "shop.OrderPlaced fraud.OrderApproved inventory.StockReserved payment.PaymentRequested payment.PaymentDeclined shop.OrderCancelled"
     " inventory.StockReleased",
     3: "shop.OrderPlaced fraud.OrderApproved payment.PaymentRequested inventory.OutOfStock shop.OrderCancelled payment.PaymentCharged"
@@ -25,7 +25,7 @@ STORIES = {
     4: "shop.OrderPlaced fraud.OrderRejected inventory.StockReserved shop.OrderCancelled inventory.StockReleased",
     5: "shop.OrderPlaced fraud.OrderApproved inventory.StockReserved payment.PaymentRequested payment.PaymentCharged"
     " shipping.ShipmentRequested shipping.ShipmentRefused shop.OrderCancelled payment.RefundRequested inventory.StockReleased"
-    " payment.PaymentRefunded",
+    " payment.PaymentRefunded support.CallDue",
 }
 VIPS = {1, 5}
 
@@ -40,15 +40,19 @@ def honest() -> Books:
         for kind in story.split():
             log.append(Logged(len(log) + 1, kind, order_id, order_id in VIPS and kind.startswith("shop.")))
     seen = {
-        service: [(event.order_id, event.position) for event in log if event.type in types and (service != "support" or event.vip)]
+        service: [
+            (event.order_id, event.position)
+            for event in log
+            if event.type in types and (service != "support" or event.vip or event.type == "support.CallDue")
+        ]
         for service, types in READS.items()
     }
     reasons = {2: "card declined", 3: "out of stock", 4: "rejected as fraud", 5: "parcel refused"}
     mails = [(order_id, "placed") for order_id in sorted(ORDERS)] + [(order_id, "cancelled") for order_id in reasons]
-    mails += [(1, "delivered"), (3, "refunded"), (5, "refunded")]
+    mails += [(1, "shipped"), (3, "refunded"), (5, "refunded")]
     return Books(
         orders=[
-            Placed(n, n, "2024-01-01", "cd-01", 2, 1000 * n, n in VIPS, "cancelled" if n in reasons else "delivered", reasons.get(n))
+            Placed(n, n, "2024-01-01", "cd-01", 2, 1000 * n, n in VIPS, "cancelled" if n in reasons else "shipped", reasons.get(n))
             for n in sorted(ORDERS)
         ],
         payments={1: (1000, "charged"), 2: (2000, "declined"), 3: (3000, "refunded"), 4: (0, "void"), 5: (5000, "refunded")},
@@ -61,7 +65,7 @@ def honest() -> Books:
             Reservation(5, "cd-01", 2, "released"),
         ],
         stock={"cd-01": (10, 8)},
-        parcels={1: "delivered", 2: "cancelled", 3: "cancelled", 4: "cancelled", 5: "cancelled"},
+        parcels={1: "shipped", 2: "cancelled", 3: "cancelled", 4: "cancelled", 5: "cancelled"},
         mails_owed=mails,
         totals={
             "placed": (5, 15000),
@@ -73,7 +77,7 @@ def honest() -> Books:
             "cancelled: parcel refused": (1, 5000),
         },
         days={"2024-01-01": (5, 15000)},
-        alerts=[(1, "a VIP has ordered"), (5, "a VIP has ordered"), (5, "cancelled: parcel refused")],
+        alerts=[(1, "a VIP has ordered"), (5, "a VIP has ordered"), (5, "cancelled: parcel refused"), (5, "call the customer")],
         log=log,
         seen=seen,
         ledgers={
@@ -141,7 +145,7 @@ SPOILED: dict[str, tuple[str, Spoil]] = {
     "an order never ended": ("came to an end", state_of(1, "placed")),
     "a cancelled order's payment stands": ("came to an end", lambda b: put(b.payments, 3, (3000, "charged"))),
     "a cancelled order's parcel went": ("came to an end", lambda b: put(b.parcels, 2, "shipped")),
-    "a delivered order is not paid in the payment's table": ("came to an end", lambda b: put(b.payments, 1, (1000, "charging"))),
+    "a shipped order is not paid in the payment's table": ("came to an end", lambda b: put(b.payments, 1, (1000, "charging"))),
     "charged twice under two keys": ("charged once net", ledger("gateway", lambda e: e.append(entry(9, "charge", 1, 1000)))),
     "charged twice and refunded once": (
         "charged once net",
@@ -150,7 +154,7 @@ SPOILED: dict[str, tuple[str, Spoil]] = {
     "a refund is missing": ("charged once net", ledger("gateway", lambda e: e.pop())),
     "refunded twice": ("charged once net", ledger("gateway", lambda e: e.append(entry(9, "refund", 5, -5000)))),
     "a cent too much": ("charged once net", ledger("gateway", lambda e: put(e, 0, entry(1, "charge", 1, 1001)))),
-    "a delivered order was never charged": ("charged once net", ledger("gateway", lambda e: e.pop(0))),
+    "a shipped order was never charged": ("charged once net", ledger("gateway", lambda e: e.pop(0))),
     "a charge for an unknown order": ("charged once net", ledger("gateway", lambda e: e.append(entry(9, "charge", 77, 1)))),
     "shipped twice": ("shipped once", ledger("warehouse", lambda e: e.append(entry(2, "parcel", 1, 2)))),
     "never shipped": ("shipped once", ledger("warehouse", lambda e: e.pop())),
@@ -205,12 +209,12 @@ def test_spoiled_books_fail(what: str) -> None:
     ]
 
 
-def test_a_reservation_of_a_delivered_order_must_have_been() -> None:
+def test_a_reservation_of_a_shipped_order_must_have_been() -> None:
     books = honest()
     books.reservations.pop(0)
     books.stock["cd-01"] = (10, 10)  # so that the sums agree
     problems = [problem for check in reconcile(books, ORDERS).checks for problem in check.problems]
-    assert problems == ["order 1 is delivered, its stock was never reserved"]
+    assert problems == ["order 1 is shipped, its stock was never reserved"]
 
 
 @pytest.mark.parametrize(

@@ -89,28 +89,16 @@ async def test_declines_are_decided_by_the_seed_and_the_order(tmp_path: Path) ->
     assert declined != {order_id for order_id in range(200) if declines(World(seed=8, decline=0.3), order_id)}
 
 
-async def test_the_warehouse_sends_refuses_and_delivers(tmp_path: Path) -> None:
-    now = 100.0
-    world = World(seed=1, latency=0.0, fail=0.0, refuse=0.2, delivery=5.0)
-    ledger = Ledger(tmp_path / "ledger.db")
-    warehouse = Warehouse(world, ledger, clock=lambda: now)
-    sent = next(order_id for order_id in range(100) if not refuses(world, order_id))
-    refused = next(order_id for order_id in range(100) if refuses(world, order_id))
-
-    async def send(order_id: int) -> int:
-        return (await warehouse.handle(Request("POST", "/parcels", f"k{order_id}", {"order_id": order_id, "quantity": 2}))).status
-
-    async def look(order_id: int) -> Response:
-        return await warehouse.handle(Request("GET", f"/parcels/{order_id}", None, None))
-
-    assert (await look(sent)).status == 404
-    assert await send(sent) == 201
-    assert await send(refused) == 409
-    assert (await look(sent)).body == {"delivered": False}
-    now += 5.0
-    assert (await look(sent)).body == {"delivered": True}
-    assert (await look(refused)).status == 404
-    ledger.close()
+async def test_the_warehouse_sends_or_refuses(tmp_path: Path) -> None:
+    world = World(seed=1, latency=0.0, fail=0.0, refuse=0.2)
+    async with serving(tmp_path, Warehouse, world) as client:
+        answers = [await client.call("POST", "/parcels", {"order_id": n, "quantity": 2}, key=f"k{n}") for n in range(100)]
+        assert (await client.call("POST", "/boxes", {"order_id": 1}, key="x")).status == 404
+    refused = {n for n, answer in enumerate(answers) if answer.status == 409}
+    assert refused == {n for n in range(100) if refuses(world, n)}
+    sent = read_ledger(tmp_path / "ledger.db").entries
+    assert {entry.order_id for entry in sent} == set(range(100)) - refused
+    assert {entry.amount for entry in sent} == {2}
 
 
 async def test_mails_of_several_kinds_for_one_order(tmp_path: Path) -> None:
