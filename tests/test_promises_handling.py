@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import random
 import sqlite3
+import threading
 from collections import defaultdict
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import aiosqlite
 import pytest
 
 from tests.running import committed, connection, settled, until
@@ -657,3 +659,57 @@ def test_a_dead_letter_outlives_its_row_in_the_log(tmp_path: Path) -> None:
         assert app.store.write(lambda unit: unit.trim(10, 10)).result(5) == 1
         (dead,) = app.store.query(lambda unit: unit.parked())
         assert dead.envelope.data == b'{"order_id":1,"seq":0}'
+
+
+@pytest.mark.promise("effects once")
+@pytest.mark.parametrize("kind", ["alone", "beside an async one", "list", "async list"])
+async def test_a_handler_given_up_in_its_transaction_leaves_nothing_when_it_ends(tmp_path: Path, kind: str) -> None:
+    """Its time is over, it is parked, and then its thread goes on and comes to its end: nothing of that run may be committed."""
+    app, goes_on = shop(tmp_path), threading.Event()
+    app.open()
+    with connection(tmp_path / "shop.db") as conn:
+        conn.execute("CREATE TABLE written (order_id INTEGER, attempt INTEGER)")
+    retry = Retry(attempts=3, first=0.05, factor=1, jitter=0)
+    sub = app.subscription("sub", timeout=0.3, retry=retry, size=2, age=0)
+    attempts = list[int]()
+
+    def work(order: int, attempt: int, tx: sqlite3.Connection) -> None:
+        attempts.append(attempt)
+        tx.execute("INSERT INTO written VALUES (?, ?)", (order, attempt))
+        if attempt == 1:
+            goes_on.wait(1.0)
+
+    if kind == "list":
+
+        @sub.on(Placed)
+        def each(events: list[Placed], tx: sqlite3.Connection, ctx: Context) -> None:
+            work(events[0].order_id, ctx.attempt, tx)
+
+    elif kind == "async list":
+
+        @sub.on(Placed)
+        async def each_async(events: list[Placed], tx: aiosqlite.Connection, ctx: Context) -> None:
+            await tx.execute("INSERT INTO written VALUES (?, ?)", (events[0].order_id, ctx.attempt))
+            if ctx.attempt == 1:
+                await asyncio.sleep(1.0)
+
+    else:
+
+        @sub.on(Placed)
+        def handle(event: Placed, tx: sqlite3.Connection, ctx: Context) -> None:
+            work(event.order_id, ctx.attempt, tx)
+
+        if kind == "beside an async one":
+
+            @sub.on(Paid)
+            async def other(event: Paid) -> None: ...
+
+    publish(app, Placed(1))
+    async with app:
+        await until(lambda: app.store.query(lambda unit: unit.attempts([1])))
+        goes_on.set()
+        await until(lambda: app.store.query(lambda unit: not unit.parked()))
+        await asyncio.sleep(0.2)
+        await settled(app)
+        with connection(tmp_path / "shop.db") as conn:
+            assert conn.execute("SELECT * FROM written").fetchall() == [(1, 2)]

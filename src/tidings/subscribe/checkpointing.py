@@ -190,7 +190,7 @@ class Checkpointing:
         for key, ctx in touched.items():
             result.keys.append((ctx.lane, key, unit.key_state(self._name, ctx.row[LANE], key, now)))
         # Last: on other stores an INSERT into the log holds its readers back until the commit.
-        outputs = [output for ctx in batch for output in ctx.outputs or ()]
+        outputs = [output for ctx in batch if ctx.failure is None for output in ctx.outputs or ()]
         unit.append([envelope for envelope, due in outputs if due is None])
         for envelope, due in outputs:
             if due is not None:

@@ -255,6 +255,14 @@ class Crew:
             self._threads = ThreadPoolExecutor(min(len(self._slots), 64), thread_name_prefix=f"tidings-{self._runner.name}")
         return self._threads
 
+    def begun(self, ctx: Context) -> None:
+        """Its handler is called only now: what it waited for its transaction doesn't count."""
+        self._started[self._slots.index(ctx)] = time.monotonic()
+
+    def settling(self, ctx: Context) -> None:
+        """The handler has ended and the commit follows, which must not be cut in two: the watchdog keeps off."""
+        ctx.settling = True
+
     def _cancelled(self, ctx: Context, error: asyncio.CancelledError) -> None:
         """The watchdog's doing is a failure of the handler; an inner task's too; the end of the worker is neither."""
         task = asyncio.current_task()
@@ -292,7 +300,7 @@ class Crew:
             if ctx.handler.is_async:
                 await runner.transact_async([ctx])
             else:
-                await runner.in_tx_thread(runner.transact, [ctx])
+                await runner.in_tx_thread(ctx)
         except runner.Lost as lost:
             runner.lose(lost, [ctx])
             return True
@@ -312,5 +320,7 @@ class Crew:
             for number, ctx in enumerate(self._slots):
                 if ctx is None or self._started[number] > limit or ctx.failure is not None or ctx.settling:
                     continue
+                if ctx.handler.tx is not None and not ctx.handler.is_async and not self._runner.give_up(ctx, limit):
+                    continue  # it waits for its turn, or is being committed
                 self._runner.fail(ctx, HandlerTimeout(f"{ctx.handler.name} ran for longer than {timeout} s", seconds=timeout))
                 self._tasks[number].cancel()

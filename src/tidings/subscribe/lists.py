@@ -23,6 +23,7 @@ from .parking import FOLLOWS
 
 if TYPE_CHECKING:
     from .runner import Runner
+    from .transactions import Transaction
 
 
 def _on_loop(runner: Runner, step: Callable[[], None], _: object) -> None:
@@ -42,6 +43,8 @@ class Lists:
         self._gathered: list[Context] = []
         self._batch: list[Context] = []
         self._thread: ThreadPoolExecutor | None = None
+        self._now: tuple[float, Transaction] | None = None
+        self._deadline: asyncio.Timeout | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
@@ -120,7 +123,8 @@ class Lists:
         if chosen:
             chosen[-1].each = chosen
             try:
-                async with asyncio.timeout(runner.timeout):
+                in_thread = handler.tx is not None and not handler.is_async  # which sees to its time itself
+                async with asyncio.timeout(None if in_thread else runner.timeout) as self._deadline:
                     committed = await self._call(chosen, events)
             except runner.Lost as lost:
                 runner.lose(lost, batch)
@@ -150,10 +154,15 @@ class Lists:
             return None
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"tidings-{runner.name}")
+        self._now = None
         future: Future[Any] = self._thread.submit(self._call_in_thread, chosen, events)
+        waiting = asyncio.wrap_future(future)
         try:
-            result = await asyncio.wrap_future(future)
-        except asyncio.CancelledError:
+            if handler.tx is not None and runner.timeout is not None:
+                await self._watched(waiting, runner.timeout)
+            result = await waiting
+        except (asyncio.CancelledError, TimeoutError):
+            waiting.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody will ask for it any more
             if not future.done():  # can't be killed: its keys wait until it has ended
                 self._thread = None
                 for ctx in chosen:
@@ -165,6 +174,24 @@ class Lists:
         runner.collect(last, result)
         return None
 
+    async def _watched(self, waiting: asyncio.Future[Any], timeout: float) -> None:
+        """Wait for a handler in its transaction. One that runs for too long is given up, unless its commit has begun."""
+        while not waiting.done():
+            await asyncio.wait([waiting], timeout=min(timeout / 4, 1.0))
+            now = self._now
+            if now is not None and now[0] < time.monotonic() - timeout and self._runner.transactions.abort(now[1]):
+                raise TimeoutError
+
+    def begun(self, ctx: Context) -> None:
+        """Its handler is called only now: what it waited for its transaction doesn't count."""
+        if self._deadline is not None and self._runner.timeout is not None:
+            self._deadline.reschedule(asyncio.get_running_loop().time() + self._runner.timeout)
+
+    def settling(self, ctx: Context) -> None:
+        """The handler has ended and the commit follows, which must not be cut in two."""
+        if self._deadline is not None:
+            self._deadline.reschedule(None)
+
     def _call_in_thread(self, chosen: list[Context], events: list[Any]) -> Any:
         runner, handler, last = self._runner, chosen[0].handler, chosen[-1]
         current.set(last)
@@ -173,6 +200,7 @@ class Lists:
         with runner.transactions.begin(handler.tx) as transaction:
             for ctx in chosen:
                 ctx.tx = transaction.tx
+            self._now = time.monotonic(), transaction
             with transaction.guard.closed(handler.name):
                 result = handler.call(events, last)
                 enlist.flush(transaction.tx)

@@ -99,6 +99,7 @@ class Runner:
         self._idle = asyncio.Event()
         self._reader: asyncio.Task[None] | None = None
         self._tx_thread: ThreadPoolExecutor | None = None
+        self._tx_turn = asyncio.Lock()
         self._last_sweep = 0.0
         self._probe_succeeded = False
 
@@ -444,14 +445,26 @@ class Runner:
 
     # -- transactions, for crew, serial and lists
 
-    def transact(self, batch: list[Context]) -> tuple[Committed, list[Context]]:
-        """Run one synchronous handler in its transaction (called in a thread)."""
-        return self._serial.transact(batch)
+    async def in_tx_thread(self, ctx: Context) -> None:
+        """Run one synchronous handler in its transaction, in the one thread for these; one at a time, so that none queues behind one
+        that hangs."""
+        async with self._tx_turn:
+            if self._tx_thread is None:
+                self._tx_thread = ThreadPoolExecutor(1, thread_name_prefix=f"tidings-{self.name}-tx")
+            future = self._tx_thread.submit(self._serial.transact, [ctx])
+            try:
+                await asyncio.wrap_future(future)
+            except asyncio.CancelledError:
+                if ctx.failure is not None:  # given up; its thread goes on, and its key waits until that has ended
+                    pool, self._tx_thread = self._tx_thread, None
+                    pool.shutdown(wait=False)
+                    ended = self.parked.stick(ctx, time.monotonic())
+                    future.add_done_callback(lambda _: self.on_loop(ended))
+                raise
 
-    async def in_tx_thread(self, work: Callable[..., Any], *args: Any) -> Any:
-        if self._tx_thread is None:
-            self._tx_thread = ThreadPoolExecutor(1, thread_name_prefix=f"tidings-{self.name}-tx")
-        return await self._loop.run_in_executor(self._tx_thread, work, *args)
+    def give_up(self, ctx: Context, limit: float) -> bool:
+        """Undo the transaction of a synchronous handler that has run since before ``limit``; False if it isn't running, or too late."""
+        return self._serial.give_up(ctx, limit)
 
     def commit_in(self, transaction: Transaction, batch: list[Context]) -> Committed:
         """Write the checkpoint of a batch into the handler's own transaction, as its last statements.
@@ -472,6 +485,8 @@ class Runner:
         """Run an async handler in its transaction; ``events`` for one that takes a list."""
         ctx, handler = batch[-1], batch[-1].handler
         assert handler.tx is not None
+        for one in batch:
+            one.settling = True  # it waits for its turn, which is not the handler's time
         async with self.transactions.begin_async(handler.tx) as transaction:
             began = time.monotonic()
             for one in batch:
@@ -479,12 +494,13 @@ class Runner:
             event = self.decode(ctx) if events is None else events
             if events is not None or handler.where is None or handler.where(event):
                 current.set(ctx)
+                self.crew.begun(ctx)
+                ctx.settling = False
                 with transaction.guard.closed(handler.name):
                     result = await handler.call(event, ctx)
                 if ctx.failure is not None:  # timed out, and the handler swallowed the cancellation
                     raise asyncio.CancelledError
-                for one in batch:
-                    one.settling = True  # from here on the watchdog keeps off: a commit must not be cut in two
+                self.crew.settling(ctx)
                 if hasattr(transaction.tx, "flush"):
                     await transaction.tx.flush()
                 self.collect(ctx, result)

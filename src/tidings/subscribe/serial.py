@@ -157,6 +157,17 @@ class Serial:
                 self._runner.fail(ctx, HandlerTimeout(f"{ctx.handler.name} ran for longer than {timeout} s", seconds=timeout))
                 given_up.set_result(ctx)
 
+    def begun(self, ctx: Context) -> None:
+        """Nothing to do: ``_call`` notes it."""
+
+    def settling(self, ctx: Context) -> None:
+        """Nothing to do: ``Transaction.settle`` notes it."""
+
+    def give_up(self, ctx: Context, limit: float) -> bool:
+        """For the crew, whose synchronous handlers run here too: whether this one has run since before ``limit`` and was undone."""
+        now = self._now
+        return now is not None and now[1] is ctx and now[0] <= limit and self._runner.transactions.abort(now[2])
+
     # -- in the thread
 
     def transact(self, batch: list[Context]) -> tuple[Committed, list[Context]]:
