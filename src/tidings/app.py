@@ -316,6 +316,7 @@ class App:
         if self.worker is not None:
             raise ConfigurationError(f"the app {self.name!r} runs already")
         self.bind()
+        was_open = self._opened
         self.open()
         worker = Worker(
             self.name,
@@ -326,7 +327,13 @@ class App:
             clock=self.clock,
             **self._worker_options,
         )
-        await worker.start()
+        try:
+            await worker.start()
+        except BaseException:
+            await worker.crash()
+            if not was_open:
+                self.close()
+            raise
         self.worker = worker
 
     async def stop(self) -> None:
@@ -438,6 +445,7 @@ async def serve(
             for worker in workers:
                 worker.kill()
             stopping.cancel()
+            await asyncio.gather(stopping, return_exceptions=True)
         hurry.cancel()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.remove_signal_handler(number)

@@ -182,7 +182,6 @@ async def test_another_apps_subscription_name(tmp_path: Path) -> None:
         ):
             await mail.start()
         assert mail.worker is None
-    mail.close()
 
 
 async def test_running_twice(tmp_path: Path) -> None:
