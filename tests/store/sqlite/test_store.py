@@ -1,0 +1,117 @@
+"""What the contract of stores doesn't say: connections by thread, settings, errors in plain words."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tidings import App, Event, SQLiteStore, StoreBusy, StoreNotInitialised
+
+
+class Placed(Event, key="order"):
+    order: int
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[SQLiteStore]:
+    store = SQLiteStore(f"sqlite:///{tmp_path}/shop.db", busy=0.2)
+    store.open()
+    yield store
+    store.close()
+
+
+def test_each_thread_reads_on_its_own_connection(store: SQLiteStore) -> None:
+    barrier = threading.Barrier(4)
+
+    def ask(_: int) -> int:
+        barrier.wait(10)
+        assert store.reader() is store.reader()
+        assert store.handling_connection() is not store.reader()
+        return id(store.reader())
+
+    with ThreadPoolExecutor(4) as threads:
+        assert len(set(threads.map(ask, range(4)))) == 4
+
+
+def test_a_query_sees_one_snapshot_and_changes_nothing(store: SQLiteStore) -> None:
+    app = App("shop", store=store)
+
+    def job(unit: object) -> tuple[int, int]:
+        before = unit.head()  # type: ignore[attr-defined]
+        app.publish(Placed(order=1), tx="own").result(5)
+        return before, unit.head()  # type: ignore[attr-defined]
+
+    assert store.query(job) == (0, 0)
+    assert store.query(lambda unit: unit.head()) == 1
+    app.close()
+
+
+def test_a_transaction_that_cannot_begin_says_who_holds_the_file(store: SQLiteStore) -> None:
+    conn = sqlite3.connect(store.path, isolation_level=None)
+    conn.execute("BEGIN IMMEDIATE")
+    with pytest.raises(StoreBusy, match="is locked"), store.transaction():
+        pass
+    conn.execute("ROLLBACK")
+    with store.transaction() as raw:  # the turn was given back
+        assert raw.in_transaction
+    conn.close()
+
+
+def test_a_connection_that_a_handler_closed_is_replaced(store: SQLiteStore) -> None:
+    store.handling_connection().close()
+    with store.transaction() as conn:
+        assert conn.execute("SELECT 1").fetchone() == (1,)
+
+
+def test_commits_are_announced(store: SQLiteStore) -> None:
+    told: list[int] = []
+
+    def tell() -> None:
+        told.append(1)
+
+    store.on_commit(tell)
+    store.write(lambda unit: unit.head()).result(5)
+    with store.transaction():
+        pass
+    assert len(told) == 2
+    store.off_commit(tell)
+    store.off_commit(tell)
+    store.write(lambda unit: unit.head()).result(5)
+    assert len(told) == 2
+
+
+def test_reading_only_makes_nothing(tmp_path: Path) -> None:
+    store = SQLiteStore(f"sqlite:///{tmp_path}/shop.db")
+    with pytest.raises(StoreNotInitialised, match=r"there is no .*shop\.db; `tidings store init --store sqlite:///.*` makes it"):
+        store.open_to_read()
+    assert list(tmp_path.iterdir()) == []
+    sqlite3.connect(store.path).close()
+    Path(store.path).touch()
+    with pytest.raises(StoreNotInitialised, match="has no Tidings tables"):
+        store.open_to_read()
+
+
+def test_what_is_busy_or_full_is_seen_through_other_libraries_errors(store: SQLiteStore) -> None:
+    conn = sqlite3.connect(store.path, isolation_level=None, timeout=0)
+    with store.transaction(), pytest.raises(sqlite3.OperationalError) as caught:
+        conn.execute("BEGIN IMMEDIATE")
+    conn.close()
+
+    class Wrapped(Exception):
+        orig: BaseException | None = None
+
+    wrapped = Wrapped()
+    wrapped.orig = caught.value
+    chained = Wrapped()
+    chained.__cause__ = caught.value
+    assert store.is_busy(caught.value)
+    assert store.is_busy(wrapped)
+    assert store.is_busy(chained)
+    assert store.is_busy(StoreBusy(""))
+    assert not store.is_busy(Wrapped())
+    assert not store.is_busy(ValueError())
