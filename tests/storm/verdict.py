@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -120,10 +120,10 @@ def _calls(folder: Path, found: Verdict, killed: Sequence[Outage], frozen: Seque
         problems.append(f"outside: {highest.total()} of {made.total()} deposits were called")
     found.calls = sum(len(calls) for calls in begun.values())
     still = [(outage.at, outage.until or outage.at) for outage in frozen]
-    late = [line.split() for line in (folder / "late").read_text().splitlines()]
+    late = _late(folder / "renewals", {outage.pid: outage.at for outage in killed})
     found.late = len(late)
     hits = [(outage.at, outage.until or outage.at, outage.pid) for outage in (*killed, *frozen)]
-    hits += [(float(since), float(until), int(pid)) for pid, since, until in late]
+    hits += late
     unexplained: list[str] = []
     for event, calls in begun.items():
         for (pid, began), (_, again) in pairwise(calls):
@@ -140,6 +140,19 @@ def _calls(folder: Path, found: Verdict, killed: Sequence[Outage], frozen: Seque
         problems.append(
             f"outside: {len(unexplained)} repeats of what had ended more than {service.CHECKPOINT_AGE} s before a kill or freeze"
         )
+
+
+def _late(renewals: Path, killed: Mapping[int, float]) -> list[tuple[float, float, int]]:
+    """When leases ran out, until when, and whose: those that were renewed too late, or that their process did not live to renew."""
+    held: dict[int, float] = {}
+    late: list[tuple[float, float, int]] = []
+    for line in renewals.read_text().splitlines():
+        process, at, until = line.split()
+        pid = int(process)
+        if float(at) > held.get(pid, float("inf")):
+            late.append((held[pid], float(at), pid))
+        held[pid] = float(until)
+    return late + [(until, killed[pid], pid) for pid, until in held.items() if until < killed.get(pid, 0.0)]
 
 
 def _stood(still: Sequence[tuple[float, float]], since: float, until: float) -> float:

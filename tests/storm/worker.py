@@ -22,22 +22,17 @@ def main(folder: Path, slot: int, seed: int, lease: float) -> None:
     phases.watch_commits()
     app = service.make(folder / "storm.db", lease=lease)
     service.subscribe(app, phases, folder / "calls", seed)
-    tell_late_renewals(folder / "late")
+    tell_renewals(folder / "renewals")
     asyncio.run(serve([app], ready=(folder / f"ready-{os.getpid()}").touch))
 
 
-def tell_late_renewals(path: Path) -> None:
-    """Write down when this process's lease ran out though nobody had stopped it: on few cores, with everybody at one file, it happens."""
+def tell_renewals(path: Path) -> None:
+    """Write down each renewal of this process's lease and how long it holds: on few cores, with everybody at one file, one may be late."""
     file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     renew = Worker._renew
-    held_until = float("inf")
 
     def renewing(self: Worker, unit: Any, until: float, info: dict[str, Any]) -> bool:
-        nonlocal held_until
-        now = time.monotonic()
-        if now > held_until:
-            os.write(file, f"{os.getpid()} {held_until:.6f} {now:.6f}\n".encode())
-        held_until = until
+        os.write(file, f"{os.getpid()} {time.monotonic():.6f} {until:.6f}\n".encode())
         return renew(self, unit, until, info)
 
     Worker._renew = renewing  # type: ignore[method-assign]
