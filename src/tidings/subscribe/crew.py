@@ -58,12 +58,18 @@ class Sleepers:
                 sleeper.set_result(None)
                 return
 
-    async def sleep(self) -> None:
+    async def sleep(self, seconds: float | None = None) -> None:
+        """Until woken, or for ``seconds``. May be woken from the moment of the call: a task made for it would begin a little later."""
         sleeper = asyncio.get_running_loop().create_future()
         self._asleep.append(sleeper)
         try:
-            await sleeper
+            if seconds is None:
+                await sleeper
+            else:
+                await asyncio.wait([sleeper], timeout=seconds)
         finally:
+            if not sleeper.done():
+                self._asleep.remove(sleeper)
             self._waking = False
 
 

@@ -85,9 +85,7 @@ class Lists:
                 if not gathered:
                     runner.checkpointing.flush()
                     runner.signal()
-                sleeping = asyncio.ensure_future(self.sleepers.sleep())
-                await asyncio.wait([sleeping], timeout=left if gathered else None)
-                sleeping.cancel()
+                await self.sleepers.sleep(left if gathered else None)
                 continue
             self._batch = batch = list(gathered)
             gathered.clear()
