@@ -154,7 +154,7 @@ async def test_a_crashed_worker_is_replaced(tmp_path: Path) -> None:
 
     async with Harness(app, patience=0.2) as harness:
         await harness.publish(Placed(order=1))
-        with pytest.raises(Unsettled, match=r"shop has \d+ outstanding"):
+        with pytest.raises(Unsettled, match=r"slow has \d+ outstanding; in the hands of .*slow$"):
             await harness.settle()
         await harness.crash()
         hang.set()

@@ -473,6 +473,10 @@ class Worker:
         """Work that will happen without time passing."""
         return sum(runner.outstanding() for runner in self.runners.values() if runner.held_lanes())
 
+    def handling(self) -> list[str]:
+        """Names of the handlers that are running."""
+        return [ctx.handler.name for runner in self.runners.values() for ctx in runner.crew.handling()]
+
     def _info(self) -> dict[str, Any]:
         info: dict[str, Any] = {"running": sum(runner.in_flight for runner in self.runners.values())}
         stuck = {name: runner.stuck() for name, runner in self.runners.items() if runner.stuck()}

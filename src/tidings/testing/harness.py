@@ -198,11 +198,14 @@ class Harness:
                     waiting.cancel()
             if not done:
                 what = ", ".join(f"{name} has {count}" for name, count in left.items())
-                raise Unsettled(f"not settled after {self._patience} s: {what} outstanding", outstanding=left)
+                running = [handler for worker in self._workers() for handler in worker.handling()]
+                doing = f"; in the hands of {', '.join(running)}" if running else ""
+                raise Unsettled(f"not settled after {self._patience} s: {what} outstanding{doing}", outstanding=left)
 
     def outstanding(self) -> dict[str, int]:
-        """How much work is left to do without time passing, by the name of the app; apps without any are left out."""
-        counts = {app.name: app.worker.outstanding() for app in self.apps if app.worker is not None}
+        """How much work is left to do without time passing, by the name of the subscription; those without any are left out."""
+        runners = {name: runner for worker in self._workers() if worker.outstanding() for name, runner in worker.runners.items()}
+        counts = {name: runner.outstanding() for name, runner in runners.items() if runner.held_lanes()}
         return {name: count for name, count in counts.items() if count}
 
     async def advance(self, seconds: float | timedelta) -> None:
