@@ -76,7 +76,7 @@ class InventoryService(Service):
             if known is not None:
                 return str(known[0])
             taken = tx.execute(
-                "UPDATE inventory_stock SET on_hand = on_hand - ?1 WHERE sku = ?2 AND on_hand >= ?1", (quantity, sku)
+                "UPDATE inventory_stock SET on_hand = on_hand - ? WHERE sku = ? AND on_hand >= ?", (quantity, sku, quantity)
             ).rowcount
             state = "held" if taken else "refused"
             tx.execute("INSERT INTO inventory_reservations VALUES (?, ?, ?, ?)", (order_id, sku, quantity, state))

@@ -30,8 +30,8 @@ def deposit(app: App, conn: sqlite3.Connection, rng: random.Random) -> None:
         for _ in range(rng.choice((1, 1, 1, 2, 3))):
             account, amount = rng.randrange(service.ACCOUNTS), rng.randint(1, 100)
             ((seq,),) = conn.execute(
-                "INSERT INTO accounts VALUES (?1, 1, ?2)"
-                " ON CONFLICT (account) DO UPDATE SET seq = seq + 1, total = total + ?2 RETURNING seq",
+                "INSERT INTO accounts VALUES (?, 1, ?)"
+                " ON CONFLICT (account) DO UPDATE SET seq = seq + 1, total = total + excluded.total RETURNING seq",
                 (account, amount),
             ).fetchall()
             app.publish(service.Deposit(account, seq, amount), tx=conn)

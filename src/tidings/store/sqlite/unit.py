@@ -194,8 +194,8 @@ class SQLiteUnit:
                 app=known[0],
             )
         self._conn.execute(
-            "UPDATE tidings_subscriptions SET types = ?1, ordering = ?2 WHERE name = ?3 AND (types <> ?1 OR ordering <> ?2)",
-            (json.dumps(sorted(types)), ordering, name),
+            "UPDATE tidings_subscriptions SET types = ?, ordering = ? WHERE name = ? AND (types <> ? OR ordering <> ?)",
+            (json.dumps(sorted(types)), ordering, name, json.dumps(sorted(types)), ordering),
         )
 
     def subscriptions(self) -> list[SubscriptionRow]:
@@ -212,10 +212,10 @@ class SQLiteUnit:
         upto = min(head, first + most)
         # CROSS JOIN keeps the log outside: one walk along its positions, with a look at the lane for each row of the right type.
         row = self._conn.execute(
-            "SELECT count(*), min(g.time) FROM tidings_log g CROSS JOIN tidings_lanes l ON l.subscription = ?1 AND l.lane = g.lane"
-            " WHERE g.position > ?2 AND g.position <= ?3 AND g.position > l.position"
-            " AND g.type IN (SELECT e.value FROM tidings_subscriptions s, json_each(s.types) e WHERE s.name = ?1)",
-            (name, first, upto),
+            "SELECT count(*), min(g.time) FROM tidings_log g CROSS JOIN tidings_lanes l ON l.subscription = ? AND l.lane = g.lane"
+            " WHERE g.position > ? AND g.position <= ? AND g.position > l.position"
+            " AND g.type IN (SELECT e.value FROM tidings_subscriptions s, json_each(s.types) e WHERE s.name = ?)",
+            (name, first, upto, name),
         ).fetchone()
         waiting = self._conn.execute(
             "SELECT count(*), min(time) FROM tidings_log WHERE position IN (SELECT value FROM json_each(?))", (json.dumps(opened),)
@@ -291,8 +291,8 @@ class SQLiteUnit:
     def lanes(self, subscription: str | None = None) -> list[Lane]:
         rows = self._conn.execute(
             "SELECT subscription, lane, position, open, worker, epoch FROM tidings_lanes"
-            " WHERE ?1 IS NULL OR subscription = ?1 ORDER BY subscription, lane",
-            (subscription,),
+            " WHERE ? IS NULL OR subscription = ? ORDER BY subscription, lane",
+            (subscription, subscription),
         )
         return [_lane(row) for row in rows]
 
@@ -326,7 +326,8 @@ class SQLiteUnit:
         dead = [row.worker for row in self.workers() if not row.alive]
         for worker in dead:
             self._conn.execute(
-                "DELETE FROM tidings_workers WHERE worker = ?1 AND NOT EXISTS (SELECT 1 FROM tidings_lanes WHERE worker = ?1)", (worker,)
+                "DELETE FROM tidings_workers WHERE worker = ? AND NOT EXISTS (SELECT 1 FROM tidings_lanes WHERE worker = ?)",
+                (worker, worker),
             )
 
     def advance(self, subscription: str, worker: str, rows: Sequence[tuple[int, int, int, str | None]]) -> list[tuple[int, int]]:
