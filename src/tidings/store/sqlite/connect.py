@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import sys
+import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -52,7 +53,7 @@ def connect(
         )
         try:
             if not read_only:
-                conn.execute("PRAGMA journal_mode = WAL")
+                _use_wal(conn, busy)
             conn.execute(f"PRAGMA synchronous = {synchronous}")
             conn.execute(f"PRAGMA journal_size_limit = {WAL_LIMIT}")
             conn.execute("PRAGMA wal_autocheckpoint = 2000")
@@ -63,6 +64,19 @@ def connect(
     except sqlite3.Error as error:
         raise explain(error, path) from error
     return conn
+
+
+def _use_wal(conn: sqlite3.Connection, busy: float) -> None:
+    """A new file's change to WAL wants it alone, and SQLite doesn't wait for that when several processes start together."""
+    until = time.monotonic() + busy
+    while True:
+        try:
+            conn.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if not is_busy(error) or time.monotonic() > until:
+                raise
+            time.sleep(0.01)
 
 
 class _PlainRows:
