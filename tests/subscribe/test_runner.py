@@ -45,26 +45,33 @@ async def publish(harness: Harness, *events: Any) -> None:
 @pytest.mark.parametrize("concurrency", [1, 3, 16])
 @pytest.mark.parametrize("is_async", [True, False])
 async def test_concurrency_is_a_limit_and_is_used(app: App, concurrency: int, is_async: bool) -> None:
+    """Each handler waits until as many are inside as may be; one more would be seen."""
     inside = most = 0
     lock = threading.Lock()
+    full = threading.Event()
 
     def enter(step: int) -> None:
         nonlocal inside, most
         with lock:
             inside += step
             most = max(most, inside)
+            if inside == concurrency:
+                full.set()
 
-    async def slow(event: Placed) -> None:
+    async def wait(event: Placed) -> None:
         enter(1)
-        await asyncio.sleep(0.01)
+        while not full.is_set():
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(0.001)
         enter(-1)
 
-    def slow_in_a_thread(event: Placed) -> None:
+    def wait_in_a_thread(event: Placed) -> None:
         enter(1)
-        time.sleep(0.01)
+        full.wait(5)
+        time.sleep(0.001)
         enter(-1)
 
-    app.subscribe(Placed, name="slow", concurrency=concurrency)(slow if is_async else slow_in_a_thread)
+    app.subscribe(Placed, name="slow", concurrency=concurrency)(wait if is_async else wait_in_a_thread)
     async with Harness(app) as harness:
         await publish(harness, *(Placed(order=order) for order in range(60)))
         assert len(harness.handled("slow")) == 60

@@ -319,7 +319,8 @@ async def test_transactions_on_another_database_are_refused_and_nothing_is_done(
     conn.close()
     app = App("shop", store="sqlite:///unused.db")
     app.subscribe(Placed, name="pay")(handler_of(Session, False, lambda event, ctx, tx: None))
-    async with Harness(app, transactions=lambda path: create_engine(f"sqlite:///{other}"), patience=0.5) as harness:
+    engine = create_engine(f"sqlite:///{other}")
+    async with Harness(app, transactions=lambda path: engine, patience=0.5) as harness:
         await harness.publish(Placed(order=1))
         assert app.worker is not None
         runner = app.worker.runners["pay"]
@@ -328,6 +329,7 @@ async def test_transactions_on_another_database_are_refused_and_nothing_is_done(
         assert runner.trouble.startswith(WrongStore.__name__)
         assert harness.calls("pay") == []
         await harness.crash()
+    engine.dispose()
 
 
 @pytest.mark.parametrize("kind", [Session, Connection, AsyncSession, AsyncConnection], ids=ids)
