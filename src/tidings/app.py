@@ -17,6 +17,7 @@ from .publish.publisher import Publisher, Publishing, Receipt
 from .retry import Retry
 from .store.port import Scheduled
 from .store.sqlite import SQLiteStore
+from .subscribe.handler import tell_apart
 from .subscribe.middleware import Middleware, wrap
 from .subscribe.subscription import F, Given, Options, Subscription
 from .subscribe.transactions import Transactions, check_given
@@ -373,6 +374,8 @@ class App:
                     self._transactions.check(handler.tx, handler.name)
                 layers = [*self._middleware, *subscription.options.middleware]
                 handler.call = wrap(handler.call, handler.is_async, layers, handler.name)
+                if handler.tx is not None or handler.takes_list:  # run where the store's own errors may come up too
+                    handler.call = tell_apart(handler.call, handler.is_async)
                 counts[handler.event_type.cls] = counts.get(handler.event_type.cls, 0) + 1
         if any(count > 1 for count in counts.values()):
             shared = _Decoded()

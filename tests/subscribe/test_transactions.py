@@ -18,7 +18,7 @@ from sqlalchemy import Connection, create_engine, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import Session, sessionmaker
 
-from tidings import App, ConfigurationError, Context, Event, HandlerDefinitionError, Retry, WrongStore
+from tidings import App, ConfigurationError, Context, Event, HandlerDefinitionError, Retry, StoreFailed, WrongStore
 from tidings.testing import Harness
 
 pytestmark = pytest.mark.promise("effects once")
@@ -425,3 +425,55 @@ DJANGO = """
     connection.close()
     print("ok")
 """
+
+
+@pytest.mark.promise("nothing vanishes")
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize(("kind", "is_async"), [(sqlite3.Connection, False), (sqlite3.Connection, True), (AsyncSession, True)], ids=ids)
+async def test_a_store_error_of_the_handlers_own_making_counts_as_its_failure(
+    kind: type, is_async: bool, shared: bool, tmp_path: Path
+) -> None:
+    """Taken for the store's trouble, it would be run again for ever, and hold its neighbours up."""
+    other = App("other", store=f"sqlite:///{tmp_path}/other.db")
+    app = App("shop", store="sqlite:///unused.db")
+    elsewhere = sqlite3.connect(":memory:", check_same_thread=False)
+
+    def work(event: Placed, ctx: Context, tx: Any) -> None:
+        if event.order == 1:
+            other.publish(Placed(order=1), tx=elsewhere)  # WrongStore, which is a StoreError
+
+    app.subscribe(Placed, name="pay", shared_tx=shared, retry=Retry(attempts=2, first=1, jitter=0))(handler_of(kind, is_async, work))
+    async with prepared(app, 1, 2, 3) as harness:
+        await harness.settle()
+        assert sorted(effects(harness)) == [2, 3]
+        await harness.advance(1)
+        (dead,) = harness.dead("pay")
+        assert dead.error is not None
+        assert dead.error.startswith("WrongStore: ")
+        assert dead.attempts == 2
+    elsewhere.close()
+    other.close()
+
+
+@pytest.mark.parametrize("tx", [False, True])
+async def test_so_does_one_of_a_handler_that_takes_a_list(tx: bool, tmp_path: Path) -> None:
+    app = App("shop", store="sqlite:///unused.db")
+
+    def fail() -> None:
+        raise StoreFailed("the handler's own other store is full")
+
+    if tx:
+
+        @app.subscribe(Placed, name="pay", age=0.0, retry=Retry(attempts=1))
+        def with_tx(events: list[Placed], tx: sqlite3.Connection) -> None:
+            fail()
+
+    else:
+
+        @app.subscribe(Placed, name="pay", age=0.0, retry=Retry(attempts=1))
+        async def without(events: list[Placed]) -> None:
+            fail()
+
+    async with prepared(app, 1) as harness:
+        await harness.settle()
+        assert [dead.error for dead in harness.dead("pay")] == ["StoreFailed: the handler's own other store is full"]

@@ -196,3 +196,19 @@ async def test_an_app_without_subscriptions_runs(tmp_path: Path) -> None:
     app = App("shop", store=f"sqlite:///{tmp_path}/shop.db", retention=timedelta(days=1))
     async with app:
         await app.publish(Placed(order=1), tx="own")
+
+
+@pytest.mark.promise("nothing lost")
+@pytest.mark.parametrize("concurrencies", [(3, 2), (2, 3), (16, 5, 7), (1, 64, 3)])
+async def test_workers_of_different_concurrency_leave_no_lane_unread(tmp_path: Path, concurrencies: tuple[int, ...]) -> None:
+    """A rolling deploy that changes it: the groups of old and new workers don't begin at the same lanes."""
+    seen: list[tuple[int, int]] = []
+    apps = [replica(tmp_path, seen, number, concurrency=concurrency) for number, concurrency in enumerate(concurrencies)]
+    async with running(*apps):
+        await until(lambda: sum(shares(apps[0])) == 64)
+        for order in range(200):
+            await apps[0].publish(Placed(order=order), tx="own")
+        await settled(*apps)
+        assert sorted(order for _, order in seen) == list(range(200))
+        await apps[0].stop()
+        await until(lambda: sum(shares(apps[1])) == 64)

@@ -17,7 +17,7 @@ from ..errors import StoreError
 from ..store.port import FailedAttempt, KeyState
 from .context import LANE, POSITION, Context
 from .lanes import LaneState
-from .parking import describe, parked_row
+from .parking import parked_row
 
 if TYPE_CHECKING:
     from ..clock import Clock
@@ -69,6 +69,7 @@ class Checkpointing:
         holds: bool,
         settle: Callable[[Committed], None],
         trouble: Callable[[BaseException | None], None],
+        post: Callable[[Callable[[], None]], None],
     ) -> None:
         self._name = name
         self._worker = worker
@@ -79,6 +80,7 @@ class Checkpointing:
         self._holds = holds
         self._settle = settle
         self._trouble = trouble
+        self._post = post
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._busy = False
@@ -128,7 +130,7 @@ class Checkpointing:
             self._busy, self.writing = False, []
             log.error("%s: %s", self._name, error)
             return
-        future.add_done_callback(lambda done: self._on_loop(lambda: self._flushed(batch, lanes, done)))
+        future.add_done_callback(lambda done: self._post(lambda: self._flushed(batch, lanes, done)))
 
     def _flushed(self, batch: list[Context], lanes: set[LaneState], future: Future[Committed]) -> None:
         self._busy, self.writing = False, []
@@ -196,9 +198,3 @@ class Checkpointing:
             if due is not None:
                 unit.schedule(envelope, due)
         result.published = len(outputs)
-
-    def _on_loop(self, step: Callable[[], None]) -> None:
-        try:
-            self._loop.call_soon_threadsafe(step)
-        except RuntimeError:  # the loop is closed; what was committed is committed
-            log.debug("%s: %s", self._name, describe(RuntimeError("loop closed")))

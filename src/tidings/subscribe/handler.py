@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from ..errors import HandlerDefinitionError
+from ..errors import HandlerDefinitionError, StoreError
 from ..event import EventType
 from .context import Context
 
@@ -27,6 +27,35 @@ TRANSACTION_TYPES: dict[str, str] = {
 """Annotations that ask for a transaction, by full name so that nothing is imported, and the kind of transaction."""
 
 ASYNC_KINDS = {"aiosqlite", "async session", "async connection"}
+
+
+class RaisedByHandler(Exception):
+    """A StoreError that came out of a handler: its own doing, and not the trouble of the store that the worker runs on."""
+
+    def __init__(self, error: StoreError) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+def tell_apart(call: Callable[[Any, Any], Any], is_async: bool) -> Callable[[Any, Any], Any]:
+    """``call``, whose StoreErrors come out as RaisedByHandler."""
+    if is_async:
+
+        async def waiting(event: Any, ctx: Context) -> Any:
+            try:
+                return await call(event, ctx)
+            except StoreError as error:
+                raise RaisedByHandler(error) from error
+
+        return waiting
+
+    def calling(event: Any, ctx: Context) -> Any:
+        try:
+            return call(event, ctx)
+        except StoreError as error:
+            raise RaisedByHandler(error) from error
+
+    return calling
 
 
 class Handler:

@@ -25,19 +25,21 @@ from .checkpointing import Checkpointing, Committed
 from .context import DATA, POSITION, TYPE, VERSION, Context
 from .crew import Crew
 from .feed import Feed
+from .handler import RaisedByHandler
 from .lanes import LaneState
 from .lists import Lists
 from .pace import Pace
 from .parked_keys import ParkedKeys
 from .parking import Failure, Health, describe
 from .serial import Serial
+from .sharing import group_of
 from .tail import Tail
 
 if TYPE_CHECKING:
     from ..clock import Clock
     from ..publish.publisher import Publisher
     from ..store.sqlite.store import SQLiteStore
-    from .subscription import Subscription
+    from .subscription import Options, Subscription
     from .transactions import Transaction, Transactions
 
 log = logging.getLogger("tidings.subscribe")
@@ -46,6 +48,11 @@ SWEEP_SECONDS = 2.0
 """Lanes whose events were all somebody else's get their position written this often."""
 SLOW_HOLD_SECONDS = 0.25
 """An async handler that holds the file's write lock for longer is reported."""
+
+
+def groups_of(options: Options) -> int:
+    """Into how many groups a subscription's lanes are divided, as far as it goes by its own options."""
+    return 1 if options.order == "log" else min(options.concurrency, LANES)
 
 
 class LanesLost(Fenced):
@@ -80,7 +87,7 @@ class Runner:
         self.transactions = transactions
         self.order = options.order
         self.timeout = options.timeout
-        self.groups = 1 if options.order == "log" else max(1, min(options.concurrency, LANES))
+        self.groups = self.most_groups = groups_of(options)
         self.pace = None if options.rate is None else Pace(options.rate, time.monotonic)
         self.health = Health(next(iter(handlers.values())).name, options.max_parked)
         self.trouble: str | None = None
@@ -102,6 +109,7 @@ class Runner:
         self._tx_turn = asyncio.Lock()
         self._last_sweep = 0.0
         self._probe_succeeded = False
+        self._held_written = False
 
         lists = any(handler.takes_list for handler in handlers.values())
         serial = not lists and all(handler.tx is not None and not handler.is_async for handler in handlers.values())
@@ -119,6 +127,7 @@ class Runner:
             holds=options.on_dead == "hold" and options.order != "none",
             settle=lambda committed: self.settle(committed, counted=True),
             trouble=self._note_trouble,
+            post=self.on_loop,
         )
         self._serial = Serial(self, shared=options.shared_tx and serial)
         self.crew: Crew | Serial | Lists
@@ -252,6 +261,12 @@ class Runner:
     def held_lanes(self) -> list[LaneState]:
         return self.feed.held()
 
+    def regroup(self, groups: int) -> None:
+        """The number of groups that the living workers go by has changed."""
+        if groups != self.groups:
+            self.groups = groups
+            self._share_changed()
+
     def pause(self, paused: bool) -> None:
         """Stop or go on by an operator's word; what runs ends."""
         if paused != self.paused:
@@ -261,7 +276,7 @@ class Runner:
     def _share_changed(self) -> None:
         """Concurrency, rate and limits hold over all workers: each has the part that its groups of lanes stand for."""
         options, groups = self.subscription.options, self.groups
-        held = {lane.lane * groups // LANES for lane in self.feed.held()}
+        held = {group_of(lane.lane, groups) for lane in self.feed.held()}
         self.health.most_parked = max(1.0, options.max_parked * len(held) / groups)
         if self.pace is not None and options.rate is not None:
             self.pace.rate = options.rate * len(held) / groups
@@ -360,6 +375,8 @@ class Runner:
 
     def fail(self, ctx: Context, error: BaseException) -> None:
         """The handler failed: when, and whether, it is tried again."""
+        if isinstance(error, RaisedByHandler):
+            error = error.error
         final = isinstance(error, UndecodableEvent)  # a day's retries won't change it; a new class and `dead retry` will
         ctx.published = ctx.outputs = None
         self.health.last = error
@@ -374,7 +391,6 @@ class Runner:
             if ctx.failure is not None:
                 self.parked.keys[key] = ctx.lane.lane
                 if len(self.parked.keys) >= self.health.most_parked:
-                    self.health.note(0, 0, ctx.failure.error)  # why; it is counted when it is committed
                     self._review()
                     self._look()
                 elif self.order == "log":
@@ -440,8 +456,6 @@ class Runner:
             now = int(self._clock.time() * 1_000_000)
             self.store.write(lambda unit: unit.set_held(self.name, reason, now))
             log.warning("%s: %s", self.name, f"held: {reason}" if reason else "goes on")
-
-    _held_written = False
 
     # -- transactions, for crew, serial and lists
 

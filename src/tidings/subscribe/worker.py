@@ -24,7 +24,8 @@ from ..envelope import LANES
 from ..errors import StoreError
 from ..store.port import Lane, SubscriptionRow, WorkerRow
 from ..store.sqlite.waker import Waker
-from .runner import Runner
+from .runner import Runner, groups_of
+from .sharing import fair_share, to_give_back, whole_groups
 from .tail import Tail
 
 if TYPE_CHECKING:
@@ -203,7 +204,7 @@ class Worker:
 
     def _enrol(self, unit: Any, now: int) -> None:
         names = tuple(subscription.name for subscription in self._subscriptions)
-        row = WorkerRow(self.id, self.app, socket.gethostname(), os.getpid(), now, names, True, self.lease)
+        row = WorkerRow(self.id, self.app, socket.gethostname(), os.getpid(), now, names, True, self.lease, self._info())
         unit.enrol(row, self._clock.monotonic() + self.lease)
 
     # -- lanes
@@ -299,20 +300,17 @@ class Worker:
         if giving:
             await self._hand_over(runner, giving & set(mine))
         alive = [worker for worker in workers if name in worker.subscriptions and (worker.alive or worker.worker == self.id)]
-        places = sorted(worker.worker for worker in alive)[: runner.groups]
-        share = 0
-        if self.id in places:
-            share = runner.groups // len(places) + (places.index(self.id) < runner.groups % len(places))
-        elif runner.groups > 0 and self.id not in places:
-            share = 0
-        held_groups = sorted({lane.lane * runner.groups // LANES for lane in runner.held_lanes()})
-        if len(held_groups) > share:
-            surplus = set(held_groups[share:])
-            lanes_back = {lane.lane for lane in runner.held_lanes() if lane.lane * runner.groups // LANES in surplus}
+        runner.regroup(min([runner.most_groups, *(worker.info.get("groups", {}).get(name, LANES) for worker in alive)]))
+        share = fair_share(self.id, [worker.worker for worker in alive], runner.groups)
+        living = {worker.worker for worker in alive} - {self.id}
+        others = {lane.lane: lane.worker for lane in lanes if lane.worker is not None and lane.worker in living}
+        held_now = {lane.lane for lane in runner.held_lanes()}
+        lanes_back = to_give_back(self.id, held_now, others, runner.groups, share)
+        if lanes_back:
             runner.give_back(lanes_back)
             self._giving_back.setdefault(name, set()).update(lanes_back)
             await self._hand_over(runner, lanes_back)
-        elif self._whole_groups(runner) < share and not self._stopping and not self._giving_back.get(name):
+        elif len(whole_groups(held_now, runner.groups)) < share and not self._stopping and not self._giving_back.get(name):
             now = self._now()
 
             def claim(unit: Any) -> tuple[list[Lane], list[Any]]:
@@ -323,12 +321,6 @@ class Worker:
             runner.take(taken, keys)
         if changed:
             runner.look_again()
-
-    @staticmethod
-    def _whole_groups(runner: Runner) -> int:
-        """Groups of which it holds every lane: one that lost some is claimed again."""
-        missing = {number * runner.groups // LANES for number, lane in enumerate(runner.feed.lanes) if lane is None}
-        return runner.groups - len(missing)
 
     async def _hand_over(self, runner: Runner, lanes: set[int]) -> None:
         """Release those of the lanes in which nothing runs any more; the others at the next look."""
@@ -478,7 +470,10 @@ class Worker:
         return [ctx.handler.name for runner in self.runners.values() for ctx in runner.crew.handling()]
 
     def _info(self) -> dict[str, Any]:
-        info: dict[str, Any] = {"running": sum(runner.in_flight for runner in self.runners.values())}
+        info: dict[str, Any] = {
+            "running": sum(runner.in_flight for runner in self.runners.values()),
+            "groups": {subscription.name: groups_of(subscription.options) for subscription in self._subscriptions},
+        }
         stuck = {name: runner.stuck() for name, runner in self.runners.items() if runner.stuck()}
         trouble = {name: runner.trouble for name, runner in self.runners.items() if runner.trouble}
         if stuck:
