@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from .envelope import Envelope
     from .publish.publisher import Receipt
     from .retry import Retry
+    from .store.postgres import PostgresStore
     from .store.sqlite import SQLiteStore
     from .subscribe.context import Context
     from .subscribe.subscription import Subscription
@@ -56,6 +57,7 @@ __all__ = [
     "ManualClock",
     "NotFound",
     "OutsideTransaction",
+    "PostgresStore",
     "PublishError",
     "Receipt",
     "Retry",
@@ -86,6 +88,7 @@ _AT_FIRST_USE = {
     "Context": ".subscribe.context",
     "Envelope": ".envelope",
     "ManualClock": ".clock",
+    "PostgresStore": ".store.postgres",
     "Receipt": ".publish.publisher",
     "Retry": ".retry",
     "SQLiteStore": ".store.sqlite",

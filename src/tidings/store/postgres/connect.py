@@ -1,0 +1,118 @@
+"""Connections to the server: their settings, and their errors in plain words."""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import urlsplit
+
+import psycopg
+from psycopg import pq
+
+from ...errors import ConfigurationError, StoreBusy, StoreError, StoreFailed, StoreNotInitialised
+
+OLDEST = 150000
+"""The oldest server that is tested, as ``server_version_num``."""
+
+CONNECT_SECONDS = 10
+
+_AGAIN = {"40001", "40P01", "55P03"}
+"""Serialization failure, deadlock, lock not available: nobody's failure, the same work is simply run again."""
+_RESOURCES = {"53000", "53100", "53200", "53300", "25006"}
+"""The server is out of disk, memory or connections, or read-only for now."""
+_LOST = {"57P01", "57P02", "57P03", "57P05", "25P03", "25P04"}
+"""The server ended the connection: shut down, crashed, or found it idle in a transaction for too long."""
+
+
+def check_url(url: str) -> str:
+    """``url``, if it can be one.
+
+    Raises:
+        ConfigurationError: it is no such URL.
+    """
+    parts = urlsplit(url)
+    if parts.scheme not in {"postgresql", "postgres"} or not (parts.netloc or parts.query) or not parts.path.strip("/"):
+        raise ConfigurationError(f"store={label(url)!r}: write postgresql://user@host:5432/database (the password may be in PGPASSWORD)")
+    return url
+
+
+def label(url: str) -> str:
+    """The URL without its password, for messages."""
+    parts = urlsplit(url)
+    return url if parts.password is None else url.replace(f":{parts.password}@", ":***@", 1)
+
+
+def connect(url: str, *, name: str = "tidings") -> psycopg.Connection[Any]:
+    """A connection in autocommit mode: who needs a transaction says BEGIN.
+
+    Raises:
+        StoreFailed: no connection, with what to do about it.
+    """
+    try:
+        conn = psycopg.connect(
+            url, autocommit=True, connect_timeout=CONNECT_SECONDS, application_name=name, keepalives_idle=30, keepalives_interval=10
+        )
+    except psycopg.Error as error:
+        raise explain(error, url) from error
+    if conn.info.server_version < OLDEST:
+        conn.close()
+        raise StoreFailed(
+            f"{label(url)} is PostgreSQL {conn.info.server_version // 10000}; Tidings needs {OLDEST // 10000} or newer",
+            found=conn.info.server_version,
+        )
+    return conn
+
+
+def sqlstate_of(error: BaseException) -> str | None:
+    """The SQLSTATE of an error of psycopg, psycopg2 or asyncpg, also inside SQLAlchemy's (``orig``) and Django's (``__cause__``)."""
+    for one in (error, getattr(error, "orig", None), error.__cause__, getattr(getattr(error, "orig", None), "__cause__", None)):
+        state = getattr(one, "sqlstate", None) or getattr(one, "pgcode", None)
+        if isinstance(state, str):
+            return state
+    return None
+
+
+def is_busy(error: BaseException) -> bool:
+    """Whether the same work may simply be run again: a conflict, or the server has trouble of its own."""
+    state = sqlstate_of(error)
+    return state in _AGAIN or state in _RESOURCES or is_lost(error)
+
+
+def is_lost(error: BaseException) -> bool:
+    """Whether the connection is gone, so that nobody knows what became of a COMMIT that was under way."""
+    state = sqlstate_of(error)
+    if state is not None:
+        return state in _LOST or state.startswith("08")
+    for one in (error, getattr(error, "orig", None), error.__cause__):
+        if isinstance(one, (psycopg.OperationalError, psycopg.InterfaceError, ConnectionError)):
+            return True
+        if one is not None and type(one).__module__.startswith(("psycopg2", "asyncpg")):
+            if type(one).__name__ in {"OperationalError", "InterfaceError", "ConnectionDoesNotExistError", "InternalClientError"}:
+                return True
+    return False
+
+
+def is_open(conn: psycopg.Connection[Any]) -> bool:
+    return not conn.closed and conn.pgconn.status == pq.ConnStatus.OK
+
+
+def explain(error: BaseException, url: str) -> StoreError:
+    """The same error in words that name the fix."""
+    where, state = label(url), sqlstate_of(error) or ""
+    said = str(error).strip().replace("\n", " ")
+    if state in _AGAIN:
+        return StoreBusy(f"{where}: {said}; nothing was written, and the same may be tried again")
+    if state == "42P01":
+        return StoreNotInitialised(f"{where} has no Tidings tables; run `tidings store init --store {where}`", url=where)
+    advice = {
+        "28P01": "the password is wrong; set PGPASSWORD or write it into the URL",
+        "28000": "this user may not log in; look at pg_hba.conf and the role's LOGIN right",
+        "3D000": "there is no such database; create it with `createdb`",
+        "42501": "this user lacks a right; the role needs what docs/guides lists (CREATE in the schema for `store init`; SELECT, INSERT,"
+        " UPDATE, DELETE on the tidings_ tables and USAGE, SELECT on their sequence)",
+        "53100": "the server's disk is full; free some, nothing was written and nothing is lost",
+        "53300": "the server has no connection left; raise max_connections, or put a pool between",
+        "25006": "the server is read-only (a standby?); give the primary's address",
+    }.get(state)
+    if advice is None and is_lost(error):
+        advice = "the server can't be reached or ended the connection; see that it runs and listens there"
+    return StoreFailed(f"{where}: {said}" + (f" -- {advice}" if advice else ""), url=where, sqlstate=state or None)

@@ -1,0 +1,261 @@
+"""Whose transaction is this? From the object a user has to what runs our statements in it.
+
+Each driver is recognised by the module of its class, so none is imported that the user doesn't have. What comes back has one method,
+``execute(statement, arguments)``, and is called at the right place: here, inside SQLAlchemy's greenlet, or in a thread beside the loop
+that the connection belongs to.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any, Protocol, TypeVar
+
+import psycopg
+from psycopg.pq import TransactionStatus
+from psycopg.rows import tuple_row
+
+from ...errors import OutsideTransaction, UnsupportedTransaction
+
+T = TypeVar("T")
+
+
+class Rows(Protocol):
+    """What a statement gave."""
+
+    rowcount: int
+
+    def fetchone(self) -> tuple[Any, ...] | None: ...
+    def fetchall(self) -> list[tuple[Any, ...]]: ...
+
+
+class Executor(Protocol):
+    """Runs statements in somebody's transaction. ``driver``: the object that stands for the connection under it."""
+
+    driver: Any
+
+    def execute(self, statement: str, arguments: Sequence[Any] = ()) -> Rows: ...
+
+
+Work = Callable[[Any], T]
+
+
+def kind_of(cls: type) -> str:
+    """Which driver a class belongs to.
+
+    Raises:
+        UnsupportedTransaction: none that Tidings knows on PostgreSQL.
+    """
+    for base in cls.__mro__:
+        if base is psycopg.Connection:
+            return "psycopg"
+        if base is psycopg.AsyncConnection:
+            return "async psycopg"
+        module = base.__module__
+        if module.startswith("sqlalchemy."):
+            return "async sqlalchemy" if module.startswith("sqlalchemy.ext.asyncio") else "sqlalchemy"
+        if module.startswith("asyncpg."):
+            return "asyncpg"
+        if module.startswith("psycopg2."):
+            return "psycopg2"
+        if module.startswith(("django.db", "django.utils.connection")):
+            return "django"
+    raise UnsupportedTransaction(
+        f"tx={cls.__module__}.{cls.__qualname__} is not a transaction that Tidings knows on PostgreSQL. Give a psycopg Connection or"
+        " AsyncConnection, an asyncpg or psycopg2 connection, a SQLAlchemy Connection, Session, AsyncConnection or AsyncSession, or"
+        ' django.db.connection; or tx="own" for a transaction of its own.',
+        cls=cls,
+    )
+
+
+def is_async(tx: object) -> bool:
+    """Whether publishing in this transaction must be awaited.
+
+    Raises:
+        UnsupportedTransaction: no driver that Tidings knows.
+    """
+    return kind_of(type(tx)) in {"async psycopg", "asyncpg", "async sqlalchemy"}
+
+
+def executor(tx: Any) -> Executor:
+    """What runs statements in a synchronous transaction.
+
+    Raises:
+        OutsideTransaction: what was given is in no transaction (autocommit).
+        UnsupportedTransaction: no driver that Tidings knows, or another database's.
+    """
+    kind = kind_of(type(tx))
+    if kind == "psycopg":
+        return Psycopg(begun(tx))
+    if kind == "sqlalchemy":
+        return SQLAlchemy(tx)
+    if kind == "django":
+        return Django(tx)
+    if kind == "psycopg2":
+        return Psycopg2(tx)
+    raise UnsupportedTransaction(f"{type(tx).__name__} is asynchronous: await the publish", tx=tx)
+
+
+async def run_async(tx: Any, work: Work[T]) -> T:
+    """Run ``work(executor)`` in an asynchronous transaction; ``work`` is synchronous code."""
+    kind = kind_of(type(tx))
+    if kind == "async sqlalchemy":
+        result: T = await tx.run_sync(lambda inner: work(SQLAlchemy(inner)))
+        return result
+    loop = asyncio.get_running_loop()
+    bridge: Executor = AsyncPsycopg(begun(tx), loop) if kind == "async psycopg" else Asyncpg(begun_asyncpg(tx), loop)
+    return await loop.run_in_executor(None, work, bridge)
+
+
+def begun(conn: Any) -> Any:
+    """A psycopg connection, if a write on it belongs to a transaction that somebody will commit."""
+    if conn.autocommit and conn.info.transaction_status == TransactionStatus.IDLE:
+        raise OutsideTransaction(
+            'this connection is in autocommit mode and no transaction is open: publish inside `with conn.transaction():`, or with tx="own"',
+            tx=conn,
+        )
+    return conn  # the driver begins one at our INSERT, as it would at the caller's
+
+
+def begun_asyncpg(conn: Any) -> Any:
+    if not conn.is_in_transaction():
+        raise OutsideTransaction(
+            'this connection is in no transaction: publish inside `async with conn.transaction():`, or with tx="own"', tx=conn
+        )
+    return conn
+
+
+def committed_by(tx: Any) -> Any:
+    """The synchronous twin whose commit ends an AsyncSession's or AsyncConnection's transaction; None for other drivers."""
+    return getattr(tx, "sync_session", None) or getattr(tx, "sync_connection", None)
+
+
+class Psycopg:
+    """A psycopg connection, its rows as tuples, whatever factories its owner has set."""
+
+    def __init__(self, conn: psycopg.Connection[Any]) -> None:
+        self.driver = conn
+
+    def execute(self, statement: str, arguments: Sequence[Any] = ()) -> Any:
+        return psycopg.Cursor(self.driver, row_factory=tuple_row).execute(statement, arguments)
+
+
+class Psycopg2:
+    """A psycopg2 connection."""
+
+    def __init__(self, conn: Any) -> None:
+        from psycopg2.extensions import TRANSACTION_STATUS_IDLE
+
+        if conn.autocommit and conn.info.transaction_status == TRANSACTION_STATUS_IDLE:
+            raise OutsideTransaction('this connection is in autocommit mode: publish in a transaction, or with tx="own"', tx=conn)
+        self.driver = conn
+
+    def execute(self, statement: str, arguments: Sequence[Any] = ()) -> Any:
+        from psycopg2.extensions import cursor
+
+        made = self.driver.cursor(cursor_factory=cursor)
+        made.execute(statement, arguments)
+        return made
+
+
+class SQLAlchemy:
+    """A Session or a Connection of SQLAlchemy, whatever driver is under it.
+
+    A Session is flushed first, always: otherwise our INSERT would run before the aggregate's UPDATE, draw its position before the row
+    lock, and before the row has its key.
+    """
+
+    def __init__(self, tx: Any) -> None:
+        if hasattr(tx, "flush"):
+            tx.flush()
+            tx = tx.connection()
+        if tx.dialect.name != "postgresql":
+            raise UnsupportedTransaction(f"the session is on {tx.dialect.name}, the store on PostgreSQL", tx=tx)
+        if tx.get_isolation_level() == "AUTOCOMMIT":
+            raise OutsideTransaction('this connection is in AUTOCOMMIT mode: publish in a transaction, or with tx="own"', tx=tx)
+        self._tx = tx
+        self._numbered = tx.dialect.paramstyle == "numeric_dollar"
+        self.driver = tx.connection.driver_connection
+
+    def execute(self, statement: str, arguments: Sequence[Any] = ()) -> Rows:
+        if self._numbered:
+            statement = numbered(statement)
+        result = self._tx.exec_driver_sql(statement, tuple(arguments) or None)
+        return Fetched([tuple(row) for row in result.fetchall()] if result.returns_rows else [], result.rowcount)
+
+
+class Django:
+    """Django's connection (``django.db.connection``, or one of ``connections``)."""
+
+    def __init__(self, tx: Any) -> None:
+        if "_alias" in vars(tx):  # django.db.connection is a proxy for the thread's own connection
+            tx = tx._connections[tx._alias]
+        if tx.vendor != "postgresql":
+            raise UnsupportedTransaction(f"the Django connection {tx.alias!r} is on {tx.vendor}, the store on PostgreSQL", tx=tx)
+        tx.ensure_connection()
+        if not tx.in_atomic_block and tx.get_autocommit():
+            raise OutsideTransaction('publish inside `with transaction.atomic():`, or with tx="own"', tx=tx)
+        self._tx = tx
+        self.driver = tx.connection
+
+    def execute(self, statement: str, arguments: Sequence[Any] = ()) -> Any:
+        with self._tx.cursor() as cursor:
+            cursor.execute(statement, list(arguments))
+            return Fetched(cursor.fetchall() if cursor.description else [], cursor.rowcount)
+
+
+class Fetched:
+    """Rows that have been fetched."""
+
+    def __init__(self, rows: list[tuple[Any, ...]], rowcount: int) -> None:
+        self.rowcount = rowcount
+        self._rows = rows
+
+    def fetchone(self) -> tuple[Any, ...] | None:
+        return self._rows[0] if self._rows else None
+
+    def fetchall(self) -> list[tuple[Any, ...]]:
+        return self._rows
+
+
+class AsyncPsycopg:
+    """A psycopg AsyncConnection, from a thread beside its loop."""
+
+    def __init__(self, conn: Any, loop: asyncio.AbstractEventLoop) -> None:
+        self.driver = conn
+        self._loop = loop
+
+    def execute(self, statement: str, arguments: Sequence[Any] = ()) -> Rows:
+        return asyncio.run_coroutine_threadsafe(self.execute_async(statement, arguments), self._loop).result()
+
+    async def execute_async(self, statement: str, arguments: Sequence[Any]) -> Rows:
+        cursor = await psycopg.AsyncCursor(self.driver, row_factory=tuple_row).execute(statement, arguments)
+        return Fetched(await cursor.fetchall() if cursor.description else [], cursor.rowcount)
+
+
+class Asyncpg:
+    """An asyncpg connection, from a thread beside its loop."""
+
+    def __init__(self, conn: Any, loop: asyncio.AbstractEventLoop) -> None:
+        self.driver = conn
+        self._loop = loop
+
+    def execute(self, statement: str, arguments: Sequence[Any] = ()) -> Rows:
+        return asyncio.run_coroutine_threadsafe(self.execute_async(statement, arguments), self._loop).result()
+
+    async def execute_async(self, statement: str, arguments: Sequence[Any]) -> Rows:
+        statement = numbered(statement)
+        if statement.startswith("SELECT") or " RETURNING " in statement:
+            rows = [tuple(row) for row in await self.driver.fetch(statement, *arguments)]
+            return Fetched(rows, len(rows))
+        status: str = await self.driver.execute(statement, *arguments)
+        count = status.rpartition(" ")[2]
+        return Fetched([], int(count) if count.isdigit() else -1)
+
+
+@lru_cache(256)
+def numbered(statement: str) -> str:
+    """``%s`` as ``$1``, ``$2`` and so on."""
+    first, *rest = statement.split("%s")
+    return first + "".join(f"${number}{part}" for number, part in enumerate(rest, 1))

@@ -1,0 +1,207 @@
+"""The tables, as numbered migrations. A migration that has been released is never edited; a new one is added."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+
+import psycopg
+
+from ...errors import StoreError, StoreNewer, StoreNotInitialised
+from .connect import label
+
+_EVENT_COLUMNS = """
+    lane            integer NOT NULL,
+    topic           text NOT NULL,
+    type            text NOT NULL,
+    version         integer NOT NULL,
+    key_name        text,
+    key             text,
+    event_id        text NOT NULL,
+    time            bigint NOT NULL,
+    source          text NOT NULL,
+    data            bytea NOT NULL,
+    correlation_id  text NOT NULL,
+    causation_id    text,
+    traceparent     text,
+    headers         text"""
+
+MIGRATIONS: tuple[tuple[int, str, str], ...] = (
+    (
+        1,
+        "the log and its readers",
+        f"""
+-- Facts about this store: schema, log_id, incarnation, retained (rows up to here may be gone), control (raised by operators' commands).
+CREATE TABLE tidings_meta (name text PRIMARY KEY, value text NOT NULL);
+
+-- CACHE 1, always: with more, a session would draw positions before others that it writes after them (horizon.py).
+CREATE SEQUENCE tidings_log_position_seq AS bigint CACHE 1;
+
+-- The log. The position comes from the column's default, so that it is drawn behind the table's lock (horizon.py).
+CREATE TABLE tidings_log (
+    position        bigint NOT NULL DEFAULT nextval('tidings_log_position_seq') PRIMARY KEY,{_EVENT_COLUMNS}
+) WITH (fillfactor = 100);
+ALTER SEQUENCE tidings_log_position_seq OWNED BY tidings_log.position;
+
+-- Finding events by key, id, correlation and time. A block range is summarised once it is full, behind the writers, so an INSERT pays for
+-- the primary key alone; what isn't summarised yet is scanned.
+CREATE INDEX tidings_log_search ON tidings_log
+    USING brin (key text_bloom_ops, event_id text_bloom_ops, correlation_id text_bloom_ops, time int8_minmax_ops)
+    WITH (pages_per_range = 32, autosummarize = on);
+
+-- Who reads. types: names of the types; held: why it stopped reading by itself; start: it was never given what is at or below.
+CREATE TABLE tidings_subscriptions (
+    name        text PRIMARY KEY,
+    app         text NOT NULL,
+    types       text[] NOT NULL,
+    ordering    text NOT NULL,
+    created     bigint NOT NULL,
+    paused      boolean NOT NULL DEFAULT false,
+    held        text,
+    held_since  bigint,
+    start       bigint NOT NULL DEFAULT 0
+);
+
+-- Living processes. until: end of the lease in seconds since 1970 on the server's clock.
+CREATE TABLE tidings_workers (
+    worker         text PRIMARY KEY,
+    app            text NOT NULL,
+    host           text NOT NULL,
+    pid            integer NOT NULL,
+    until          double precision NOT NULL,
+    started        bigint NOT NULL,
+    subscriptions  text[] NOT NULL,
+    info           text
+) WITH (fillfactor = 50);
+
+-- Progress: everything in the lane up to position is done but what open lists. epoch rises whenever the lane changes hands.
+CREATE TABLE tidings_lanes (
+    subscription  text NOT NULL,
+    lane          integer NOT NULL,
+    position      bigint NOT NULL,
+    open          bigint[] NOT NULL DEFAULT '{{}}',
+    worker        text,
+    epoch         integer NOT NULL DEFAULT 0,
+    PRIMARY KEY (subscription, lane)
+) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 2000);
+
+-- Events whose handler failed (retry), those of the same key behind them (waiting), and those that used up their attempts (dead).
+-- Each row carries its own copy of the event. holds: a dead one that its key waits for.
+CREATE TABLE tidings_parked (
+    subscription    text NOT NULL,
+    position        bigint NOT NULL,
+    state           text NOT NULL CHECK (state IN ('retry', 'waiting', 'dead')),
+    holds           boolean NOT NULL DEFAULT false,
+    attempts        integer NOT NULL,
+    due             bigint NOT NULL,
+    delay           bigint NOT NULL,
+    since           bigint NOT NULL,
+    error           text,
+    traceback       text,{_EVENT_COLUMNS},
+    PRIMARY KEY (subscription, position)
+);
+CREATE INDEX tidings_parked_key ON tidings_parked (subscription, lane, key);
+
+-- Failed attempts, for whoever asks what happened. Handled events leave no row: the checkpoint says it.
+CREATE TABLE tidings_attempts (
+    subscription  text NOT NULL,
+    position      bigint NOT NULL,
+    attempt       integer NOT NULL,
+    time          bigint NOT NULL,
+    worker        text NOT NULL,
+    outcome       text NOT NULL,
+    error         text,
+    PRIMARY KEY (subscription, position, attempt, time)
+);
+CREATE INDEX tidings_attempts_position ON tidings_attempts (position);
+
+-- Events that are to be published later.
+CREATE TABLE tidings_scheduled (
+    event_id_       text PRIMARY KEY,
+    due             bigint NOT NULL,{_EVENT_COLUMNS}
+);
+CREATE INDEX tidings_scheduled_due ON tidings_scheduled (due, event_id_);
+""",
+    ),
+)
+
+NEWEST = MIGRATIONS[-1][0]
+
+_ADVISORY_LOCK = 0x7469_6469_6E67_73
+"""Held while migrating, so that processes that start together migrate once."""
+
+
+def sql() -> str:
+    """All migrations as one script, for those who own their DDL. It leaves the tables as ``store init`` does."""
+    parts = [f"-- {number}: {title}\n{text.strip()}\n" for number, title, text in MIGRATIONS]
+    parts.append(
+        f"""-- what the library finds out about the store
+INSERT INTO tidings_meta VALUES
+    ('schema', '{NEWEST}'), ('log_id', gen_random_uuid()::text), ('incarnation', '1'), ('retained', '0'), ('control', '0');
+"""
+    )
+    return "\n".join(parts)
+
+
+def version_of(conn: psycopg.Connection[Any]) -> int | None:
+    """The schema version of the tables behind ``conn``; None where there are none."""
+    row = conn.execute("SELECT to_regclass('tidings_meta') IS NOT NULL").fetchone()
+    if row is None or not row[0]:
+        return None
+    row = conn.execute("SELECT value FROM tidings_meta WHERE name = 'schema'").fetchone()
+    return int(row[0]) if row else 0
+
+
+def require(conn: psycopg.Connection[Any], url: str) -> None:
+    """Check that the tables are there, in the version that this library works with.
+
+    Raises:
+        StoreNotInitialised, StoreNewer, StoreError (they are older)
+    """
+    version = version_of(conn)
+    if version is None:
+        raise StoreNotInitialised(f"{label(url)} has no Tidings tables; run `tidings store init --store {label(url)}`", url=label(url))
+    if version < NEWEST:
+        raise StoreError(
+            f"{label(url)} was made by an older Tidings (schema {version}, this one works with {NEWEST}); bring it up to date with"
+            f" `tidings store init --store {label(url)}`",
+            url=label(url),
+        )
+    _refuse_newer(version, url)
+
+
+def _refuse_newer(version: int, url: str) -> None:
+    if version > NEWEST:
+        raise StoreNewer(
+            f"{label(url)} was made by a newer Tidings (schema {version}, this one knows {NEWEST}); upgrade tidings in this environment",
+            found=version,
+            known=NEWEST,
+        )
+
+
+def migrate(conn: psycopg.Connection[Any], url: str) -> list[int]:
+    """Bring the tables up to date; returns the numbers of the migrations that ran. ``conn`` is in autocommit mode.
+
+    Raises:
+        StoreNewer: nothing was changed.
+    """
+    if version_of(conn) == NEWEST:  # no lock and no right to create is needed by those who find it done
+        return []
+    done: list[int] = []
+    with conn.transaction():
+        conn.execute("SELECT pg_advisory_xact_lock(%s)", (_ADVISORY_LOCK,))
+        version = version_of(conn)
+        _refuse_newer(version or 0, url)
+        for number, _title, text in MIGRATIONS:
+            if number <= (version or 0):
+                continue
+            conn.execute(text.encode())  # no arguments: the server takes the script whole
+            conn.execute(
+                "INSERT INTO tidings_meta VALUES ('schema', %s) ON CONFLICT (name) DO UPDATE SET value = excluded.value", (str(number),)
+            )
+            done.append(number)
+        if version is None:
+            facts = {"log_id": str(uuid.uuid4()), "incarnation": "1", "retained": "0", "control": "0"}
+            for name, value in facts.items():
+                conn.execute("INSERT INTO tidings_meta VALUES (%s, %s)", (name, value))
+    return done

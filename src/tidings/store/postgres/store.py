@@ -1,0 +1,284 @@
+"""The store on a PostgreSQL database: its connections, its writer, and how the log is read."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager, nullcontext
+from typing import Any, TypeVar
+
+import psycopg
+
+from ...clock import Clock, SystemClock
+from ...errors import StoreError
+from . import schema
+from .connect import check_url, connect, explain, is_busy, is_open, label
+from .horizon import Horizon
+from .unit import READ, PostgresUnit
+from .waker import Notifier, Waker
+from .writer import Writer
+
+log = logging.getLogger("tidings.store")
+
+T = TypeVar("T")
+
+READ_BYTES = 8 * 1024 * 1024
+"""One read stops after about this much data."""
+ROWS = (16, 1024)
+"""Rows asked for at a time, at least and at most; between them as many as the data seen lately lets expect to fit."""
+FLUSH_SECONDS = 0.005
+"""So long others' commits may take to carry what was read to disk, before it is done here."""
+
+
+class PostgresStore:
+    """A log on a PostgreSQL database (15 or newer), read behind the lockers' horizon.
+
+    Args:
+        url: ``postgresql://user@host:5432/database``, as libpq takes it; the tables are found by its ``search_path``.
+        clock: for due times; leases are on the server's clock unless tests give a ManualClock.
+
+    Raises:
+        ConfigurationError: the URL isn't understood.
+    """
+
+    def __init__(self, url: str, *, clock: Clock | None = None) -> None:
+        self.url = check_url(url)
+        self.label = label(url)
+        self.clock: Clock = clock or SystemClock()
+        self.log_id = ""
+        self._writer: Writer | None = None
+        self._notifier: Notifier | None = None
+        self._open_lock = threading.Lock()
+        self._opened = 0
+        self._committed: list[Callable[[], None]] = []
+        self._idle: list[psycopg.Connection[Any]] = []
+        self._idle_lock = threading.Lock()
+        self._reading_lock = threading.Lock()
+        self._reading: psycopg.Connection[Any] | None = None
+        self._horizon = Horizon()
+        self._held_back = False
+        self._rows = 256
+
+    # -- lifecycle
+
+    def open(self) -> None:
+        """Make or migrate the tables if need be, and start the writer. Each ``open`` wants its ``close``.
+
+        Raises:
+            StoreFailed, StoreNewer
+        """
+        with self._open_lock:
+            if self._writer is None:
+                try:
+                    with self._connection() as conn:
+                        schema.migrate(conn, self.url)
+                        self._identify(conn)
+                except psycopg.Error as error:
+                    raise explain(error, self.url) from error
+                self._writer = Writer(self.url, self.unit, self._on_committed)
+                self._notifier = Notifier(self.url, self._channel)
+            self._opened += 1
+
+    def open_to_read(self) -> None:
+        """For ``query`` and ``read`` only: makes and migrates nothing, and needs no right to write. Wants its ``close`` too.
+
+        Raises:
+            StoreNotInitialised, StoreNewer, StoreFailed
+        """
+        with self._open_lock:
+            try:
+                with self._connection() as conn:
+                    schema.require(conn, self.url)
+                    self._identify(conn)
+            except psycopg.Error as error:
+                raise explain(error, self.url) from error
+            self._opened += 1
+
+    def close(self) -> None:
+        with self._open_lock:
+            self._opened -= 1
+            if self._opened > 0:
+                return
+            self._opened = 0
+            if self._writer is not None:
+                self._writer.close()
+                self._writer = None
+            if self._notifier is not None:
+                self._notifier.close()
+                self._notifier = None
+            with self._reading_lock:
+                self._stop_reading()
+            with self._idle_lock:
+                while self._idle:
+                    self._idle.pop().close()
+
+    def _identify(self, conn: psycopg.Connection[Any]) -> None:
+        row = conn.execute("SELECT value FROM tidings_meta WHERE name = 'log_id'").fetchone()
+        assert row is not None
+        self.log_id = str(row[0])
+        self._channel = f"tidings_{self.log_id}"
+
+    # -- writing
+
+    def write(self, job: Callable[[PostgresUnit], T], after: Callable[[T], None] | None = None) -> Future[T]:
+        if self._writer is None:
+            raise StoreError("the store is not open; use `async with app:` or app.open() first", url=self.label)
+        return self._writer.submit(job, after)
+
+    @contextmanager
+    def transaction(self) -> Iterator[psycopg.Connection[Any]]:
+        """A psycopg connection with a transaction open: commits at the end, rolls back on an error."""
+        with self._connection() as conn:
+            conn.execute("BEGIN")
+            try:
+                yield conn
+                conn.execute("COMMIT")
+            except BaseException:
+                if is_open(conn):
+                    conn.execute("ROLLBACK")
+                raise
+            self.announce()
+
+    def unit(self, connection: Any) -> PostgresUnit:
+        return PostgresUnit(connection, self.clock)
+
+    # -- reading
+
+    def query(self, job: Callable[[PostgresUnit], T]) -> T:
+        try:
+            with self._connection() as conn:
+                conn.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+                try:
+                    return job(self.unit(conn))
+                finally:
+                    if is_open(conn):
+                        conn.execute("ROLLBACK")
+        except psycopg.Error as error:
+            raise explain(error, self.url) from error
+
+    def read(self, after: int, upto: int) -> tuple[list[tuple[Any, ...]], int]:
+        with self._reading_lock:
+            try:
+                conn = self._reading
+                if conn is None or not is_open(conn):
+                    self._stop_reading()
+                    conn = self._reading = connect(self.url, name="tidings reader")
+                return self._read(conn, after, upto)
+            except psycopg.Error as error:
+                self._stop_reading()
+                raise explain(error, self.url) from error
+
+    def _read(self, conn: psycopg.Connection[Any], after: int, upto: int) -> tuple[list[tuple[Any, ...]], int]:
+        safe = self._horizon.safe
+        if safe < upto:
+            safe = self._horizon.observe(conn)
+            self._held_back = self._horizon.held_back
+        safe = min(safe, upto)
+        if safe <= after:
+            return [], after
+        rows: list[tuple[Any, ...]] = []
+        size = 0
+        with conn.cursor(binary=True) as cursor:
+            while True:
+                part = cursor.execute(READ, (after, safe, self._rows)).fetchall()
+                rows += part
+                asked, got = self._rows, sum([len(row[10]) for row in part])
+                size += got
+                if part:
+                    fitting = READ_BYTES // (4 * (got // len(part) + 1))
+                    self._rows = max(ROWS[0], min(ROWS[1], fitting))
+                if len(part) < asked:
+                    return rows, safe
+                after = part[-1][0]
+                if size > READ_BYTES:
+                    return rows, after
+
+    def _stop_reading(self) -> None:
+        """A new connection may find other transactions under the old names, so what was seen of them counts for nothing."""
+        self._horizon.reset()
+        if self._reading is not None:
+            self._reading.close()
+            self._reading = None
+
+    def durable(self) -> None:
+        """Wait until what was read has been flushed; if nobody's commit does it soon, make one that does."""
+        with self._connection() as conn:
+            row = conn.execute(
+                "SELECT pg_current_wal_insert_lsn()::text, pg_current_wal_flush_lsn() >= pg_current_wal_insert_lsn()"
+            ).fetchone()
+            assert row is not None
+            until = time.monotonic() + FLUSH_SECONDS
+            flushed = row[1]
+            while not flushed and time.monotonic() < until:
+                time.sleep(0.0005)
+                again = conn.execute("SELECT pg_current_wal_flush_lsn() >= %s::pg_lsn", (row[0],)).fetchone()
+                flushed = again is not None and again[0]
+            if not flushed:  # a transaction without a change of its own would not be written
+                conn.execute("BEGIN; SET LOCAL synchronous_commit = on; SELECT pg_logical_emit_message(true, 'tidings', ''); COMMIT")
+
+    # -- waking up
+
+    def watch(self, woken: Callable[[], None]) -> Waker:
+        """What calls ``woken`` on the running loop when there may be something new; it is closed by whoever asked."""
+        return Waker(self.url, self._channel, woken, lambda: self._held_back)
+
+    def on_commit(self, callback: Callable[[], None]) -> None:
+        """Call ``callback`` (from any thread) after commits of this process that readers want to know of."""
+        self._committed.append(callback)
+
+    def off_commit(self, callback: Callable[[], None]) -> None:
+        """Undo ``on_commit``."""
+        if callback in self._committed:
+            self._committed.remove(callback)
+
+    def _on_committed(self, unit: PostgresUnit) -> None:
+        if unit.told:
+            self.announce()
+
+    def announce(self) -> None:
+        """Tell readers, of this process and others, that something was committed."""
+        for callback in self._committed:
+            callback()
+        self.hint()
+
+    def hint(self) -> None:
+        """Something will be committed soon, by a transaction that isn't ours."""
+        if self._notifier is not None:
+            self._notifier.hint()
+
+    # -- small things
+
+    def is_busy(self, error: BaseException) -> bool:
+        """Whether an error means that the server was busy or failed, so that the same work is simply run again.
+
+        Looks through what SQLAlchemy (``orig``) and Django (``__cause__``) make of the driver's errors.
+        """
+        return is_busy(error)
+
+    def stepping(self) -> Any:
+        """Nothing to take turns for: the driver fetches without giving up the interpreter at each row."""
+        return nullcontext()
+
+    @contextmanager
+    def _connection(self) -> Iterator[psycopg.Connection[Any]]:
+        """One of the store's own, idle or new."""
+        with self._idle_lock:
+            conn = self._idle.pop() if self._idle else None
+        if conn is None or not is_open(conn):
+            conn = connect(self.url)
+        try:
+            yield conn
+        except BaseException as error:
+            if isinstance(error, psycopg.Error):
+                conn.close()
+            raise
+        finally:
+            with self._idle_lock:
+                keep = is_open(conn) and conn.info.transaction_status == psycopg.pq.TransactionStatus.IDLE and len(self._idle) < 4
+                if keep:
+                    self._idle.append(conn)
+            if not keep:
+                conn.close()

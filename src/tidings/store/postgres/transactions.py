@@ -1,0 +1,464 @@
+"""The transactions that handlers run in: begun, bounded in time, guarded, and committed with the checkpoint.
+
+A worker that is frozen inside one would hold its rows against the successor, and its lock on the log against every reader. So the server
+is told, in each of them, to end it when nothing has been heard for as long as the lease lasts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+from psycopg.pq import TransactionStatus
+
+from ...errors import HandlerDefinitionError, HandlerTimeout, TransactionEnded
+from . import enlist
+from .connect import connect, sqlstate_of
+
+if TYPE_CHECKING:
+    from .store import PostgresStore
+
+# Both are undone by whatever ends the transaction: the bound, and the mark by which we know that it is still the one that we began.
+BEGUN = "SET LOCAL idle_in_transaction_session_timeout = {milliseconds}; SET LOCAL tidings.tx = '{mark}'"
+STILL = "SELECT current_setting('tidings.tx', true)"
+
+
+class Guard:
+    """Keeps a handler from ending a transaction that isn't its own.
+
+    The driver's own commit and rollback are refused where it calls them. What it does by SQL is found out afterwards, by a setting that
+    lives as long as the transaction: then nothing counts as done, though what it committed stays.
+    """
+
+    def __init__(self, executor: enlist.Executor, mark: str, idle: Callable[[], bool]) -> None:
+        self._executor = executor
+        self._mark = mark
+        self._idle = idle
+        self._closed = False
+        self._tried = False
+
+    @contextmanager
+    def closed(self, name: str) -> Iterator[None]:
+        """Around a handler's call.
+
+        Raises:
+            TransactionEnded: it tried to end the transaction, whatever error that gave it.
+        """
+        self._closed, self._tried = True, False
+        try:
+            yield
+        except BaseException as error:
+            if self._tried or (not self.alive() and sqlstate_of(error) is None):
+                raise self._ended(name) from error
+            raise
+        finally:
+            self._closed = False
+        if self._tried or not self.alive():
+            raise self._ended(name)
+
+    def refuse(self, *_: Any) -> None:
+        """Called where the handler would commit or roll back."""
+        if self._closed:
+            self._tried = True
+            raise self._ended("the handler")
+
+    def before_commit(self, session: Any) -> None:
+        """SQLAlchemy's event: the same refusal for a Session, before it lets go of its connection."""
+        if not session.in_nested_transaction():
+            self.refuse()
+
+    def alive(self) -> bool:
+        """Whether a transaction is open."""
+        return not self._idle()
+
+    def verify(self, name: str) -> None:
+        """Raise TransactionEnded unless the transaction is still the one that was begun."""
+        row = self._executor.execute(STILL).fetchone()
+        if row is None or row[0] != self._mark:
+            raise self._ended(name)
+
+    def _ended(self, name: str) -> TransactionEnded:
+        return TransactionEnded(
+            f"{name} tried to end the transaction it was given (commit, rollback, close or `with tx:`): the worker commits it, with the"
+            " checkpoint. Use a savepoint for a part that may be undone.",
+            handler=name,
+        )
+
+
+class Transaction:
+    """A transaction under way.
+
+    Attributes:
+        tx: for the handler. raw: for Tidings' own statements. guard: around the handler.
+        savepoint: makes a context manager; an error inside undoes what was done inside.
+        after: called behind the commit. told: something was published in it.
+    """
+
+    def __init__(self, tx: Any, raw: enlist.Executor, guard: Guard, savepoint: Callable[[], Any], cancel: Callable[[], None]) -> None:
+        self.tx = tx
+        self.raw = raw
+        self.guard = guard
+        self.savepoint = savepoint
+        self.cancel = cancel
+        self.after: list[Callable[[], None]] = []
+        self.told = False
+        self.aborted = False
+        self._settling = False
+        self._lock = threading.Lock()
+
+    def settle(self) -> None:
+        """The handlers are done, the commit follows: too late for ``abort``, or abort was first.
+
+        Raises:
+            HandlerTimeout: it was aborted meanwhile.
+            TransactionEnded: it is another transaction than the one that was begun.
+        """
+        with self._lock:
+            if self.aborted:
+                raise HandlerTimeout("given up while the handler ran")
+            self._settling = True
+        self.guard.verify("the handler")
+
+    def abort(self) -> bool:
+        """Give it up from another thread; False if it is being committed."""
+        with self._lock:
+            self.aborted = not self._settling
+            return self.aborted
+
+
+class AsyncTransaction:
+    """The same for an async handler: ``await run(work)`` runs ``work(executor)`` in it."""
+
+    def __init__(self, tx: Any, run: Callable[[Callable[[Any], Any]], Any], guard: Guard) -> None:
+        self.tx = tx
+        self.run = run
+        self.guard = guard
+        self.after: list[Callable[[], None]] = []
+        self.told = False
+
+
+class Transactions:
+    """Where the transactions of one app's handlers come from.
+
+    Args:
+        given: what ``App(transactions=…)`` was given: an engine, a sessionmaker, their async twins, a callable that returns an asyncpg
+            connection (or a coroutine of one), or several of these.
+        idle: seconds after which the server ends a transaction in which nothing happens.
+    """
+
+    KINDS = frozenset({"psycopg", "async psycopg", "psycopg2", "asyncpg", "session", "connection", "async session", "async connection", "django"})  # fmt: skip
+
+    def __init__(self, store: PostgresStore, given: Any, idle: float) -> None:
+        self._store = store
+        self._given = () if given is None else tuple(given) if isinstance(given, (list, tuple)) else (given,)
+        self._idle = idle
+        self._own = threading.local()
+        self._made: list[psycopg.Connection[Any]] = []
+
+    def check(self, kind: str, handler: str) -> None:
+        """Raise HandlerDefinitionError unless transactions of this kind can be had."""
+        if kind not in self.KINDS:
+            raise HandlerDefinitionError(f"{handler} asks for a transaction of {kind}, and the store is on PostgreSQL", handler=handler)
+        if kind in {"session", "connection", "async session", "async connection"}:
+            self._source(kind, handler)
+        if kind in {"psycopg2"}:
+            self._callable(kind, handler)
+
+    def close(self) -> None:
+        """Close the connections that were made for handlers."""
+        while self._made:
+            self._made.pop().close()
+
+    @contextmanager
+    def begin(self, kind: str) -> Iterator[Transaction]:
+        """A transaction for synchronous handlers, in the thread that runs them. Commits at the end, rolls back on an error."""
+        with self._opened(kind) as transaction:
+            yield transaction
+        for step in transaction.after:
+            step()
+        if transaction.told:
+            self._store.announce()
+
+    @contextmanager
+    def _opened(self, kind: str) -> Iterator[Transaction]:
+        mark = secrets.token_hex(4)
+        begun = BEGUN.format(milliseconds=int(self._idle * 1000), mark=mark)
+        if kind == "psycopg":
+            conn = self._psycopg()
+            conn.execute(f"BEGIN; {begun}".encode())
+            guard = Guard(enlist.Psycopg(conn), mark, lambda: conn.closed or conn.info.transaction_status == TransactionStatus.IDLE)
+            transaction = Transaction(conn, enlist.Psycopg(conn), guard, lambda: _savepoint(conn), conn.cancel)
+            with _refusing(conn, guard, ("commit", "rollback", "close")):
+                try:
+                    yield transaction
+                except BaseException:
+                    _undo(conn)
+                    raise
+            try:
+                conn.execute("COMMIT")
+            except BaseException:
+                _undo(conn)
+                raise
+        elif kind == "django":
+            import django.db
+
+            connection = django.db.connection
+            with django.db.transaction.atomic():
+                raw = enlist.Django(connection)
+                self._store.check(raw)
+                self._run(raw, begun)
+                guard = Guard(raw, mark, lambda: not connection.in_atomic_block)
+                yield Transaction(connection, raw, guard, django.db.transaction.atomic, lambda: None)
+        elif kind == "psycopg2":
+            conn2 = self._callable(kind, kind)()
+            try:
+                raw2 = enlist.Psycopg2(conn2)
+                self._store.check(raw2)
+                self._run(raw2, begun)
+                guard = Guard(raw2, mark, lambda: conn2.closed or conn2.info.transaction_status == 0)
+                yield Transaction(conn2, raw2, guard, lambda: _savepoint_by(raw2), conn2.cancel)
+                conn2.commit()
+            finally:
+                conn2.close()
+        else:
+            import sqlalchemy.event
+
+            source = self._source(kind, kind)
+            with source() if kind == "session" else source.connect() as tx:
+                raw_sa = enlist.SQLAlchemy(tx)
+                self._store.check(raw_sa)
+                self._run(raw_sa, begun)
+                guard = Guard(raw_sa, mark, lambda: not tx.in_transaction())
+                if kind == "session":
+                    sqlalchemy.event.listen(tx, "before_commit", guard.before_commit)
+                cancel = getattr(raw_sa.driver, "cancel", lambda: None)
+                yield Transaction(tx, raw_sa, guard, tx.begin_nested, cancel)
+                tx.commit()
+
+    @asynccontextmanager
+    async def begin_async(self, kind: str) -> AsyncIterator[AsyncTransaction]:
+        """A transaction for an async handler."""
+        async with self._opened_async(kind) as transaction:
+            yield transaction
+        for step in transaction.after:
+            step()
+        if transaction.told:
+            self._store.announce()
+
+    @asynccontextmanager
+    async def _opened_async(self, kind: str) -> AsyncIterator[AsyncTransaction]:
+        mark = secrets.token_hex(4)
+        begun = BEGUN.format(milliseconds=int(self._idle * 1000), mark=mark)
+        loop = asyncio.get_running_loop()
+
+        def start(raw: enlist.Executor) -> None:
+            self._store.check(raw)
+            self._run(raw, begun)
+
+        async with self._connected_async(kind) as tx:
+            if kind == "asyncpg":
+                outer = tx.transaction()
+                await outer.start()
+                guard = Guard(enlist.Asyncpg(tx, loop), mark, lambda: tx.is_closed() or not tx.is_in_transaction())
+            elif kind in {"async psycopg", "psycopg"}:
+                await tx.execute("BEGIN")
+                guard = Guard(
+                    enlist.AsyncPsycopg(tx, loop), mark, lambda: tx.closed or tx.info.transaction_status == TransactionStatus.IDLE
+                )
+            else:
+                guard = Guard(_Nowhere(), mark, lambda: not tx.in_transaction())
+                if kind == "async session":
+                    import sqlalchemy.event
+
+                    sqlalchemy.event.listen(tx.sync_session, "before_commit", guard.before_commit)
+
+            def run(work: Callable[[Any], Any]) -> Any:
+                def verified(raw: enlist.Executor) -> Any:
+                    row = raw.execute(STILL).fetchone()
+                    if row is None or row[0] != mark:
+                        raise guard._ended("the handler")
+                    return work(raw)
+
+                return enlist.run_async(tx, verified)
+
+            try:
+                await enlist.run_async(tx, start)
+                with _refusing(tx, guard, ("commit", "rollback", "close") if kind.endswith("psycopg") else ()):
+                    yield AsyncTransaction(tx, run, guard)
+            except BaseException:
+                with contextlib.suppress(Exception):  # of no interest beside the one that brought us here; closing undoes it too
+                    if kind == "asyncpg":
+                        await outer.rollback()
+                    else:
+                        await tx.rollback()
+                raise
+            if kind == "asyncpg":
+                await outer.commit()
+            else:
+                await tx.commit()
+
+    @asynccontextmanager
+    async def _connected_async(self, kind: str) -> AsyncIterator[Any]:
+        if kind in {"async session", "async connection"}:
+            source = self._source(kind, kind)
+            async with source() if kind == "async session" else source.connect() as tx:
+                yield tx
+        elif kind == "asyncpg":
+            import asyncpg
+
+            given = self._find_callable()
+            conn = given() if given is not None else asyncpg.connect(self._store.url)
+            if hasattr(conn, "__await__"):
+                conn = await conn
+            try:
+                yield conn
+            finally:
+                if not conn.is_closed():
+                    await conn.close()
+        else:
+            conn = await psycopg.AsyncConnection.connect(self._store.url, autocommit=True)
+            try:
+                yield conn
+            finally:
+                await conn.close()
+
+    def abort(self, transaction: Transaction) -> bool:
+        """Give up a transaction whose handler hangs in another thread: its statement is cancelled; it can commit nothing any more.
+
+        False if it is being committed: then there is nothing to give up.
+        """
+        if not transaction.abort():
+            return False
+        with contextlib.suppress(Exception):
+            transaction.cancel()
+        return True
+
+    # -- where connections come from
+
+    def _psycopg(self) -> psycopg.Connection[Any]:
+        """This thread's connection for handlers."""
+        conn: psycopg.Connection[Any] | None = getattr(self._own, "conn", None)
+        if conn is None or conn.closed or conn.info.transaction_status != TransactionStatus.IDLE:
+            if conn is not None:
+                conn.close()
+                self._made.remove(conn)
+            conn = self._own.conn = connect(self._store.url, name="tidings handler")
+            self._made.append(conn)
+        return conn
+
+    @staticmethod
+    def _run(raw: enlist.Executor, statements: str) -> None:
+        for statement in statements.split("; "):
+            raw.execute(statement)
+
+    def _find_callable(self) -> Any:
+        for given in self._given:
+            if callable(given) and not type(given).__module__.startswith("sqlalchemy."):
+                return given
+        return None
+
+    def _callable(self, kind: str, handler: str) -> Any:
+        found = self._find_callable()
+        if found is None:
+            raise HandlerDefinitionError(
+                f"{handler} asks for a {kind} connection: say where it comes from with App(…, transactions=a function that returns one)",
+                handler=handler,
+            )
+        return found
+
+    def _source(self, kind: str, handler: str) -> Any:
+        wants_async = kind.startswith("async")
+        for given in self._given:
+            name = f"{type(given).__module__}.{type(given).__name__}"
+            if not name.startswith("sqlalchemy."):
+                continue
+            if name.startswith("sqlalchemy.ext.asyncio") != wants_async:
+                continue
+            is_maker = "sessionmaker" in name
+            if kind.endswith("session"):
+                return given if is_maker else _session_of(given, wants_async)
+            return given.kw["bind"] if is_maker else given
+        raise HandlerDefinitionError(
+            f"{handler} asks for a SQLAlchemy {kind}: say where it comes from with App(…,"
+            f" transactions={'async_' if wants_async else ''}engine"
+            f" or {'async_' if wants_async else ''}sessionmaker)",
+            handler=handler,
+        )
+
+
+class _Nowhere:
+    """Stands where no statement may be run from outside the driver's greenlet."""
+
+    driver: Any = None
+
+    def execute(self, statement: str, arguments: Any = ()) -> Any:
+        raise NotImplementedError
+
+
+@contextmanager
+def _refusing(conn: Any, guard: Guard, names: tuple[str, ...]) -> Iterator[None]:
+    """Have the guard asked before a connection's own methods run. On the object, so that every way to them leads here."""
+    for name in names:
+        setattr(conn, name, _asking(getattr(conn, name), guard))
+    try:
+        yield
+    finally:
+        for name in names:
+            delattr(conn, name)
+
+
+def _asking(method: Callable[..., Any], guard: Guard) -> Callable[..., Any]:
+    def asking(*args: Any, **kwargs: Any) -> Any:
+        guard.refuse()
+        return method(*args, **kwargs)
+
+    return asking
+
+
+def _undo(conn: psycopg.Connection[Any]) -> None:
+    """Roll back, or close what can't be."""
+    try:
+        if not conn.closed:
+            conn.execute("ROLLBACK")
+    except psycopg.Error:
+        conn.close()
+
+
+@contextmanager
+def _savepoint(conn: psycopg.Connection[Any]) -> Iterator[None]:
+    conn.execute("SAVEPOINT tidings")
+    try:
+        yield
+    except BaseException:
+        if not conn.closed and conn.info.transaction_status != TransactionStatus.IDLE:
+            conn.execute("ROLLBACK TO tidings; RELEASE tidings")
+        raise
+    conn.execute("RELEASE tidings")
+
+
+@contextmanager
+def _savepoint_by(raw: enlist.Executor) -> Iterator[None]:
+    raw.execute("SAVEPOINT tidings")
+    try:
+        yield
+    except BaseException:
+        raw.execute("ROLLBACK TO tidings")
+        raw.execute("RELEASE tidings")
+        raise
+    raw.execute("RELEASE tidings")
+
+
+def _session_of(engine: Any, is_async: bool) -> Any:
+    if is_async:
+        from sqlalchemy.ext.asyncio import async_sessionmaker
+
+        return async_sessionmaker(engine, expire_on_commit=False)
+    from sqlalchemy.orm import sessionmaker
+
+    return sessionmaker(engine)

@@ -1,0 +1,212 @@
+"""Knowing that somebody published: NOTIFY on a side connection, and a poll behind it always.
+
+A NOTIFY inside the writer's transaction would make commits wait for each other, so it is sent beside it, when the publish is called, and
+rarely enough not to matter. Then the writer may not have committed yet: while positions are held back by open transactions, and for a
+short time after a hint, whoever listens looks again and again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import psycopg
+
+from ...errors import StoreError
+from .connect import connect, is_open, label
+
+log = logging.getLogger("tidings.store")
+
+POLL_SECONDS = 2.0
+"""With nothing heard, look this often."""
+QUICK = (0.0005, 0.05)
+"""Seconds between looks while something is expected: the first, and the longest (each is half as long again as the one before)."""
+NOTIFY_SECONDS = 0.01
+"""Between two NOTIFY of one process."""
+RECONNECT_SECONDS = 1.0
+
+
+class Notifier:
+    """Tells listeners of other processes, from a thread and a connection of its own."""
+
+    def __init__(self, url: str, channel: str) -> None:
+        self._url = url
+        self._channel = channel
+        self._hinted = threading.Event()
+        self._closing = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._starting = threading.Lock()
+
+    def hint(self) -> None:
+        """Something was published or will be committed soon. Costs nothing beyond setting a flag."""
+        if self._hinted.is_set():
+            return
+        self._hinted.set()
+        if self._thread is None:
+            with self._starting:
+                if self._thread is None:
+                    self._thread = threading.Thread(target=self._run, name="tidings-notify", daemon=True)
+                    self._thread.start()
+
+    def close(self) -> None:
+        """Send what is to be said, and end."""
+        self._closing.set()
+        was_hinted = self._hinted.is_set()
+        self._hinted.set()
+        if self._thread is not None:
+            self._thread.join(5.0 if was_hinted else 1.0)
+
+    def _run(self) -> None:
+        conn: psycopg.Connection[Any] | None = None
+        while True:
+            self._hinted.wait()
+            self._hinted.clear()
+            try:
+                if conn is None or not is_open(conn):
+                    conn = connect(self._url, name="tidings notify")
+                conn.execute("SELECT pg_notify(%s, '')", (self._channel,))
+            except (psycopg.Error, StoreError) as error:  # listeners poll
+                log.info("nobody could be told that there is something new: %s", error)
+                if conn is not None:
+                    conn.close()
+                    conn = None
+                self._closing.wait(RECONNECT_SECONDS)
+            if self._closing.wait(NOTIFY_SECONDS) and not self._hinted.is_set():
+                break
+            if self._closing.is_set():
+                self._hinted.clear()
+                break
+        if conn is not None:
+            conn.close()
+
+
+class Waker:
+    """Calls ``woken`` on the loop when there may be something new.
+
+    Args:
+        held_back: whether the last reading saw positions that open transactions keep from being read.
+    """
+
+    def __init__(self, url: str, channel: str, woken: Callable[[], None], held_back: Callable[[], bool]) -> None:
+        self._url = url
+        self._channel = channel
+        self._woken = woken
+        self._held_back = held_back
+        self._loop = asyncio.get_running_loop()
+        self._conn: psycopg.Connection[Any] | None = None
+        self._connecting: asyncio.Future[Any] | None = None
+        self._armed = False
+        self._heard = True  # until the first look
+        self._closed = False
+        self._pause = QUICK[0]
+        self._quick_until = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self._connect()
+
+    def arm(self) -> None:
+        """Begin to watch; what was heard since the last time wakes at once."""
+        if self._armed or self._closed:
+            return
+        self._armed = True
+        if self._heard:
+            self._wake()
+        elif self._held_back() or self._loop.time() < self._quick_until:
+            self._schedule(self._pause)
+            self._pause = min(QUICK[1], self._pause * 1.5)
+        else:
+            self._pause = QUICK[0]
+            self._schedule(POLL_SECONDS)
+
+    def disarm(self) -> None:
+        self._armed = False
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def hint(self, seconds: float = 2.0) -> None:
+        """Somebody has published here and will commit soon."""
+        self._quick_until = self._loop.time() + seconds
+        self._pause = QUICK[0]
+        if self._armed:
+            self._schedule(self._pause)
+
+    def close(self) -> None:
+        self._closed = True
+        self.disarm()
+        if self._conn is not None:
+            self._forget(self._conn)
+
+    def _wake(self) -> None:
+        self._heard = False
+        self.disarm()
+        self._woken()
+
+    def _schedule(self, delay: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_later(delay, self._wake)
+
+    # -- the listening connection
+
+    def _connect(self) -> None:
+        """In a thread; polling goes on meanwhile."""
+        if self._closed or self._connecting is not None:
+            return
+
+        def listen() -> psycopg.Connection[Any]:
+            conn = connect(self._url, name="tidings listen")
+            conn.execute(f'LISTEN "{self._channel}"'.encode())
+            return conn
+
+        self._connecting = self._loop.run_in_executor(None, listen)
+        self._connecting.add_done_callback(self._connected)
+
+    def _connected(self, done: asyncio.Future[psycopg.Connection[Any]]) -> None:
+        self._connecting = None
+        if done.cancelled():
+            return
+        error = done.exception()
+        if error is not None:
+            if not self._closed:
+                log.info("%s: no word of new events for now, so they are polled for: %s", label(self._url), error)
+                self._loop.call_later(RECONNECT_SECONDS, self._connect)
+            return
+        conn = done.result()
+        if self._closed:
+            conn.close()
+            return
+        self._conn = conn
+        self._loop.add_reader(conn.fileno(), self._on_readable)
+        self._told()  # whatever was said while nobody listened
+
+    def _on_readable(self) -> None:
+        conn = self._conn
+        if conn is None:
+            return
+        try:
+            conn.pgconn.consume_input()
+            heard = False
+            while conn.pgconn.notifies() is not None:
+                heard = True
+        except psycopg.Error as error:
+            log.info("%s: %s", label(self._url), error)
+            self._forget(conn)
+            self._loop.call_later(RECONNECT_SECONDS, self._connect)
+            heard = True
+        if heard:
+            self._told()
+
+    def _told(self) -> None:
+        self._heard = True
+        self._quick_until = max(self._quick_until, self._loop.time() + 0.1)
+        self._pause = QUICK[0]
+        if self._armed:
+            self._wake()
+
+    def _forget(self, conn: psycopg.Connection[Any]) -> None:
+        self._conn = None
+        self._loop.remove_reader(conn.fileno())
+        conn.close()
