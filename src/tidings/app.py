@@ -15,12 +15,11 @@ from .errors import ConfigurationError, StoreBusy, SubscriptionNameTaken
 from .event import EventType
 from .publish.publisher import Publisher, Publishing, Receipt
 from .retry import Retry
-from .store.port import Scheduled
-from .store.sqlite import SQLiteStore
+from .store import store_at
+from .store.port import Scheduled, Store
 from .subscribe.handler import tell_apart
 from .subscribe.middleware import Middleware, wrap
 from .subscribe.subscription import F, Given, Options, Subscription
-from .subscribe.transactions import Transactions, check_given
 from .subscribe.worker import Worker
 
 if TYPE_CHECKING:
@@ -36,7 +35,7 @@ class App:
 
     Args:
         name: the CloudEvents ``source`` of its events, and the first part of their type names.
-        store: ``sqlite:///shop.db``, or a store object.
+        store: ``sqlite:///shop.db``, ``postgresql://user@host/database``, or a store object.
         transactions: where handlers' transactions come from: a SQLAlchemy engine or sessionmaker, their async twins, a callable that
             returns an aiosqlite connection, or several of these. ``sqlite3.Connection`` needs nothing.
         topic: where its events go between services; its name unless given.
@@ -53,7 +52,7 @@ class App:
     def __init__(
         self,
         name: str,
-        store: str | SQLiteStore,
+        store: str | Store,
         *,
         transactions: Any = None,
         topic: str | None = None,
@@ -69,7 +68,7 @@ class App:
             raise ConfigurationError(f"lease={lease!r}: seconds, 0.2 or more; a worker must be able to renew it in time")
         self.name = name
         self.clock: Clock = clock or (SystemClock() if isinstance(store, str) else store.clock)
-        self.store = SQLiteStore(store, synchronous=synchronous, clock=self.clock) if isinstance(store, str) else store
+        self.store = store_at(store, synchronous=synchronous, clock=self.clock) if isinstance(store, str) else store
         self.subscriptions: dict[str, Subscription] = {}
         self._types: dict[type, EventType] = {}
         self._topic = topic or name
@@ -81,7 +80,7 @@ class App:
         self.worker: Worker | None = None
         self.use_store(self.store, transactions)
 
-    def use_store(self, store: SQLiteStore, transactions: Any) -> None:
+    def use_store(self, store: Store, transactions: Any) -> None:
         """Publish to and read from another store from now on, by its clock; for tests. Not while the app is open.
 
         Raises:
@@ -89,10 +88,10 @@ class App:
         """
         if self._opened:
             raise ConfigurationError(f"the app {self.name!r} is open; close it before it gets another store")
-        check_given(transactions)
+        _check_transactions(transactions)
         self.store, self.clock, self._given_transactions = store, store.clock, transactions
         self._publisher = Publisher(self.name, self._topic, store, self.type_of)
-        self._transactions = Transactions(store, self._publisher, transactions)
+        self._transactions = store.transactions(transactions, self._worker_options["lease"])
 
     # -- publishing
 
@@ -296,9 +295,9 @@ class App:
             self.open()
         except StoreBusy as error:
             raise StoreBusy(
-                f"{self.store.path} has no Tidings tables yet, and they can't be made while a transaction, probably your own, holds the"
+                f"{self.store.label} has no Tidings tables yet, and they can't be made while a transaction, probably your own, holds the"
                 " file: call app.open() once when the program starts, or run `tidings store init`",
-                path=self.store.path,
+                path=self.store.label,
                 holder=getattr(error, "holder", None),
             ) from error
 
@@ -400,6 +399,16 @@ class _Decoded:
         if len(self._events) >= self.LIMIT:
             self._events.clear()
         self._events[key] = event
+
+
+def _check_transactions(given: Any) -> None:
+    """Raise ConfigurationError for a ``transactions=`` that is none of the known kinds."""
+    for one in given if isinstance(given, (list, tuple)) else (given,):
+        if one is None or callable(one) or type(one).__module__.startswith("sqlalchemy."):
+            continue
+        raise ConfigurationError(
+            f"transactions={one!r}: give an engine, a sessionmaker, their async twins, or a callable that returns a connection"
+        )
 
 
 async def serve(

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import time
-from functools import partial
+from operator import methodcaller
 from typing import Any
 
 import click
 import msgspec
 
 from ..errors import NotFound
-from ..store.port import Parked
-from ..store.sqlite import SQLiteStore
-from ..store.sqlite.unit import SQLiteUnit
+from ..store.port import Parked, Store
 from .options import Target, complete_subscription, require_subscription, store_options
 from .output import clock_time, console, count, print_json, table
 
@@ -114,7 +112,7 @@ def _change(
             positions = tuple(_all_positions(store, subscription))
         else:
             for position in positions:
-                row = store.query(partial(SQLiteUnit.parked_row, subscription=subscription, position=position))
+                row = store.query(methodcaller("parked_row", subscription, position))
                 if row is None or row.state != "dead":
                     raise _missing(subscription, position)
         if ask and positions:
@@ -136,11 +134,11 @@ def _change(
         click.echo(f"{count(done, 'dead letter')} of {subscription} {'will be tried again' if action == 'retry' else 'dropped'}")
 
 
-def _all_positions(store: SQLiteStore, subscription: str) -> list[int]:
+def _all_positions(store: Store, subscription: str) -> list[int]:
     positions: list[int] = []
     while True:
         after = positions[-1] if positions else 0
-        rows = store.query(partial(SQLiteUnit.parked, subscription=subscription, states=["dead"], limit=1000, after=after))
+        rows = store.query(methodcaller("parked", subscription, ["dead"], after=after))
         positions += [row.envelope.position for row in rows]
         if len(rows) < 1000:
             return positions

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from ..errors import NotFound
-from ..store.sqlite import SQLiteStore
+from ..store import store_at
 
 if TYPE_CHECKING:
     from ..app import App
+    from ..store.port import Store
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -40,17 +41,17 @@ class Target:
 
         return load(self.spec)
 
-    def store(self) -> SQLiteStore:
+    def store(self) -> Store:
         """The store, not opened."""
         app = self.app()
         if app is not None:
             return app.store
         if self.url is None:
             raise click.UsageError("which store? Give --store sqlite:///shop.db, set TIDINGS_STORE, or name an app with --app module:app")
-        return SQLiteStore(self.url)
+        return store_at(self.url)
 
     @contextmanager
-    def reading(self) -> Iterator[SQLiteStore]:
+    def reading(self) -> Iterator[Store]:
         """The store for reading: nothing is made or changed."""
         store = self.store()
         store.open_to_read()
@@ -60,7 +61,7 @@ class Target:
             store.close()
 
     @contextmanager
-    def writing(self, *, make: bool = False) -> Iterator[SQLiteStore]:
+    def writing(self, *, make: bool = False) -> Iterator[Store]:
         """The store for writing; one that isn't there is an error, unless it may be made."""
         store = self.store()
         if not make:
@@ -91,7 +92,11 @@ def store_options(fn: F) -> F:
 
     options = (
         click.option(
-            "--store", "store_url", metavar="URL", envvar="TIDINGS_STORE", help="The store, as in sqlite:///shop.db [TIDINGS_STORE]."
+            "--store",
+            "store_url",
+            metavar="URL",
+            envvar="TIDINGS_STORE",
+            help="The store, as in sqlite:///shop.db or postgresql://user@host/database [TIDINGS_STORE].",
         ),
         click.option("--app", "app_spec", metavar="MODULE:APP", help="Take the store from this app."),
         json_option,
@@ -145,7 +150,7 @@ def micros(moment: datetime | None) -> int | None:
     return None if moment is None else round(moment.timestamp() * 1_000_000)
 
 
-def require_subscription(store: SQLiteStore, name: str) -> None:
+def require_subscription(store: Store, name: str) -> None:
     """Raise NotFound unless the store knows a subscription of that name."""
     names = [row.name for row in store.query(lambda unit: unit.subscriptions())]
     if name not in names:

@@ -14,7 +14,7 @@ from ..envelope import Envelope, lane_of
 from ..errors import InvalidEvent
 from ..event import EventType
 from ..ids import new_id
-from ..store.sqlite.unit import SQLiteUnit
+from ..store.port import Unit
 from .options import Duration, Moment, Target, store_options
 from .output import count, print_json
 
@@ -67,7 +67,7 @@ def publish(
     with target.writing(make=app is not None) as store:  # as the app's own first publish would
         if due is not None:
 
-            def schedule(unit: SQLiteUnit) -> None:
+            def schedule(unit: Unit) -> None:
                 for envelope in envelopes:
                     unit.schedule(envelope, due)
 

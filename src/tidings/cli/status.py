@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-import os
 import re
 import time
 from collections import Counter
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.text import Text
 
-    from ..store.sqlite import SQLiteStore
+    from ..store.port import Store
 
 NARROW = 90
 """With fewer columns each subscription gets a line instead of a row in a table."""
@@ -87,7 +86,7 @@ def status(target: Target, as_json: bool, watch: bool, every: float, conditions:
         raise SystemExit(1)
 
 
-def gather(store: SQLiteStore) -> dict[str, Any]:
+def gather(store: Store) -> dict[str, Any]:
     """Everything that ``status`` tells, in one snapshot, as JSON would show it. Times are seconds."""
     now = store.clock.time()
 
@@ -122,7 +121,7 @@ def gather(store: SQLiteStore) -> dict[str, Any]:
             )
         next_due = unit.next_due()
         return {
-            "store": store.url,
+            "store": store.label,
             "head": head,
             "retained": unit.retained(),
             "next_scheduled_seconds": None if next_due is None else round(next_due / 1e6 - now, 3),
@@ -144,7 +143,7 @@ def gather(store: SQLiteStore) -> dict[str, Any]:
         }
 
     found = store.query(look)
-    found["file_bytes"] = os.path.getsize(store.path)
+    found["store_bytes"] = store.size()
     return found
 
 

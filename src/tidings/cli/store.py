@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import time
 from datetime import datetime, timedelta
-from functools import partial
+from operator import methodcaller
 from typing import Any
 
 import click
 
-from ..store.sqlite import schema
-from ..store.sqlite.connect import write_lock_holder
-from ..store.sqlite.unit import SQLiteUnit
+from ..store import DIALECTS, migrations, script
 from .options import Duration, Moment, Target, json_option, micros, store_options
 from .output import count, print_json
 
@@ -37,16 +33,16 @@ def init(target: Target, as_json: bool) -> None:
     finally:
         made.close()
     if as_json:
-        print_json({"path": made.path, "schema": int(facts["schema"]), "log_id": facts["log_id"]})
+        print_json({"store": made.label, "schema": int(facts["schema"]), "log_id": facts["log_id"]})
     else:
-        click.echo(f"{made.path} is ready: schema {facts['schema']}, log {facts['log_id']}")
+        click.echo(f"{made.label} is ready: schema {facts['schema']}, log {facts['log_id']}")
 
 
 @store.command(epilog="Example: tidings store check --store sqlite:///shop.db")
 @store_options
-@click.option("--full", is_flag=True, help="Check the indexes against the tables too (slower).")
+@click.option("--full", is_flag=True, help="Check the indexes against the tables too (slower; SQLite).")
 def check(target: Target, as_json: bool, full: bool) -> None:
-    """Check the file and say what is in it; exit code 1 if it is damaged."""
+    """Check the store and say what is in it; exit code 1 if it is damaged."""
     with target.reading() as opened:
 
         def look(unit: Any) -> dict[str, Any]:
@@ -59,68 +55,55 @@ def check(target: Target, as_json: bool, full: bool) -> None:
             }
 
         facts = opened.query(look)
-        conn = opened.connect(read_only=True)
-        try:
-            problems = [
-                row[0] for row in conn.execute("PRAGMA integrity_check(20)" if full else "PRAGMA quick_check(20)") if row[0] != "ok"
-            ]
-            rows = conn.execute("SELECT count(*) FROM tidings_log").fetchone()[0]
-        finally:
-            conn.close()
-        path = opened.path
-    sizes = {
-        name: os.path.getsize(path + suffix) if os.path.exists(path + suffix) else 0 for name, suffix in (("file", ""), ("wal", "-wal"))
-    }
-    holder = write_lock_holder(path)
+        found = opened.examine(full)
+        label = opened.label
     result = {
-        "path": path,
-        "ok": not problems,
-        "problems": problems,
+        "store": label,
+        "ok": not found.problems,
+        "problems": found.problems,
         "schema": int(facts["schema"]),
         "log_id": facts["log_id"],
         "incarnation": int(facts["incarnation"]),
-        "events": rows,
+        "events": found.events,
         "head": facts["head"],
         "retained": int(facts["retained"]),
         "trimmable": facts["trimmable"],
         "searched_plainly": facts["searched_plainly"],
-        "file_bytes": sizes["file"],
-        "wal_bytes": sizes["wal"],
-        "free_bytes": shutil.disk_usage(os.path.dirname(os.path.abspath(path))).free,
-        "write_lock": None if holder is None else {"pid": holder[0], "name": holder[1]},
+        **found.figures,
     }
     if as_json:
         print_json(result)
     else:
-        click.echo(f"{path}: {'damaged' if problems else 'in order'}")
-        for problem in problems:
+        click.echo(f"{label}: {'damaged' if found.problems else 'in order'}")
+        for problem in found.problems:
             click.echo(f"  {problem}")
         click.echo(f"schema {result['schema']}, log {facts['log_id']}, incarnation {facts['incarnation']}")
         click.echo(
-            f"{count(rows, 'event')} in the log, the last at position {facts['head']}; {count(facts['scheduled'], 'event')} scheduled"
+            f"{count(found.events, 'event')} in the log, the last at position {facts['head']};"
+            f" {count(facts['scheduled'], 'event')} scheduled"
         )
         if int(facts["retained"]):
             click.echo(f"trimmed up to position {facts['retained']}; every subscription has passed {facts['trimmable']}")
-        click.echo(f"{_size(sizes['file'])}, {_size(sizes['wal'])} of write-ahead log, {_size(result['free_bytes'])} free on the disk")
+        for line in found.lines:
+            click.echo(line)
         if facts["searched_plainly"] > 50_000:
             click.echo(
                 f"{count(facts['searched_plainly'], 'event')} not condensed for searching: workers do it, or `tidings store condense`"
             )
-        if holder is not None:
-            click.echo(f"process {holder[0]} ({holder[1]}) holds the write lock")
-    if problems:
-        click.echo("Restore a backup, or look at it with `sqlite3 FILE .recover`.", err=True)
+    if found.problems:
+        click.echo(found.advice, err=True)
         raise SystemExit(1)
 
 
-@store.command(epilog="Example: tidings store sql > migrations.sql")
+@store.command(epilog="Example: tidings store sql postgresql > migrations.sql")
+@click.argument("dialect", type=click.Choice(DIALECTS), default=DIALECTS[0])
 @json_option
-def sql(as_json: bool) -> None:
+def sql(dialect: str, as_json: bool) -> None:
     """Print the tables as SQL, for those who own their DDL."""
     if as_json:
-        print_json([{"number": number, "title": title, "sql": text.strip()} for number, title, text in schema.MIGRATIONS])
+        print_json([{"number": number, "title": title, "sql": text.strip()} for number, title, text in migrations(dialect)])
     else:
-        click.echo(schema.sql())
+        click.echo(script(dialect))
 
 
 @store.command(epilog="Example: tidings store trim --older 30d --store sqlite:///shop.db")
@@ -151,7 +134,7 @@ def trim(target: Target, as_json: bool, older: timedelta | None, before: datetim
     if as_json:
         print_json({"deleted": deleted, "upto": last})
     else:
-        click.echo(f"deleted {count(deleted, 'event')}; the file keeps its size and fills the room again (VACUUM would shrink it)")
+        click.echo(f"deleted {count(deleted, 'event')}; the room is used again, but not given back to the disk (VACUUM would)")
 
 
 @store.command(epilog="Example: tidings store condense --store sqlite:///shop.db")
@@ -161,18 +144,10 @@ def condense(target: Target, as_json: bool) -> None:
     done = 0
     with target.writing() as opened:
         while (block := opened.query(lambda unit: unit.next_block())) is not None:
-            opened.write(partial(SQLiteUnit.add_block, block=block)).result()
+            opened.write(methodcaller("add_block", block)).result()
             done += 1
         left = opened.query(lambda unit: unit.searched_plainly())
     if as_json:
         print_json({"blocks": done, "searched_plainly": left})
     else:
         click.echo(f"condensed {count(done, 'block')}; {count(left, 'event')} at the end of the log are read one by one")
-
-
-def _size(size: float) -> str:
-    for unit in ("bytes", "KB", "MB", "GB"):
-        if size < 1000 or unit == "GB":
-            return f"{size:.0f} {unit}" if unit == "bytes" or size >= 10 else f"{size:.1f} {unit}"
-        size /= 1000
-    raise AssertionError

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.text import Text
     from rich.tree import Tree
 
-    from ..store.sqlite import SQLiteStore
+    from ..store.port import Store
 
 STYLES = {"handled": "green", "pending": "yellow", "retry": "yellow", "waiting": "yellow", "dead": "red", "dropped": "red"}
 
@@ -53,7 +53,7 @@ def trace(target: Target, as_json: bool, key_name: str, value: str, limit: int, 
         click.echo(f"there are older events of this key; --limit {limit * 10} shows more of them", err=True)
 
 
-def _find(store: SQLiteStore, key_name: str, value: str, limit: int) -> Story:
+def _find(store: Store, key_name: str, value: str, limit: int) -> Story:
     for name in (key_name, f"{key_name}_id"):
         story = store.query(lambda unit, name=name: story_of(unit, name, value, limit=limit))  # type: ignore[misc]
         if story.events or story.scheduled:

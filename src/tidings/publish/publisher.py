@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import sqlite3
 import warnings
 from collections.abc import Awaitable, Callable, Collection, Generator, Mapping
 from concurrent.futures import Future
@@ -15,15 +14,13 @@ from weakref import WeakKeyDictionary
 
 from ..codec import encode_json
 from ..envelope import Envelope, lane_of
-from ..errors import ConfigurationError, InvalidEvent, OutsideTransaction, StoreNotInitialised, UnawaitedPublish, WrongStore
+from ..errors import ConfigurationError, InvalidEvent, OutsideTransaction, UnawaitedPublish
 from ..event import EventType
 from ..ids import new_id
-from ..store.sqlite.connect import plain
-from ..store.sqlite.unit import APPEND_CHECKED
-from . import enlist
+from . import commits
 
 if TYPE_CHECKING:
-    from ..store.sqlite.store import SQLiteStore
+    from ..store.port import Store
     from ..subscribe.context import Context
 
 log = logging.getLogger("tidings.publish")
@@ -142,7 +139,7 @@ class Publisher:
         source: the app's name. topic: where its events go between services. store: opened.
     """
 
-    def __init__(self, source: str, topic: str, store: SQLiteStore, type_of: Callable[[type], EventType]) -> None:
+    def __init__(self, source: str, topic: str, store: Store, type_of: Callable[[type], EventType]) -> None:
         self._source = source
         self._topic = topic
         self._store = store
@@ -210,14 +207,17 @@ class Publisher:
                     " transaction, or publish with ctx.publish(event)"
                 )
             return Publishing(self._store.write(lambda unit: self._in_unit(unit, envelope, due)))
-        if type(tx) is not sqlite3.Connection and enlist.is_async(tx):
-            return self._unstarted(tx, lambda: enlist.run_async(tx, lambda conn: self.insert(conn, envelope, due)), envelope.type)
-        return enlist.run(tx, lambda conn: self.insert(conn, envelope, due))
+        if self._store.is_async(tx):
+            return self._unstarted(tx, lambda: self._publish_async(tx, envelope, due), envelope.type)
+        return Receipt(envelope.event_id, envelope.lane, self._store.publish(tx, envelope, due))
+
+    async def _publish_async(self, tx: Any, envelope: Envelope, due: int | None) -> Receipt:
+        return Receipt(envelope.event_id, envelope.lane, await self._store.publish_async(tx, envelope, due))
 
     def _unstarted(self, tx: Any, begin: Callable[[], Awaitable[Receipt]], type_name: str) -> Unstarted:
-        """SQLAlchemy is asked not to commit a transaction with a publish that wasn't awaited; aiosqlite can't be."""
+        """SQLAlchemy is asked not to commit a transaction with a publish that wasn't awaited; other drivers can't be."""
         publish = Unstarted(begin, type_name, self._pending)
-        target = enlist.committed_by(tx)
+        target = commits.committed_by(tx)
         if target is None:
             return publish
         tokens = self._watched.get(target)
@@ -229,40 +229,11 @@ class Publisher:
                 held, watched[:] = tuple(watched), ()
                 pending.refuse(held)
 
-            enlist.before_commit(target, refuse)
+            commits.before_commit(target, refuse)
         if len(tokens) >= 100:
             tokens[:] = self._pending.among(tokens)
         tokens.append(publish.token)
         return publish
-
-    def insert(self, conn: sqlite3.Connection, envelope: Envelope, due: int | None = None) -> Receipt:
-        """The one INSERT, on a driver connection.
-
-        Raises:
-            WrongStore: the connection is to another database than the app's store.
-        """
-        try:
-            if due is not None:
-                self.check(conn)
-                self._store.unit(conn).schedule(envelope, due)
-                return Receipt(envelope.event_id, envelope.lane, None)
-            cursor = conn.execute(APPEND_CHECKED, (*envelope[1:], self._store.log_id))
-        except sqlite3.OperationalError as error:
-            if "no such table" in str(error):
-                raise self._wrong(conn) from error
-            raise
-        if cursor.rowcount != 1:
-            raise self._wrong(conn)
-        return Receipt(envelope.event_id, envelope.lane, cursor.lastrowid)
-
-    def check(self, conn: sqlite3.Connection) -> None:
-        """Raise WrongStore unless ``conn`` is to this app's store."""
-        try:
-            row = conn.execute("SELECT 1 FROM tidings_meta WHERE name = 'log_id' AND value = ?", (self._store.log_id,)).fetchone()
-        except sqlite3.OperationalError as error:
-            raise self._wrong(conn) from error
-        if row is None:
-            raise self._wrong(conn)
 
     def _in_unit(self, unit: Any, envelope: Envelope, due: int | None) -> Receipt:
         if due is not None:
@@ -282,17 +253,6 @@ class Publisher:
             return int(at.timestamp() * 1_000_000)
         assert after is not None
         return int((self._store.clock.time() + after.total_seconds()) * 1_000_000)
-
-    def _wrong(self, conn: sqlite3.Connection) -> WrongStore | StoreNotInitialised:
-        rows = plain(conn).execute("PRAGMA database_list").fetchall()
-        file = rows[0][2] if rows and rows[0][2] else "a database in memory"
-        return WrongStore(
-            f"the transaction given is on {file}, but the app's store is {self._store.path}: an event commits with your"
-            " rows only in one database."
-            " Open your connection on the store's file.",
-            given=file,
-            store=self._store.path,
-        )
 
 
 def _is_open(tx: Any) -> bool:

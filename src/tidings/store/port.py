@@ -11,13 +11,18 @@ the store's own (``write``), a handler's, or the publisher's in the user's code.
 - *Durability.* When the future of ``write`` has its result, it survives a crash of the machine (``durable`` for what others wrote).
 - *Threads.* ``read``, ``query`` and ``durable`` block and may be called from any thread; ``write`` doesn't block. ``close`` ends
   what was begun.
+- *One word at a time.* Jobs given to ``write`` run and commit in the order in which they were given. Handlers' own transactions may
+  commit beside them, so how a key of parked events stands is only ever asked in a job (``Unit.key_state``, ``Unit.parked_keys``).
+
+``SomeTransactions`` is where handlers' transactions come from, and the last part of ``Store`` finds out whose transaction a publisher
+was given: both are about drivers, of which each store knows its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import Future
-from contextlib import AbstractContextManager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
@@ -137,6 +142,27 @@ class Scheduled:
     envelope: Envelope
 
 
+@dataclass(slots=True)
+class Examination:
+    """What ``tidings store check`` finds: damage and what to do about it, and what is worth knowing of this kind of store, for programs
+    (``figures``) and for people (``lines``)."""
+
+    events: int
+    problems: list[str]
+    advice: str
+    figures: dict[str, Any]
+    lines: list[str]
+
+
+def size_text(size: float) -> str:
+    """Bytes as people read them."""
+    for unit in ("bytes", "KB", "MB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "bytes" or size >= 10 else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.0f} GB" if size >= 10 else f"{size:.1f} GB"
+
+
 class Unit(Protocol):
     """The statements of one transaction. Methods raise the driver's errors; the owner of the transaction rolls back."""
 
@@ -158,6 +184,23 @@ class Unit(Protocol):
         until: int | None = None, event_ids: Sequence[str] = (), correlation_ids: Sequence[str] = (), newest: bool = False,
     ) -> list[Envelope]:  # fmt: skip
         """Rows of the log that fit everything given, ascending; with ``newest`` the last ``limit`` of them."""
+        ...
+
+    def retained(self) -> int:
+        """Rows up to here may be gone; what is behind it is all there."""
+        ...
+
+    def trimmable(self) -> int:
+        """The highest position that every subscription has passed, open positions included."""
+        ...
+
+    def next_block(self) -> Any:
+        """A part of the log to be prepared for ``select``, for ``add_block`` in any later transaction; None if there is nothing to do."""
+        ...
+
+    def add_block(self, block: Any) -> None: ...
+    def searched_plainly(self) -> int:
+        """How many positions ``select`` has to look at one by one."""
         ...
 
     def trim(self, upto: int, limit: int) -> int:
@@ -205,8 +248,15 @@ class Unit(Protocol):
         """Take free lanes (nobody's, or a dead worker's) in whole groups until ``share`` groups are held; the lanes taken."""
         ...
 
+    def bury(self) -> None:
+        """Forget workers whose lease ran out and whose lanes all went to others."""
+        ...
+
     def advance(self, subscription: str, worker: str, rows: Sequence[tuple[int, int, int, str | None]]) -> list[tuple[int, int]]:
-        """Write checkpoints ``(lane, epoch, position, open)``; lane and epoch of those where they no longer fit (fenced)."""
+        """Write checkpoints ``(lane, epoch, position, open)``; lane and epoch of those where they no longer fit (fenced).
+
+        Transactions of one worker that advance the same lane at the same time take turns here, and each may know only of its own ends:
+        whatever one of them has finished stays finished."""
         ...
 
     def release(self, subscription: str, worker: str, lanes: Iterable[int]) -> None: ...
@@ -243,13 +293,108 @@ class Unit(Protocol):
         """Raised by every operator's command, so that workers see it by reading one row."""
         ...
 
+    def facts(self) -> dict[str, str]:
+        """What the store knows about itself: schema, log_id, incarnation, retained, control."""
+        ...
+
+
+class Guard(Protocol):
+    """Keeps a handler from ending a transaction that isn't its own."""
+
+    def closed(self, name: str) -> AbstractContextManager[None]:
+        """Around a handler's call. Raises TransactionEnded if it tried to end the transaction, whatever error that gave it."""
+        ...
+
+    def alive(self) -> bool:
+        """Whether a transaction is open."""
+        ...
+
+
+class Transaction(Protocol):
+    """A handler's transaction under way.
+
+    Attributes:
+        tx: for the handler. raw: for ``Store.unit``. guard: around the handler.
+        flushes: ``tx`` may hold what isn't written yet, so ``flush`` must be called behind the handler.
+        after: called behind the commit. told: something was published in it. aborted: given up.
+    """
+
+    tx: Any
+    raw: Any
+    flushes: bool
+    after: list[Callable[[], None]]
+    told: bool
+    aborted: bool
+
+    @property
+    def guard(self) -> Guard: ...
+    def savepoint(self) -> Any:
+        """A context manager: an error inside undoes what was done inside."""
+        ...
+
+    def flush(self) -> None: ...
+    def settle(self) -> None:
+        """The handlers are done, the commit follows: too late for ``abort``. Raises HandlerTimeout if abort was first."""
+        ...
+
+
+class AsyncTransaction(Protocol):
+    """The same for an async handler: ``await run(work)`` runs ``work(raw)`` in it, ``raw`` being for ``Store.unit``."""
+
+    tx: Any
+    after: list[Callable[[], None]]
+    told: bool
+
+    @property
+    def guard(self) -> Guard: ...
+    def run(self, work: Callable[[Any], T]) -> Awaitable[T]: ...
+
+
+class SomeTransactions(Protocol):
+    """Where the transactions of one app's handlers come from. ``kind`` is one of ``subscribe.handler.TRANSACTION_TYPES``."""
+
+    def check(self, kind: str, handler: str) -> None:
+        """Raise HandlerDefinitionError unless transactions of this kind can be had."""
+        ...
+
+    def begin(self, kind: str) -> AbstractContextManager[Transaction]:
+        """For synchronous handlers, in the thread that runs them. Commits at the end, rolls back on an error."""
+        ...
+
+    def begin_async(self, kind: str) -> AbstractAsyncContextManager[AsyncTransaction]: ...
+    def abort(self, transaction: Any) -> bool:
+        """Give up a transaction whose handler hangs in another thread; False if it is being committed."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class SomeWaker(Protocol):
+    """Calls back on the loop when there may be something new; armed by whoever goes idle, so that a busy worker pays nothing for it."""
+
+    def arm(self) -> None:
+        """Begin to watch. What came between the last read and now is not missed."""
+        ...
+
+    def hint(self) -> None:
+        """Somebody has published in this process, and will commit soon."""
+        ...
+
+    def close(self) -> None: ...
+
 
 class Store(Protocol):
-    """A log, its readers' progress, and where transactions come from."""
+    """A log, its readers' progress, and where transactions come from.
+
+    Attributes:
+        label: the URL as it may be shown. one_writer: transactions that write run one after another, all of them.
+    """
 
     url: str
+    label: str
     log_id: str
     clock: Clock
+    one_writer: bool
 
     def open(self) -> None:
         """Connect, and make or migrate the tables. Raises StoreError. May be called again."""
@@ -283,3 +428,55 @@ class Store(Protocol):
     def transaction(self) -> AbstractContextManager[Any]:
         """A driver connection with a write transaction open: commits at the end, rolls back on an error."""
         ...
+
+    def open_to_read(self) -> None:
+        """For ``query`` and ``read`` only: makes and migrates nothing, and needs no right to write. Wants its ``close`` too."""
+        ...
+
+    def size(self) -> int:
+        """Bytes that it takes."""
+        ...
+
+    def examine(self, full: bool) -> Examination: ...
+
+    # -- waking up
+
+    def on_commit(self, callback: Callable[[], None]) -> None:
+        """Call ``callback`` (from any thread) after commits of this process that readers want to know of."""
+        ...
+
+    def off_commit(self, callback: Callable[[], None]) -> None: ...
+    def watch(self, woken: Callable[[], None]) -> SomeWaker:
+        """On a running loop."""
+        ...
+
+    # -- handling
+
+    def transactions(self, given: Any, idle: float) -> SomeTransactions:
+        """Args: what ``App(transactions=…)`` was given; after how many seconds a frozen one must not hold up others any more."""
+        ...
+
+    def is_busy(self, error: BaseException) -> bool:
+        """Whether an error means that the store was busy or failed, so that the same work is simply run again. Looks through what
+        SQLAlchemy and Django make of their driver's errors."""
+        ...
+
+    def is_lost(self, error: BaseException) -> bool:
+        """Whether nobody knows if what was being committed is."""
+        ...
+
+    def stepping(self) -> AbstractContextManager[None]:
+        """Around work on many rows, if threads that do so had better take turns."""
+        ...
+
+    # -- publishing in the user's own transaction
+
+    def is_async(self, tx: Any) -> bool:
+        """Whether publishing in it must be awaited. Raises UnsupportedTransaction."""
+        ...
+
+    def publish(self, tx: Any, envelope: Envelope, due: int | None) -> int | None:
+        """Append in ``tx`` or, with ``due`` (microseconds since 1970), schedule; the position. Raises OutsideTransaction, WrongStore."""
+        ...
+
+    def publish_async(self, tx: Any, envelope: Envelope, due: int | None) -> Awaitable[int | None]: ...

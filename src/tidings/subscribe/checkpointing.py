@@ -21,7 +21,7 @@ from .parking import parked_row
 
 if TYPE_CHECKING:
     from ..clock import Clock
-    from ..store.sqlite.store import SQLiteStore
+    from ..store.port import Store
     from .feed import Feed
 
 log = logging.getLogger("tidings.subscribe")
@@ -61,7 +61,7 @@ class Checkpointing:
         self,
         name: str,
         worker: str,
-        store: SQLiteStore,
+        store: Store,
         feed: Feed,
         clock: Clock,
         *,

@@ -23,10 +23,18 @@ TRANSACTION_TYPES: dict[str, str] = {
     "sqlalchemy.ext.asyncio.engine.AsyncConnection": "async connection",
     "django.db.backends.base.base.BaseDatabaseWrapper": "django",
     "django.db.transaction.Atomic": "django",
+    "psycopg.Connection": "psycopg",
+    "psycopg.AsyncConnection": "async psycopg",
+    "psycopg.connection.Connection": "psycopg",
+    "psycopg.connection_async.AsyncConnection": "async psycopg",
+    "psycopg2.extensions.connection": "psycopg2",
+    "asyncpg.connection.Connection": "asyncpg",
 }
 """Annotations that ask for a transaction, by full name so that nothing is imported, and the kind of transaction."""
 
-ASYNC_KINDS = {"aiosqlite", "async session", "async connection"}
+ASYNC_KINDS = {"aiosqlite", "async session", "async connection", "async psycopg", "asyncpg"}
+SYNC_KINDS = {"session", "connection", "django", "psycopg", "psycopg2"}
+"""``sqlite3`` is neither: an async handler may have it, if it calls it from another thread than the loop's."""
 
 
 class RaisedByHandler(Exception):
@@ -113,7 +121,7 @@ class Handler:
                 )
         if self.tx in ASYNC_KINDS and not self.is_async:
             raise HandlerDefinitionError(f"{self.name} asks for an {self.tx}, so it must be `async def`", handler=self.name)
-        if self.is_async and self.tx in {"session", "connection", "django"}:
+        if self.is_async and self.tx in SYNC_KINDS:
             raise HandlerDefinitionError(
                 f"{self.name} is async and asks for a synchronous {self.tx}, which would block the loop: make it `def`,"
                 " or ask for the async one",

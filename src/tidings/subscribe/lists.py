@@ -14,7 +14,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ..errors import HandlerTimeout, StoreError
-from ..publish import enlist
 from ..publish.publisher import current
 from .checkpointing import Committed
 from .context import Context
@@ -22,8 +21,8 @@ from .crew import Sleepers
 from .parking import FOLLOWS
 
 if TYPE_CHECKING:
+    from ..store.port import Transaction
     from .runner import Runner
-    from .transactions import Transaction
 
 
 def _on_loop(runner: Runner, step: Callable[[], None], _: object) -> None:
@@ -201,6 +200,6 @@ class Lists:
             self._now = time.monotonic(), transaction
             with transaction.guard.closed(handler.name):
                 result = handler.call(events, last)
-                enlist.flush(transaction.tx)
+                transaction.flush()
             runner.collect(last, result)
             return runner.commit_in(transaction, chosen)

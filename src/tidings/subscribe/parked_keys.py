@@ -18,7 +18,7 @@ from .parking import describe
 
 if TYPE_CHECKING:
     from ..clock import Clock
-    from ..store.sqlite.store import SQLiteStore
+    from ..store.port import Store
     from .handler import Handler
 
 log = logging.getLogger("tidings.subscribe")
@@ -38,7 +38,7 @@ class ParkedKeys:
     """
 
     def __init__(
-        self, name: str, order: Literal["key", "none", "log"], handlers: dict[str, Handler], store: SQLiteStore, feed: Feed, clock: Clock
+        self, name: str, order: Literal["key", "none", "log"], handlers: dict[str, Handler], store: Store, feed: Feed, clock: Clock
     ) -> None:
         self._name = name
         self._order = order

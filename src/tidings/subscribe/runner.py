@@ -38,9 +38,8 @@ from .tail import Tail
 if TYPE_CHECKING:
     from ..clock import Clock
     from ..publish.publisher import Publisher
-    from ..store.sqlite.store import SQLiteStore
+    from ..store.port import SomeTransactions, Store, Transaction
     from .subscription import Options, Subscription
-    from .transactions import Transaction, Transactions
 
 log = logging.getLogger("tidings.subscribe")
 
@@ -71,10 +70,10 @@ class Runner:
     def __init__(
         self,
         subscription: Subscription,
-        store: SQLiteStore,
+        store: Store,
         tail: Tail,
         publisher: Publisher,
-        transactions: Transactions,
+        transactions: SomeTransactions,
         worker: str,
         clock: Clock,
         rng: random.Random,

@@ -12,15 +12,14 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from ..errors import HandlerTimeout, StoreError
-from ..publish import enlist
 from ..publish.publisher import current
 from .checkpointing import Committed
 from .context import Context
 from .crew import Sleepers
 from .parking import FOLLOWS
-from .transactions import Transaction
 
 if TYPE_CHECKING:
+    from ..store.port import Transaction
     from .runner import Runner
 
 SHARED_SIZE = 1000
@@ -241,21 +240,19 @@ class Serial:
         return len(chunk)
 
     def _is_stores(self, error: Exception, transaction: Transaction) -> bool:
-        return (
-            transaction.aborted or not transaction.raw.in_transaction or self._runner.store.is_busy(error) or isinstance(error, StoreError)
-        )
+        return transaction.aborted or not transaction.guard.alive() or self._runner.store.is_busy(error) or isinstance(error, StoreError)
 
     def _call(self, ctx: Context, transaction: Transaction) -> None:
         runner, handler = self._runner, ctx.handler
         event = runner.decode(ctx)
         if handler.where is not None and not handler.where(event):
             return
-        ctx.tx = tx = transaction.tx
+        ctx.tx = transaction.tx
         current.set(ctx)
         if runner.timeout is not None:
             self._now = (time.monotonic(), ctx, transaction)
         result = handler.call(event, ctx)
-        if tx is not transaction.raw:
-            enlist.flush(tx)
+        if transaction.flushes:
+            transaction.flush()
         if result is not None or ctx.published is not None:
             runner.collect(ctx, result)

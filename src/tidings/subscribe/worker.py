@@ -22,8 +22,7 @@ from typing import TYPE_CHECKING, Any
 from ..clock import Clock, SystemClock
 from ..envelope import LANES
 from ..errors import StoreError
-from ..store.port import Lane, SubscriptionRow, WorkerRow
-from ..store.sqlite.waker import Waker
+from ..store.port import Lane, SomeWaker, SubscriptionRow, WorkerRow
 from .runner import Runner, groups_of
 from .sharing import fair_share, to_give_back, whole_groups
 from .tail import Tail
@@ -32,9 +31,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ..publish.publisher import Publisher
-    from ..store.sqlite.store import SQLiteStore
+    from ..store.port import SomeTransactions, Store
     from .subscription import Subscription
-    from .transactions import Transactions
 
 log = logging.getLogger("tidings.worker")
 
@@ -66,9 +64,9 @@ class Worker:
         self,
         app: str,
         subscriptions: Sequence[Subscription],
-        store: SQLiteStore,
+        store: Store,
         publisher: Publisher,
-        transactions: Transactions,
+        transactions: SomeTransactions,
         *,
         clock: Clock,
         lease: float = 10.0,
@@ -99,7 +97,7 @@ class Worker:
         self._hurrying = False
         self._stopping = False
         self._due: int | None = None
-        self._waker: Waker | None = None
+        self._waker: SomeWaker | None = None
         self.settled = asyncio.Event()
         self._committed = asyncio.Event()
 
@@ -134,7 +132,7 @@ class Worker:
             self.runners[subscription.name] = runner
             runner.start()
         self._store.on_commit(self._on_commit)
-        self._waker = Waker(self._store.path, self._store.connect(), self._on_wake)
+        self._waker = self._store.watch(self._on_wake)
         await self.balance()
         self._tasks = [
             self._loop.create_task(self._keep(), name="tidings-lease"),

@@ -13,6 +13,9 @@ from ...errors import ConfigurationError, StoreBusy, StoreError, StoreFailed, St
 OLDEST = 150000
 """The oldest server that is tested, as ``server_version_num``."""
 
+_LOST_NAMES = {"OperationalError", "InterfaceError", "ConnectionDoesNotExistError", "InternalClientError"}
+"""What psycopg2 and asyncpg raise then, without a SQLSTATE."""
+
 CONNECT_SECONDS = 10
 
 _AGAIN = {"40001", "40P01", "55P03"}
@@ -85,9 +88,8 @@ def is_lost(error: BaseException) -> bool:
     for one in (error, getattr(error, "orig", None), error.__cause__):
         if isinstance(one, (psycopg.OperationalError, psycopg.InterfaceError, ConnectionError)):
             return True
-        if one is not None and type(one).__module__.startswith(("psycopg2", "asyncpg")):
-            if type(one).__name__ in {"OperationalError", "InterfaceError", "ConnectionDoesNotExistError", "InternalClientError"}:
-                return True
+        if type(one).__module__.startswith(("psycopg2", "asyncpg")) and type(one).__name__ in _LOST_NAMES:
+            return True
     return False
 
 

@@ -126,11 +126,6 @@ def begun_asyncpg(conn: Any) -> Any:
     return conn
 
 
-def committed_by(tx: Any) -> Any:
-    """The synchronous twin whose commit ends an AsyncSession's or AsyncConnection's transaction; None for other drivers."""
-    return getattr(tx, "sync_session", None) or getattr(tx, "sync_connection", None)
-
-
 class Psycopg:
     """A psycopg connection, its rows as tuples, whatever factories its owner has set."""
 

@@ -7,17 +7,21 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
+from weakref import WeakSet
 
 import psycopg
 
 from ...clock import Clock, SystemClock
-from ...errors import StoreError
-from . import schema
-from .connect import check_url, connect, explain, is_busy, is_open, label
+from ...envelope import Envelope
+from ...errors import StoreError, StoreNotInitialised, WrongStore
+from ..port import Examination, size_text
+from . import enlist, schema
+from .connect import check_url, connect, explain, is_busy, is_lost, is_open, label
 from .horizon import Horizon
-from .unit import READ, PostgresUnit
+from .transactions import Transactions
+from .unit import APPEND, READ, PostgresUnit
 from .waker import Notifier, Waker
 from .writer import Writer
 
@@ -44,6 +48,8 @@ class PostgresStore:
         ConfigurationError: the URL isn't understood.
     """
 
+    one_writer = False
+
     def __init__(self, url: str, *, clock: Clock | None = None) -> None:
         self.url = check_url(url)
         self.label = label(url)
@@ -61,6 +67,7 @@ class PostgresStore:
         self._horizon = Horizon()
         self._held_back = False
         self._rows = 256
+        self._ours: WeakSet[Any] = WeakSet()
 
     # -- lifecycle
 
@@ -249,18 +256,80 @@ class PostgresStore:
         if self._notifier is not None:
             self._notifier.hint()
 
-    # -- small things
+    # -- handling
+
+    def transactions(self, given: Any, idle: float) -> Transactions:
+        """``idle``: seconds after which the server ends a handler's transaction in which nothing happens."""
+        return Transactions(self, given, idle)
 
     def is_busy(self, error: BaseException) -> bool:
-        """Whether an error means that the server was busy or failed, so that the same work is simply run again.
-
-        Looks through what SQLAlchemy (``orig``) and Django (``__cause__``) make of the driver's errors.
-        """
         return is_busy(error)
 
-    def stepping(self) -> Any:
+    def is_lost(self, error: BaseException) -> bool:
+        return is_lost(error)
+
+    def stepping(self) -> AbstractContextManager[None]:
         """Nothing to take turns for: the driver fetches without giving up the interpreter at each row."""
         return nullcontext()
+
+    # -- publishing in the user's own transaction
+
+    def is_async(self, tx: Any) -> bool:
+        return type(tx) is not psycopg.Connection and enlist.is_async(tx)
+
+    def publish(self, tx: Any, envelope: Envelope, due: int | None) -> int | None:
+        return self._insert(enlist.executor(tx), envelope, due)
+
+    async def publish_async(self, tx: Any, envelope: Envelope, due: int | None) -> int | None:
+        return await enlist.run_async(tx, lambda raw: self._insert(raw, envelope, due))
+
+    def _insert(self, raw: enlist.Executor, envelope: Envelope, due: int | None) -> int | None:
+        self.check(raw)
+        if due is not None:
+            self.unit(raw).schedule(envelope, due)
+            return None
+        row = raw.execute(APPEND, envelope[1:]).fetchone()
+        self.hint()
+        assert row is not None
+        return int(row[0])
+
+    def check(self, raw: enlist.Executor) -> None:
+        """Raise WrongStore unless the connection is to this store. Each is asked once."""
+        if raw.driver in self._ours:
+            return
+        # In two steps: a statement that fails would take the caller's transaction with it.
+        row = raw.execute("SELECT current_database(), to_regclass('tidings_meta') IS NOT NULL").fetchone()
+        assert row is not None
+        if not row[1]:
+            raise StoreNotInitialised(
+                f"the transaction given is on the database {row[0]!r}, where no tidings_meta is found (the app's store is {self.label}):"
+                " open your connection on the store's database, with its search_path",
+                given=row[0],
+                store=self.label,
+            )
+        found = raw.execute("SELECT value FROM tidings_meta WHERE name = 'log_id'").fetchone()
+        if found is None or found[0] != self.log_id:
+            raise WrongStore(
+                f"the transaction given is on the database {row[0]!r}, which holds another log than the app's store {self.label}: an event"
+                " commits with your rows only in one database. Open your connection on the store's database.",
+                given=row[0],
+                store=self.label,
+            )
+        self._ours.add(raw.driver)
+
+    # -- what operators ask
+
+    def size(self) -> int:
+        return int(self.query(lambda unit: unit.bytes()))
+
+    def examine(self, full: bool) -> Examination:
+        """The server checks its own pages; this tells how much there is and what holds readers back."""
+
+        def look(unit: PostgresUnit) -> tuple[int, int]:
+            return unit.count(), unit.bytes()
+
+        events, size = self.query(look)
+        return Examination(events, [], "", {"store_bytes": size}, [f"{size_text(size)} in the tables and their indexes"])
 
     @contextmanager
     def _connection(self) -> Iterator[psycopg.Connection[Any]]:

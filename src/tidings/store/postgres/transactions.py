@@ -105,12 +105,18 @@ class Transaction:
         self.raw = raw
         self.guard = guard
         self.savepoint = savepoint
+        self.flushes = hasattr(tx, "flush")
         self.cancel = cancel
         self.after: list[Callable[[], None]] = []
         self.told = False
         self.aborted = False
         self._settling = False
         self._lock = threading.Lock()
+
+    def flush(self) -> None:
+        """Let an ORM session write what it holds."""
+        if self.flushes:
+            self.tx.flush()
 
     def settle(self) -> None:
         """The handlers are done, the commit follows: too late for ``abort``, or abort was first.
@@ -152,7 +158,9 @@ class Transactions:
         idle: seconds after which the server ends a transaction in which nothing happens.
     """
 
-    KINDS = frozenset({"psycopg", "async psycopg", "psycopg2", "asyncpg", "session", "connection", "async session", "async connection", "django"})  # fmt: skip
+    KINDS = frozenset(
+        {"psycopg", "async psycopg", "psycopg2", "asyncpg", "session", "connection", "async session", "async connection", "django"}
+    )
 
     def __init__(self, store: PostgresStore, given: Any, idle: float) -> None:
         self._store = store
@@ -262,8 +270,8 @@ class Transactions:
             self._run(raw, begun)
 
         async with self._connected_async(kind) as tx:
+            outer = tx.transaction() if kind == "asyncpg" else tx
             if kind == "asyncpg":
-                outer = tx.transaction()
                 await outer.start()
                 guard = Guard(enlist.Asyncpg(tx, loop), mark, lambda: tx.is_closed() or not tx.is_in_transaction())
             elif kind in {"async psycopg", "psycopg"}:
@@ -293,15 +301,9 @@ class Transactions:
                     yield AsyncTransaction(tx, run, guard)
             except BaseException:
                 with contextlib.suppress(Exception):  # of no interest beside the one that brought us here; closing undoes it too
-                    if kind == "asyncpg":
-                        await outer.rollback()
-                    else:
-                        await tx.rollback()
+                    await outer.rollback()
                 raise
-            if kind == "asyncpg":
-                await outer.commit()
-            else:
-                await tx.commit()
+            await outer.commit()
 
     @asynccontextmanager
     async def _connected_async(self, kind: str) -> AsyncIterator[Any]:

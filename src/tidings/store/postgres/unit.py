@@ -213,7 +213,8 @@ class PostgresUnit:
                 app=known[0],
             )
         self._count(
-            "UPDATE tidings_subscriptions SET types = %s::text[], ordering = %s WHERE name = %s AND (types <> %s::text[] OR ordering <> %s)",
+            "UPDATE tidings_subscriptions SET types = %s::text[], ordering = %s"
+            " WHERE name = %s AND (types <> %s::text[] OR ordering <> %s)",
             sorted(types), ordering, name, sorted(types), ordering,
         )  # fmt: skip
 
@@ -347,7 +348,8 @@ class PostgresUnit:
     def bury(self) -> None:
         """Delete the rows of workers whose lease ran out and whose lanes all went to others."""
         self._count(
-            f"DELETE FROM tidings_workers w WHERE until <= {_CLOCK} AND NOT EXISTS (SELECT 1 FROM tidings_lanes l WHERE l.worker = w.worker)",
+            f"DELETE FROM tidings_workers w WHERE until <= {_CLOCK}"
+            " AND NOT EXISTS (SELECT 1 FROM tidings_lanes l WHERE l.worker = w.worker)",
             self._seconds(),
         )
 
@@ -487,6 +489,21 @@ class PostgresUnit:
     def facts(self) -> dict[str, str]:
         """What the meta table says: schema, log_id, incarnation, retained, control."""
         return dict(self._all("SELECT name, value FROM tidings_meta"))
+
+    def count(self) -> int:
+        """Events in the log."""
+        row = self._one("SELECT count(*) FROM tidings_log")
+        assert row is not None
+        return int(row[0])
+
+    def bytes(self) -> int:
+        """What our tables and their indexes take."""
+        row = self._one(
+            "SELECT sum(pg_total_relation_size(c.oid))::bigint FROM pg_class c WHERE c.relkind = 'r' AND pg_table_is_visible(c.oid)"
+            " AND c.relname LIKE 'tidings\\_%%'"
+        )
+        assert row is not None
+        return int(row[0])
 
     def control(self) -> int:
         return int(self._meta("control"))

@@ -10,7 +10,7 @@ import sqlite3
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
-from ..errors import OutsideTransaction, UnsupportedTransaction
+from ...errors import OutsideTransaction, UnsupportedTransaction
 
 T = TypeVar("T")
 Work = Callable[[sqlite3.Connection], T]
@@ -59,33 +59,6 @@ async def driver_of(tx: Any) -> Any:
         return tx
     connection = await tx.connection() if hasattr(tx, "flush") else tx
     return (await connection.get_raw_connection()).driver_connection
-
-
-def committed_by(tx: Any) -> Any:
-    """The synchronous twin whose commit ends an AsyncSession's or AsyncConnection's transaction; None for aiosqlite."""
-    return getattr(tx, "sync_session", None) or getattr(tx, "sync_connection", None)
-
-
-def before_commit(target: Any, refuse: Callable[..., None]) -> None:
-    """Have ``refuse`` called before each commit of what ``committed_by`` gave; what it raises prevents the commit."""
-    import sqlalchemy.event
-
-    def refuse_connection(connection: Any) -> None:
-        try:
-            refuse()
-        except BaseException:
-            connection.connection.rollback()  # SQLAlchemy counts this transaction as over, and would put it into the pool as it is
-            raise
-
-    is_session = hasattr(target, "flush")
-    sqlalchemy.event.listen(target, "before_commit" if is_session else "commit", refuse if is_session else refuse_connection)
-
-
-def flush(tx: Any) -> None:
-    """Let an ORM session write what it holds; a plain connection has nothing to flush."""
-    flushing = getattr(tx, "flush", None)
-    if flushing is not None:
-        flushing()
 
 
 def _kind(cls: type) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
@@ -11,10 +12,14 @@ from contextlib import closing, contextmanager
 from typing import Any, TypeVar
 
 from ...clock import Clock, SystemClock
-from ...errors import ConfigurationError, StoreBusy, StoreError, StoreNotInitialised
-from . import schema
-from .connect import BUSY_SECONDS, boot_id, connect, explain, is_busy, is_store_failure, path_of, plain
-from .unit import READ, SQLiteUnit
+from ...envelope import Envelope
+from ...errors import ConfigurationError, StoreBusy, StoreError, StoreNotInitialised, WrongStore
+from ..port import Examination, size_text
+from . import enlist, schema
+from .connect import BUSY_SECONDS, boot_id, connect, explain, is_busy, is_store_failure, path_of, plain, write_lock_holder
+from .transactions import Transactions
+from .unit import APPEND_CHECKED, READ, SQLiteUnit
+from .waker import Waker
 from .writer import Writer, WriteTurn
 
 T = TypeVar("T")
@@ -56,10 +61,12 @@ class SQLiteStore:
         ConfigurationError: the URL or ``synchronous`` isn't understood.
     """
 
+    one_writer = True
+
     def __init__(self, url: str, *, synchronous: str = "FULL", clock: Clock | None = None, busy: float = BUSY_SECONDS) -> None:
         if synchronous not in {"FULL", "NORMAL"}:
             raise ConfigurationError(f'synchronous={synchronous!r}: choose "FULL" (the default) or "NORMAL"')
-        self.url = url
+        self.url = self.label = url
         self.path = path_of(url)
         self.clock: Clock = clock or SystemClock()
         self.log_id = ""
@@ -247,6 +254,87 @@ class SQLiteStore:
         """
         cause = getattr(error, "orig", None) or error.__cause__
         return isinstance(error, StoreBusy) or any(is_busy(one) or is_store_failure(one) for one in (error, cause) if one is not None)
+
+    def is_lost(self, error: BaseException) -> bool:
+        """Never: a commit that failed was rolled back."""
+        return False
+
+    def size(self) -> int:
+        return os.path.getsize(self.path)
+
+    def examine(self, full: bool) -> Examination:
+        """SQLite's own check of the file; ``full``: of the indexes against the tables too."""
+        with closing(self.connect(read_only=True)) as conn:
+            problems = [row[0] for row in conn.execute(f"PRAGMA {'integrity' if full else 'quick'}_check(20)") if row[0] != "ok"]
+            events = conn.execute("SELECT count(*) FROM tidings_log").fetchone()[0]
+        wal = os.path.getsize(self.path + "-wal") if os.path.exists(self.path + "-wal") else 0
+        free = shutil.disk_usage(os.path.dirname(os.path.abspath(self.path))).free
+        holder = write_lock_holder(self.path)
+        lines = [f"{size_text(self.size())}, {size_text(wal)} of write-ahead log, {size_text(free)} free on the disk"]
+        if holder is not None:
+            lines.append(f"process {holder[0]} ({holder[1]}) holds the write lock")
+        figures = {
+            "path": self.path,
+            "store_bytes": self.size(),
+            "wal_bytes": wal,
+            "free_bytes": free,
+            "write_lock": None if holder is None else {"pid": holder[0], "name": holder[1]},
+        }
+        return Examination(events, problems, "Restore a backup, or look at it with `sqlite3 FILE .recover`.", figures, lines)
+
+    def watch(self, woken: Callable[[], None]) -> Waker:
+        """What calls ``woken`` on the running loop when somebody has committed; it is closed by whoever asked."""
+        return Waker(self.path, self.connect(), woken)
+
+    def transactions(self, given: Any, idle: float) -> Transactions:
+        """``idle`` is not used: a process that is frozen in a transaction holds the file, and nothing can end that from outside."""
+        return Transactions(self, given)
+
+    # -- publishing in the user's own transaction
+
+    def is_async(self, tx: Any) -> bool:
+        return type(tx) is not sqlite3.Connection and enlist.is_async(tx)
+
+    def publish(self, tx: Any, envelope: Envelope, due: int | None) -> int | None:
+        return enlist.run(tx, lambda conn: self._insert(conn, envelope, due))
+
+    async def publish_async(self, tx: Any, envelope: Envelope, due: int | None) -> int | None:
+        return await enlist.run_async(tx, lambda conn: self._insert(conn, envelope, due))
+
+    def _insert(self, conn: sqlite3.Connection, envelope: Envelope, due: int | None) -> int | None:
+        try:
+            if due is not None:
+                self.check(conn)
+                self.unit(conn).schedule(envelope, due)
+                return None
+            cursor = conn.execute(APPEND_CHECKED, (*envelope[1:], self.log_id))
+        except sqlite3.OperationalError as error:
+            if "no such table" in str(error):
+                raise self._wrong(conn) from error
+            raise
+        if cursor.rowcount != 1:
+            raise self._wrong(conn)
+        return cursor.lastrowid
+
+    def check(self, conn: sqlite3.Connection) -> None:
+        """Raise WrongStore unless ``conn`` is to this store."""
+        try:
+            row = conn.execute("SELECT 1 FROM tidings_meta WHERE name = 'log_id' AND value = ?", (self.log_id,)).fetchone()
+        except sqlite3.OperationalError as error:
+            raise self._wrong(conn) from error
+        if row is None:
+            raise self._wrong(conn)
+
+    def _wrong(self, conn: sqlite3.Connection) -> WrongStore:
+        rows = plain(conn).execute("PRAGMA database_list").fetchall()
+        file = rows[0][2] if rows and rows[0][2] else "a database in memory"
+        return WrongStore(
+            f"the transaction given is on {file}, but the app's store is {self.path}: an event commits with your"
+            " rows only in one database."
+            " Open your connection on the store's file.",
+            given=file,
+            store=self.path,
+        )
 
     def announce(self) -> None:
         """Tell this process's readers that something was committed."""

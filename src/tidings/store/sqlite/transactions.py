@@ -15,12 +15,11 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ConfigurationError, HandlerDefinitionError, HandlerTimeout, TransactionEnded
-from ..publish import enlist
+from ...errors import HandlerDefinitionError, HandlerTimeout, TransactionEnded
+from . import enlist
 
 if TYPE_CHECKING:
-    from ..publish.publisher import Publisher
-    from ..store.sqlite.store import SQLiteStore
+    from .store import SQLiteStore
 
 
 class Guard:
@@ -123,11 +122,18 @@ class Transaction:
         self.raw = raw
         self.guard = guard
         self.savepoint = savepoint
+        self.flushes = hasattr(tx, "flush")
         self.after: list[Callable[[], None]] = []
+        self.told = False
         self.turn: _Turn | None = None
         self.aborted = False
         self._settling = False
         self._lock = threading.Lock()
+
+    def flush(self) -> None:
+        """Let an ORM session write what it holds."""
+        if self.flushes:
+            self.tx.flush()
 
     def settle(self) -> None:
         """The handlers are done, the commit follows: too late for ``abort``, or abort was first.
@@ -155,6 +161,7 @@ class AsyncTransaction:
         self.run = run
         self.guard = guard
         self.after: list[Callable[[], None]] = []
+        self.told = False
 
 
 class Transactions:
@@ -165,9 +172,8 @@ class Transactions:
             aiosqlite connection, or several of these.
     """
 
-    def __init__(self, store: SQLiteStore, publisher: Publisher, given: Any) -> None:
+    def __init__(self, store: SQLiteStore, given: Any) -> None:
         self._store = store
-        self._publisher = publisher
         self._given = () if given is None else tuple(given) if isinstance(given, (list, tuple)) else (given,)
         self._guards = threading.local()
 
@@ -175,7 +181,12 @@ class Transactions:
         """Raise HandlerDefinitionError unless transactions of this kind can be had."""
         if kind in {"sqlite3", "aiosqlite", "django"}:
             return
+        if kind not in {"session", "connection", "async session", "async connection"}:
+            raise HandlerDefinitionError(f"{handler} asks for a transaction of {kind}, and the store is on SQLite", handler=handler)
         self._source(kind, handler)
+
+    def close(self) -> None:
+        """Nothing: the connections are the store's."""
 
     @contextmanager
     def begin(self, kind: str) -> Iterator[Transaction]:
@@ -221,7 +232,7 @@ class Transactions:
             connection = django.db.connection
             with django.db.transaction.atomic():
                 raw = connection.connection
-                self._publisher.check(raw)
+                self._store.check(raw)
                 raw.execute(_TAKE_WRITE_LOCK)
                 with _guarded(raw) as guard:
                     yield Transaction(connection, raw, guard, django.db.transaction.atomic)
@@ -234,7 +245,7 @@ class Transactions:
                 if not connection.in_transaction():
                     connection.begin()
                 raw = connection.connection.driver_connection
-                self._publisher.check(raw)
+                self._store.check(raw)
                 if not raw.in_transaction:
                     raw.execute("BEGIN IMMEDIATE")
                 with _guarded(raw, pooled=True) as guard:
@@ -287,7 +298,7 @@ class Transactions:
 
     def _begin_guarded(self, raw: sqlite3.Connection, pooled: bool) -> Guard:
         """In the driver's thread."""
-        self._publisher.check(raw)
+        self._store.check(raw)
         if not raw.in_transaction:
             raw.execute("BEGIN IMMEDIATE")
         return Guard(raw, pooled=pooled)
@@ -435,13 +446,3 @@ def _session_of(engine: Any, is_async: bool) -> Any:
     from sqlalchemy.orm import sessionmaker
 
     return sessionmaker(engine)
-
-
-def check_given(given: Any) -> None:
-    """Raise ConfigurationError for a ``transactions=`` that is none of the known kinds."""
-    for one in given if isinstance(given, (list, tuple)) else (given,):
-        if one is None or callable(one) or type(one).__module__.startswith("sqlalchemy."):
-            continue
-        raise ConfigurationError(
-            f"transactions={one!r}: give an engine, a sessionmaker, their async twins, or a callable that returns a connection"
-        )
