@@ -208,7 +208,7 @@ async def test_workers_of_different_concurrency_leave_no_lane_unread(tmp_path: P
         await until(lambda: sum(shares(apps[0])) == 64)
         for order in range(200):
             await apps[0].publish(Placed(order=order), tx="own")
-        await settled(*apps)
+        await until(lambda: len(seen) >= 200)  # not `settled`: a lane that is changing hands is nobody's work
         assert sorted(order for _, order in seen) == list(range(200))
         await apps[0].stop()
         await until(lambda: sum(shares(apps[1])) == 64)

@@ -366,7 +366,9 @@ class SomeTransactions(Protocol):
         """Give up a transaction whose handler hangs in another thread; False if it is being committed."""
         ...
 
-    def close(self) -> None: ...
+    async def close(self) -> None:
+        """Let go of idle connections; behind the last handler."""
+        ...
 
 
 class SomeWaker(Protocol):

@@ -34,11 +34,16 @@ AGAIN_SECONDS = 0.5
 
 @dataclass(slots=True)
 class Committed:
-    """What one checkpoint's transaction did."""
+    """What one checkpoint's transaction did.
+
+    Attributes:
+        touched: keys whose parked rows it changed. keys: how they stand since, if the transaction was the writer's.
+    """
 
     batch: list[Context]
     finished: list[tuple[LaneState, set[int]]] = field(default_factory=list)
     fenced: list[LaneState] = field(default_factory=list)
+    touched: dict[Any, Context] = field(default_factory=dict)
     keys: list[tuple[LaneState, Any, KeyState]] = field(default_factory=list)
     published: int = 0
 
@@ -125,7 +130,7 @@ class Checkpointing:
         self.plain = 0
         self._busy, self.writing = True, batch
         try:
-            future = self._store.write(lambda unit: self.commit(unit, batch, lanes), Committed.apply)
+            future = self._store.write(lambda unit: self._commit_and_ask(unit, batch, lanes), Committed.apply)
         except StoreError as error:  # closed under us: nothing can be written any more
             self._busy, self.writing = False, []
             log.error("%s: %s", self._name, error)
@@ -148,6 +153,17 @@ class Checkpointing:
             self.flush()
         elif self.dirty:
             self.begin_age()
+
+    def _commit_and_ask(self, unit: Any, batch: list[Context], lanes: Iterable[LaneState]) -> Committed:
+        result = self.commit(unit, batch, lanes)
+        result.keys = self.ask(unit, result.touched)
+        return result
+
+    def ask(self, unit: Any, touched: dict[Any, Context]) -> list[tuple[LaneState, Any, KeyState]]:
+        """How keys stand, their next events promoted. In the writer's transactions alone: those of handlers may commit beside each other,
+        and what two of them say of one key could come in the wrong order."""
+        now = int(self._clock.time() * 1_000_000)
+        return [(ctx.lane, key, unit.key_state(self._name, ctx.row[LANE], key, now)) for key, ctx in touched.items()]
 
     def commit(self, unit: Any, batch: list[Context], lanes: Iterable[LaneState] = ()) -> Committed:
         """Write it all in the transaction of ``unit``. Runs in that transaction's thread, and may run twice for one batch."""
@@ -176,7 +192,7 @@ class Checkpointing:
 
     def _commit_special(self, unit: Any, batch: list[Context], result: Committed) -> None:
         now = int(self._clock.time() * 1_000_000)
-        touched: dict[Any, Context] = {}
+        touched = result.touched
         for ctx in batch:
             failure = ctx.failure
             if failure is not None:
@@ -189,8 +205,6 @@ class Checkpointing:
             elif ctx.parked:
                 unit.unpark(self._name, ctx.row[POSITION])
                 touched[ctx.key_id] = ctx
-        for key, ctx in touched.items():
-            result.keys.append((ctx.lane, key, unit.key_state(self._name, ctx.row[LANE], key, now)))
         # Last: on other stores an INSERT into the log holds its readers back until the commit.
         outputs = [output for ctx in batch if ctx.failure is None for output in ctx.outputs or ()]
         unit.append([envelope for envelope, due in outputs if due is None])

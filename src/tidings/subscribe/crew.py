@@ -313,8 +313,7 @@ class Crew:
         except Exception as error:
             if not runner.store.is_busy(error) and not isinstance(error, StoreError):
                 raise
-            runner.feed.again([ctx])
-            await runner.in_trouble(error)
+            await runner.again([ctx], error)
             return True
         return True
 

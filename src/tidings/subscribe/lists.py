@@ -128,8 +128,7 @@ class Lists:
                 return
             except Exception as error:
                 if runner.store.is_busy(error) or isinstance(error, StoreError):
-                    runner.feed.again(batch)
-                    await runner.in_trouble(error)
+                    await runner.again(batch, error)
                     return
                 if isinstance(error, TimeoutError):
                     error = HandlerTimeout(f"{handler.name} ran for longer than {runner.timeout} s", seconds=runner.timeout)

@@ -15,6 +15,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from ..envelope import LANES
@@ -109,10 +110,12 @@ class Runner:
         self._last_sweep = 0.0
         self._probe_succeeded = False
         self._held_written = False
+        self._asking = 0
 
         lists = any(handler.takes_list for handler in handlers.values())
         serial = not lists and all(handler.tx is not None and not handler.is_async for handler in handlers.values())
         serial = serial and len({handler.tx for handler in handlers.values()}) == 1
+        serial = serial and (options.shared_tx or store.one_writer or options.order == "log")
         alone = lists or serial or options.order == "log"
         self.feed = Feed(self.name, handlers, options.order, chained=not alone)
         self.parked = ParkedKeys(self.name, options.order, handlers, store, self.feed, clock)
@@ -409,9 +412,44 @@ class Runner:
 
     def _committed(self, committed: Committed) -> None:
         """A handlers' transaction was committed."""
+        for key, ctx in committed.touched.items():
+            if self._holds(ctx.lane):
+                self.parked.keys[key] = ctx.lane.lane
+                self.parked.unsettled[key] += 1
         for ctx in committed.batch:
             self.ended(ctx)
         self.settle(committed)
+        if committed.touched:
+            self._ask(committed.touched)
+
+    def _ask(self, touched: dict[Any, Context]) -> None:
+        """How keys stand since a handler's transaction has changed them."""
+        self._asking += 1
+        try:
+            future = self.store.write(lambda unit: self.checkpointing.ask(unit, touched))
+        except StoreError:  # closed under us
+            return
+        future.add_done_callback(lambda done: self.on_loop(lambda: self._told(done, touched)))
+
+    def _told(self, future: Future[list[tuple[LaneState, Any, KeyState]]], touched: dict[Any, Context]) -> None:
+        self._asking -= 1
+        for key, ctx in touched.items():
+            if self._holds(ctx.lane):
+                self.parked.settled(key)
+        if (error := future.exception()) is not None:
+            self._note_trouble(error)
+            self._loop.call_later(1.0, self.look_again)
+            return
+        self._apply(future.result())
+        self.signal()
+        self.crew.sleepers.wake()
+
+    def _apply(self, keys: Sequence[tuple[LaneState, Any, KeyState]]) -> None:
+        for lane, key, state in keys:
+            if self._holds(lane):
+                self.parked.apply(key, state)
+        self._review()
+        self._look()
 
     def settle(self, committed: Committed, *, counted: bool = False) -> None:
         """On the loop, behind the commit. ``counted``: ``finish`` has counted its ends as unsettled, so they are taken off again."""
@@ -436,12 +474,8 @@ class Runner:
         self.published += committed.published
         self._note_trouble(None)  # the store works
         self._probe_succeeded = self._probe_succeeded or probe
-        for lane, key, state in committed.keys:
-            if self._holds(lane):
-                self.parked.apply(key, state)
         if committed.keys or failures:
-            self._review()
-            self._look()
+            self._apply(committed.keys)
         self.signal()
         self.crew.sleepers.wake()
 
@@ -459,18 +493,20 @@ class Runner:
     # -- transactions, for crew, serial and lists
 
     async def in_tx_thread(self, ctx: Context) -> None:
-        """Run one synchronous handler in its transaction, in the one thread for these; one at a time, so that none queues behind one
-        that hangs."""
-        async with self._tx_turn:
+        """Run one synchronous handler in its transaction, in a thread; where transactions run one after another anyway, in the one thread
+        for these, one at a time, so that none queues behind one that hangs."""
+        async with self._tx_turn if self.store.one_writer else nullcontext():
             if self._tx_thread is None:
-                self._tx_thread = ThreadPoolExecutor(1, thread_name_prefix=f"tidings-{self.name}-tx")
+                threads = 1 if self.store.one_writer else min(self.subscription.options.concurrency, 64)
+                self._tx_thread = ThreadPoolExecutor(threads, thread_name_prefix=f"tidings-{self.name}-tx")
             future = self._tx_thread.submit(self._serial.transact, [ctx])
             try:
                 await asyncio.wrap_future(future)
             except asyncio.CancelledError:
                 if ctx.failure is not None:  # given up; its thread goes on, and its key waits until that has ended
-                    pool, self._tx_thread = self._tx_thread, None
-                    pool.shutdown(wait=False)
+                    if self.store.one_writer:
+                        pool, self._tx_thread = self._tx_thread, None
+                        pool.shutdown(wait=False)
                     ended = self.parked.stick(ctx, time.monotonic())
                     future.add_done_callback(lambda _: self.on_loop(ended))
                 raise
@@ -492,6 +528,7 @@ class Runner:
         # Posted before the turn is handed on, so that the loop hears of all commits of this process in their order: what this one says of
         # a key must not come behind what a later one says.
         transaction.after += [committed.apply, lambda: self.on_loop(lambda: self._committed(committed))]
+        transaction.told = committed.published > 0
         return committed
 
     async def transact_async(self, batch: list[Context], events: list[Any] | None = None) -> Committed:
@@ -521,8 +558,9 @@ class Runner:
             if committed.fenced:
                 raise LanesLost(committed.fenced)
             transaction.after += [committed.apply, lambda: self._committed(committed)]
+            transaction.told = committed.published > 0
             held = time.monotonic() - began
-            if held > SLOW_HOLD_SECONDS:
+            if held > SLOW_HOLD_SECONDS and self.store.one_writer:
                 log.warning(
                     "%s (%s) held the store's write lock for %.1f s, and nobody could publish. Await outside work in a handler without tx.",
                     handler.name,
@@ -570,7 +608,7 @@ class Runner:
     def outstanding(self) -> int:
         """Work that would be done without time passing: for tests that settle by counting."""
         parked = 0 if self.paused else len(self.parked.running) + self.parked.due_now()
-        working = self.crew.running + self.checkpointing.outstanding() + len(self.feed.urgent) + parked
+        working = self.crew.running + self._asking + self.checkpointing.outstanding() + len(self.feed.urgent) + parked
         if not self.feed.closed:
             taken = sum([len(lane.open) for lane in self.feed.held()])  # those that wait for ``rate`` are in nobody's hands yet
             working += self.feed.waiting() + taken + (not self.at_head)
@@ -592,6 +630,16 @@ class Runner:
     @property
     def parked_keys(self) -> int:
         return len(self.parked.keys)
+
+    async def again(self, batch: Sequence[Context], error: BaseException) -> None:
+        """The store could not do it: the same will be run again, after a moment. Where nobody knows whether it was committed, only what the
+        store says has not ended: its lanes are let go, and read anew when they are claimed."""
+        if self.store.is_lost(error):
+            self.lose(LanesLost(list({ctx.lane for ctx in batch})), batch)
+            self.feed.expired()
+        else:
+            self.feed.again(batch)
+        await self.in_trouble(error)
 
     async def in_trouble(self, error: BaseException) -> None:
         """The store could not do it: note why, and wait a moment."""

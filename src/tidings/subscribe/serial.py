@@ -39,7 +39,7 @@ class Serial:
         self.running = 0
         self.sleepers = Sleepers(runner.feed_has_work)
         self._batch: list[Context] = []
-        self._now: tuple[float, Context, Transaction] | None = None
+        self._now: dict[Context, tuple[float, Transaction]] = {}
         self._given_up: asyncio.Future[Context] | None = None
         self._thread: ThreadPoolExecutor | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -107,7 +107,7 @@ class Serial:
                 await self._failed(batch, error)
                 continue
             finally:
-                self._batch, self.running, self._now = [], 0, None
+                self._batch, self.running = [], 0
             runner.feed.again(rest)
             if self._shared:
                 self._most = min(SHARED_SIZE, self._most * 2)
@@ -116,9 +116,8 @@ class Serial:
         """The transaction was rolled back whole."""
         runner = self._runner
         if runner.store.is_busy(error) or isinstance(error, StoreError):
-            runner.feed.again(batch)
             self._most = max(1, len(batch) // 2)
-            await runner.in_trouble(error)
+            await runner.again(batch, error)
         elif len(batch) == 1:
             runner.fail(batch[0], error)
             runner.finish(batch[0])
@@ -148,10 +147,12 @@ class Serial:
     async def _watch(self, timeout: float) -> None:
         while True:
             await asyncio.sleep(min(timeout / 4, 1.0))
-            now, given_up = self._now, self._given_up
-            if now is None or given_up is None or given_up.done() or now[0] > time.monotonic() - timeout:
+            given_up = self._given_up
+            if not self._now or given_up is None or given_up.done():
                 continue
-            _, ctx, transaction = now
+            ctx, (began, transaction) = list(self._now.items())[-1]
+            if began > time.monotonic() - timeout:
+                continue
             if self._runner.transactions.abort(transaction):
                 self._runner.fail(ctx, HandlerTimeout(f"{ctx.handler.name} ran for longer than {timeout} s", seconds=timeout))
                 given_up.set_result(ctx)
@@ -164,8 +165,8 @@ class Serial:
 
     def give_up(self, ctx: Context, limit: float) -> bool:
         """For the crew, whose synchronous handlers run here too: whether this one has run since before ``limit`` and was undone."""
-        now = self._now
-        return now is not None and now[1] is ctx and now[0] <= limit and self._runner.transactions.abort(now[2])
+        now = self._now.get(ctx)
+        return now is not None and now[0] <= limit and self._runner.transactions.abort(now[1])
 
     # -- in the thread
 
@@ -174,6 +175,15 @@ class Serial:
         runner = self._runner
         kind = batch[0].handler.tx
         assert kind is not None
+        try:
+            return self._transact(batch, kind)
+        finally:
+            if runner.timeout is not None:
+                for ctx in batch:
+                    self._now.pop(ctx, None)
+
+    def _transact(self, batch: list[Context], kind: str) -> tuple[Committed, list[Context]]:
+        runner = self._runner
         with runner.transactions.begin(kind) as transaction:
             if self._shared:
                 with runner.store.stepping():
@@ -250,7 +260,7 @@ class Serial:
         ctx.tx = transaction.tx
         current.set(ctx)
         if runner.timeout is not None:
-            self._now = (time.monotonic(), ctx, transaction)
+            self._now[ctx] = (time.monotonic(), transaction)
         result = handler.call(event, ctx)
         if transaction.flushes:
             transaction.flush()

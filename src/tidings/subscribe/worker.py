@@ -165,6 +165,7 @@ class Worker:
             await asyncio.wrap_future(self._store.write(lambda unit: unit.leave(self.id)))
         except StoreError as error:
             log.warning("the lease could not be given back, so it has to run out: %s", error)
+        await self._transactions.close()
         self._readers.shutdown(wait=False)
 
     def kill(self) -> None:

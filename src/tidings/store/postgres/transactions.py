@@ -168,6 +168,7 @@ class Transactions:
         self._idle = idle
         self._own = threading.local()
         self._made: list[psycopg.Connection[Any]] = []
+        self._idle_async: list[psycopg.AsyncConnection[Any]] = []
 
     def check(self, kind: str, handler: str) -> None:
         """Raise HandlerDefinitionError unless transactions of this kind can be had."""
@@ -178,10 +179,12 @@ class Transactions:
         if kind in {"psycopg2"}:
             self._callable(kind, handler)
 
-    def close(self) -> None:
-        """Close the connections that were made for handlers."""
+    async def close(self) -> None:
+        """Close the connections that were made for handlers; what still runs closes its own."""
         while self._made:
             self._made.pop().close()
+        while self._idle_async:
+            await self._idle_async.pop().close()
 
     @contextmanager
     def begin(self, kind: str) -> Iterator[Transaction]:
@@ -324,11 +327,16 @@ class Transactions:
                 if not conn.is_closed():
                     await conn.close()
         else:
-            conn = await psycopg.AsyncConnection.connect(self._store.url, autocommit=True)
+            conn = self._idle_async.pop() if self._idle_async else None
+            if conn is None or conn.closed:
+                conn = await psycopg.AsyncConnection.connect(self._store.url, autocommit=True, application_name="tidings handler")
             try:
                 yield conn
             finally:
-                await conn.close()
+                if conn.closed or conn.info.transaction_status != TransactionStatus.IDLE:
+                    await conn.close()
+                else:
+                    self._idle_async.append(conn)
 
     def abort(self, transaction: Transaction) -> bool:
         """Give up a transaction whose handler hangs in another thread: its statement is cancelled; it can commit nothing any more.

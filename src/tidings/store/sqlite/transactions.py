@@ -185,7 +185,7 @@ class Transactions:
             raise HandlerDefinitionError(f"{handler} asks for a transaction of {kind}, and the store is on SQLite", handler=handler)
         self._source(kind, handler)
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Nothing: the connections are the store's."""
 
     @contextmanager
