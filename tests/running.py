@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tidings import App
+from tidings import App, SQLiteStore
 from tidings.store.port import Unit
 
 
@@ -35,6 +35,12 @@ async def settled(*apps: App, seconds: float = 20.0) -> None:
         if app.worker is not None:
             app.worker.poke()
     await until(lambda: all(idle(app) for app in apps), seconds)
+
+
+def sqlite(app: App) -> SQLiteStore:
+    """The app's store, which the test knows to be a file."""
+    assert isinstance(app.store, SQLiteStore)
+    return app.store
 
 
 def ask(app: App, question: Callable[[Unit], object]) -> object:

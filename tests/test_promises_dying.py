@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.running import committed, connection, settled, until
+from tests.running import committed, connection, settled, sqlite, until
 from tests.storm.storm import Storm
 from tidings import App, Context, Event, Retry
 from tidings.clock import ManualClock
@@ -40,7 +40,7 @@ def shop(tmp_path: Path, **options: Any) -> App:
 
 def publish(app: App, *events: Event) -> None:
     app.open()
-    with connection(Path(app.store.path)) as conn, committed(conn):
+    with connection(Path(sqlite(app).path)) as conn, committed(conn):
         for event in events:
             app.publish(event, tx=conn)
 
@@ -262,11 +262,11 @@ async def test_a_lane_lost_and_taken_again_while_handlers_run(tmp_path: Path) ->
         publish(app, Placed(new), Placed(other))
         app.worker.poke()
         await until(lambda: runner.in_flight == 3)
-        app.store.turn.acquire()  # nothing is written from here ...
+        sqlite(app).turn.acquire()  # nothing is written from here ...
         for gate, count in ((elsewhere, 1), (early, 3), (late, 4)):
             gate.set()
             await until(lambda: len(ended) == count)  # noqa: B023
-        app.store.turn.release()  # ... to here: the first end is in one checkpoint, and all others in the next
+        sqlite(app).turn.release()  # ... to here: the first end is in one checkpoint, and all others in the next
         await settled(app)
         await app.worker.balance()
         await settled(app)
@@ -419,11 +419,11 @@ async def test_what_ended_while_a_flush_was_on_its_way_is_written_in_time_too(tm
     publish(app, Placed(99), Placed(1), Placed(2))
     await app.start()
     await until(lambda: len(calls) == 3)
-    app.store.turn.acquire()
+    sqlite(app).turn.acquire()
     await asyncio.sleep(0.1)  # the flush for 1 waits for its turn
     gate.set()
     await asyncio.sleep(0.1)  # 2 has ended, and its timer has come and gone
-    app.store.turn.release()
+    sqlite(app).turn.release()
     await asyncio.sleep(0.3)
     await crashed(app)
     async with app:
@@ -446,12 +446,12 @@ async def test_a_sweep_behind_a_flush_does_not_take_its_checkpoint_back(tmp_path
         await settled(app)
         assert app.worker is not None
         runner = app.worker.runners["pay"]
-        app.store.turn.acquire()
+        sqlite(app).turn.acquire()
         publish(app, Placed(1))
         app.worker.poke()
         await until(lambda: len(calls) == 2 and runner.checkpointing.writes)
         runner.sweep()
-        app.store.turn.release()
+        sqlite(app).turn.release()
         await settled(app)
         lane = app.store.query(lambda unit: unit.lanes("pay")[lane_of("order_id", "1")])
         placed = log(app, "Placed")[-1].position

@@ -14,7 +14,7 @@ from typing import Any
 import aiosqlite
 import pytest
 
-from tests.running import committed, connection, settled, until
+from tests.running import committed, connection, settled, sqlite, until
 from tidings import App, Context, Event, Retry
 from tidings.envelope import lane_of
 from tidings.errors import UndecodableEvent
@@ -42,7 +42,7 @@ def shop(tmp_path: Path, **options: Any) -> App:
 
 def publish(app: App, *events: Event) -> None:
     app.open()
-    with connection(Path(app.store.path)) as conn, committed(conn):
+    with connection(Path(sqlite(app).path)) as conn, committed(conn):
         for event in events:
             app.publish(event, tx=conn)
 
@@ -57,7 +57,7 @@ class Seen:
     """What handlers saw: in memory, or with a transaction in a table, because what is undone was not seen."""
 
     def __init__(self, app: App) -> None:
-        self._path = Path(app.store.path)
+        self._path = Path(sqlite(app).path)
         self._rows: list[tuple[int, int]] = []
         with connection(self._path) as conn:
             conn.execute("CREATE TABLE seen (number INTEGER PRIMARY KEY AUTOINCREMENT, order_id INTEGER, seq INTEGER)")

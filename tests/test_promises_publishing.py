@@ -16,7 +16,7 @@ import pytest
 from sqlalchemy import create_engine, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
-from tests.running import committed, connection, settled
+from tests.running import committed, connection, settled, sqlite
 from tidings import App, Event
 from tidings.errors import StoreBusy, WrongStore
 from tidings.store.sqlite import SQLiteStore
@@ -198,11 +198,11 @@ def test_one_failed_publish_takes_none_of_its_group_with_it(tmp_path: Path) -> N
     def impossible(unit: object) -> None:
         raise LookupError("mine alone")
 
-    app.store.turn.acquire()  # so that all of them gather
+    sqlite(app).turn.acquire()  # so that all of them gather
     good = [app.publish(Placed(number), tx="own") for number in range(5)]
     bad = app.store.write(impossible)
     good += [app.publish(Placed(number), tx="own") for number in range(5, 10)]
-    app.store.turn.release()
+    sqlite(app).turn.release()
     with pytest.raises(LookupError):
         bad.result(5)
     assert [future.result(5).position for future in good] == list(range(1, 11))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.running import until
+from tests.running import sqlite, until
 from tidings import App, Context, Event, Retry
 from tidings.event import EventType
 from tidings.store.port import KeyState, Lane
@@ -64,7 +64,7 @@ async def test_the_loop_hears_of_commits_in_their_order(tmp_path: Path, monkeypa
 
     async with app:
         assert app.worker is not None
-        runner, turn = app.worker.runners["pay"], app.store.turn
+        runner, turn = app.worker.runners["pay"], sqlite(app).turn
         post, release = runner.on_loop, turn.release
 
         def posted(step: Callable[[], None]) -> None:

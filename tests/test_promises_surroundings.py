@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from tests.running import committed, connection, settled, until
+from tests.running import committed, connection, settled, sqlite, until
 from tidings import App, Event, Retry
 from tidings.clock import ManualClock
 from tidings.errors import ConfigurationError, StoreBusy, StoreFailed, StoreNewer
@@ -44,7 +44,7 @@ def shop(tmp_path: Path, **options: Any) -> App:
 
 def publish(app: App, *events: Event) -> None:
     app.open()
-    with connection(Path(app.store.path)) as conn, committed(conn):
+    with connection(Path(sqlite(app).path)) as conn, committed(conn):
         for event in events:
             app.publish(event, tx=conn)
 
@@ -84,7 +84,7 @@ class Disk:
 async def test_a_full_disk_is_nobodys_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     """Handlers are not blamed (no attempt counts, nothing becomes a dead letter); when there is space again all goes on, once."""
     app, calls = shop(tmp_path), defaultdict[int, int](int)
-    disk = Disk(app.store, monkeypatch)
+    disk = Disk(sqlite(app), monkeypatch)
     big = "x" * 20_000
     sub = app.subscription("sub", retry=Retry(attempts=1), shared_tx=kind == "shared tx")
     app.open()

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from tests.running import sqlite
 from tidings import App, ConfigurationError, Context, Event, InvalidEvent, ManualClock, OutsideTransaction, Retry, SQLiteStore
 from tidings.envelope import lane_of
 from tidings.testing import Harness
@@ -68,7 +69,7 @@ async def test_own_transactions_from_tasks_and_threads(app: App) -> None:
 
 async def test_a_failure_that_nobody_asks_for_is_logged(app: App, caplog: pytest.LogCaptureFixture) -> None:
     app.store.write(lambda unit: unit.register("x", "x", [], "key", 0, 0)).result()
-    conn = sqlite3.connect(app.store.path)
+    conn = sqlite3.connect(sqlite(app).path)
     conn.execute("DROP TABLE tidings_log")
     conn.close()
     publishing = app.publish(Placed(order=1), tx="own")
