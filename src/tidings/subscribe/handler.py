@@ -188,6 +188,7 @@ class Handler:
 
 def transaction_kind(wanted: Any) -> str | None:
     """Which kind of transaction an annotation asks for; None if it asks for something else."""
+    wanted = typing.get_origin(wanted) or wanted  # psycopg.Connection[dict[str, Any]]
     if not isinstance(wanted, type):
         return None
     if issubclass(wanted, sqlite3.Connection):

@@ -1,8 +1,8 @@
 """Whose transaction is this? From the object a user has to what runs our statements in it.
 
 Each driver is recognised by the module of its class, so none is imported that the user doesn't have. What comes back has one method,
-``execute(statement, arguments)``, and is called at the right place: here, inside SQLAlchemy's greenlet, or in a thread beside the loop
-that the connection belongs to.
+``execute(statement, arguments)``, and is called at the right place: here, inside SQLAlchemy's greenlet, or step by step from the loop that
+the connection belongs to.
 """
 
 from __future__ import annotations
@@ -31,9 +31,14 @@ class Rows(Protocol):
 
 
 class Executor(Protocol):
-    """Runs statements in somebody's transaction. ``driver``: the object that stands for the connection under it."""
+    """Runs statements in somebody's transaction.
+
+    Attributes:
+        driver: the object that stands for the connection under it. mark: of a handler's transaction (transactions.py).
+    """
 
     driver: Any
+    mark: str | None
 
     def execute(self, statement: str, arguments: Sequence[Any] = ()) -> Rows: ...
 
@@ -97,15 +102,62 @@ def executor(tx: Any) -> Executor:
     raise UnsupportedTransaction(f"{type(tx).__name__} is asynchronous: await the publish", tx=tx)
 
 
-async def run_async(tx: Any, work: Work[T]) -> T:
-    """Run ``work(executor)`` in an asynchronous transaction; ``work`` is synchronous code."""
+async def run_async(tx: Any, work: Work[T], mark: str | None = None) -> T:
+    """Run ``work(executor)`` in an asynchronous transaction. ``work`` is synchronous code, and may be run several times: see ``replay``."""
     kind = kind_of(type(tx))
     if kind == "async sqlalchemy":
-        result: T = await tx.run_sync(lambda inner: work(SQLAlchemy(inner)))
+
+        def inside(inner: Any) -> T:
+            raw = SQLAlchemy(inner)
+            raw.mark = mark
+            return work(raw)
+
+        result: T = await tx.run_sync(inside)
         return result
-    loop = asyncio.get_running_loop()
-    bridge: Executor = AsyncPsycopg(begun(tx), loop) if kind == "async psycopg" else Asyncpg(begun_asyncpg(tx), loop)
-    return await loop.run_in_executor(None, work, bridge)
+    if kind == "async psycopg":
+        return await replay(begun(tx), execute_psycopg, work, mark)
+    return await replay(begun_asyncpg(tx), execute_asyncpg, work, mark)
+
+
+class _Wanted(BaseException):
+    """The next statement of a replay."""
+
+    def __init__(self, statement: str, arguments: Sequence[Any]) -> None:
+        self.statement = statement
+        self.arguments = arguments
+
+
+class Replay:
+    """Answers the first statements with what they gave before, and stops at the next one."""
+
+    def __init__(self, driver: Any, known: list[tuple[str, Rows]], mark: str | None) -> None:
+        self.driver = driver
+        self.mark = mark
+        self._known = iter(known)
+
+    def execute(self, statement: str, arguments: Sequence[Any] = ()) -> Rows:
+        for known, rows in self._known:
+            if known != statement:
+                raise AssertionError(f"not the same work again: {statement!r} where it was {known!r}")
+            return rows
+        return self._unknown(statement, arguments)
+
+    def _unknown(self, statement: str, arguments: Sequence[Any]) -> Rows:
+        raise _Wanted(statement, arguments)
+
+
+async def replay(driver: Any, execute: Callable[[Any, str, Sequence[Any]], Any], work: Work[T], mark: str | None) -> T:
+    """Run synchronous ``work`` on an asynchronous connection without a thread: it is run until it wants a statement that hasn't run yet;
+    that one is awaited, and the work begins anew, with the answers so far. Each statement runs once. For a few statements that is much
+    cheaper than a thread; a long list goes through one."""
+    known: list[tuple[str, Rows]] = []
+    while True:
+        try:
+            return work(Replay(driver, known, mark))
+        except _Wanted as wanted:
+            known.append((wanted.statement, await execute(driver, wanted.statement, wanted.arguments)))
+        if len(known) == REPLAYED:
+            return await asyncio.get_running_loop().run_in_executor(None, work, Bridge(driver, known, execute, mark))
 
 
 def begun(conn: Any) -> Any:
@@ -129,6 +181,8 @@ def begun_asyncpg(conn: Any) -> Any:
 class Psycopg:
     """A psycopg connection, its rows as tuples, whatever factories its owner has set."""
 
+    mark: str | None = None
+
     def __init__(self, conn: psycopg.Connection[Any]) -> None:
         self.driver = conn
 
@@ -138,6 +192,8 @@ class Psycopg:
 
 class Psycopg2:
     """A psycopg2 connection."""
+
+    mark: str | None = None
 
     def __init__(self, conn: Any) -> None:
         from psycopg2.extensions import TRANSACTION_STATUS_IDLE
@@ -161,13 +217,16 @@ class SQLAlchemy:
     lock, and before the row has its key.
     """
 
+    mark: str | None = None
+
     def __init__(self, tx: Any) -> None:
         if hasattr(tx, "flush"):
             tx.flush()
             tx = tx.connection()
         if tx.dialect.name != "postgresql":
             raise UnsupportedTransaction(f"the session is on {tx.dialect.name}, the store on PostgreSQL", tx=tx)
-        if tx.get_isolation_level() == "AUTOCOMMIT":
+        driver = tx.connection.dbapi_connection
+        if getattr(driver, "autocommit", False) or str(getattr(driver, "isolation_level", "")).lower() == "autocommit":
             raise OutsideTransaction('this connection is in AUTOCOMMIT mode: publish in a transaction, or with tx="own"', tx=tx)
         self._tx = tx
         self._numbered = tx.dialect.paramstyle == "numeric_dollar"
@@ -182,6 +241,8 @@ class SQLAlchemy:
 
 class Django:
     """Django's connection (``django.db.connection``, or one of ``connections``)."""
+
+    mark: str | None = None
 
     def __init__(self, tx: Any) -> None:
         if "_alias" in vars(tx):  # django.db.connection is a proxy for the thread's own connection
@@ -214,39 +275,38 @@ class Fetched:
         return self._rows
 
 
-class AsyncPsycopg:
-    """A psycopg AsyncConnection, from a thread beside its loop."""
-
-    def __init__(self, conn: Any, loop: asyncio.AbstractEventLoop) -> None:
-        self.driver = conn
-        self._loop = loop
-
-    def execute(self, statement: str, arguments: Sequence[Any] = ()) -> Rows:
-        return asyncio.run_coroutine_threadsafe(self.execute_async(statement, arguments), self._loop).result()
-
-    async def execute_async(self, statement: str, arguments: Sequence[Any]) -> Rows:
-        cursor = await psycopg.AsyncCursor(self.driver, row_factory=tuple_row).execute(statement, arguments)
-        return Fetched(await cursor.fetchall() if cursor.description else [], cursor.rowcount)
+REPLAYED = 8
+"""Statements; from there on a thread is cheaper."""
 
 
-class Asyncpg:
-    """An asyncpg connection, from a thread beside its loop."""
+class Bridge(Replay):
+    """The same from a thread beside the loop."""
 
-    def __init__(self, conn: Any, loop: asyncio.AbstractEventLoop) -> None:
-        self.driver = conn
-        self._loop = loop
+    def __init__(
+        self, driver: Any, known: list[tuple[str, Rows]], execute: Callable[[Any, str, Sequence[Any]], Any], mark: str | None
+    ) -> None:
+        super().__init__(driver, known, mark)
+        self._execute = execute
+        self._loop = asyncio.get_running_loop()
 
-    def execute(self, statement: str, arguments: Sequence[Any] = ()) -> Rows:
-        return asyncio.run_coroutine_threadsafe(self.execute_async(statement, arguments), self._loop).result()
+    def _unknown(self, statement: str, arguments: Sequence[Any]) -> Rows:
+        found: Rows = asyncio.run_coroutine_threadsafe(self._execute(self.driver, statement, arguments), self._loop).result()
+        return found
 
-    async def execute_async(self, statement: str, arguments: Sequence[Any]) -> Rows:
-        statement = numbered(statement)
-        if statement.startswith("SELECT") or " RETURNING " in statement:
-            rows = [tuple(row) for row in await self.driver.fetch(statement, *arguments)]
-            return Fetched(rows, len(rows))
-        status: str = await self.driver.execute(statement, *arguments)
-        count = status.rpartition(" ")[2]
-        return Fetched([], int(count) if count.isdigit() else -1)
+
+async def execute_psycopg(conn: Any, statement: str, arguments: Sequence[Any]) -> Rows:
+    cursor = await psycopg.AsyncCursor(conn, row_factory=tuple_row).execute(statement, arguments)
+    return Fetched(await cursor.fetchall() if cursor.description else [], cursor.rowcount)
+
+
+async def execute_asyncpg(conn: Any, statement: str, arguments: Sequence[Any]) -> Rows:
+    statement = numbered(statement)
+    if statement.startswith("SELECT") or " RETURNING " in statement:
+        rows = [tuple(row) for row in await conn.fetch(statement, *arguments)]
+        return Fetched(rows, len(rows))
+    status: str = await conn.execute(statement, *arguments)
+    count = status.rpartition(" ")[2]
+    return Fetched([], int(count) if count.isdigit() else -1)
 
 
 @lru_cache(256)

@@ -278,13 +278,15 @@ class PostgresStore:
         return type(tx) is not psycopg.Connection and enlist.is_async(tx)
 
     def publish(self, tx: Any, envelope: Envelope, due: int | None) -> int | None:
-        return self._insert(enlist.executor(tx), envelope, due)
+        raw = enlist.executor(tx)
+        self.check(raw)
+        return self._insert(raw, envelope, due)
 
     async def publish_async(self, tx: Any, envelope: Envelope, due: int | None) -> int | None:
+        await enlist.run_async(tx, self.check)
         return await enlist.run_async(tx, lambda raw: self._insert(raw, envelope, due))
 
     def _insert(self, raw: enlist.Executor, envelope: Envelope, due: int | None) -> int | None:
-        self.check(raw)
         if due is not None:
             self.unit(raw).schedule(envelope, due)
             return None

@@ -6,13 +6,12 @@ is told, in each of them, to end it when nothing has been heard for as long as t
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import secrets
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import psycopg
 from psycopg.pq import TransactionStatus
@@ -26,19 +25,16 @@ if TYPE_CHECKING:
 
 # Both are undone by whatever ends the transaction: the bound, and the mark by which we know that it is still the one that we began.
 BEGUN = "SET LOCAL idle_in_transaction_session_timeout = {milliseconds}; SET LOCAL tidings.tx = '{mark}'"
-STILL = "SELECT current_setting('tidings.tx', true)"
 
 
 class Guard:
     """Keeps a handler from ending a transaction that isn't its own.
 
-    The driver's own commit and rollback are refused where it calls them. What it does by SQL is found out afterwards, by a setting that
-    lives as long as the transaction: then nothing counts as done, though what it committed stays.
+    The driver's own commit and rollback are refused where it calls them. What it does by SQL is found out by the checkpoint, which asks for
+    a setting that lives as long as the transaction: then nothing counts as done, though what it committed stays.
     """
 
-    def __init__(self, executor: enlist.Executor, mark: str, idle: Callable[[], bool]) -> None:
-        self._executor = executor
-        self._mark = mark
+    def __init__(self, idle: Callable[[], bool]) -> None:
         self._idle = idle
         self._closed = False
         self._tried = False
@@ -76,12 +72,6 @@ class Guard:
     def alive(self) -> bool:
         """Whether a transaction is open."""
         return not self._idle()
-
-    def verify(self, name: str) -> None:
-        """Raise TransactionEnded unless the transaction is still the one that was begun."""
-        row = self._executor.execute(STILL).fetchone()
-        if row is None or row[0] != self._mark:
-            raise self._ended(name)
 
     def _ended(self, name: str) -> TransactionEnded:
         return TransactionEnded(
@@ -123,13 +113,11 @@ class Transaction:
 
         Raises:
             HandlerTimeout: it was aborted meanwhile.
-            TransactionEnded: it is another transaction than the one that was begun.
         """
         with self._lock:
             if self.aborted:
                 raise HandlerTimeout("given up while the handler ran")
             self._settling = True
-        self.guard.verify("the handler")
 
     def abort(self) -> bool:
         """Give it up from another thread; False if it is being committed."""
@@ -203,8 +191,8 @@ class Transactions:
         if kind == "psycopg":
             conn = self._psycopg()
             conn.execute(f"BEGIN; {begun}".encode())
-            guard = Guard(enlist.Psycopg(conn), mark, lambda: conn.closed or conn.info.transaction_status == TransactionStatus.IDLE)
-            transaction = Transaction(conn, enlist.Psycopg(conn), guard, lambda: _savepoint(conn), conn.cancel)
+            guard = Guard(lambda: conn.closed or conn.info.transaction_status == TransactionStatus.IDLE)
+            transaction = Transaction(conn, _marked(enlist.Psycopg(conn), mark), guard, lambda: _savepoint(conn), conn.cancel)
             with _refusing(conn, guard, ("commit", "rollback", "close")):
                 try:
                     yield transaction
@@ -221,18 +209,18 @@ class Transactions:
 
             connection = django.db.connection
             with django.db.transaction.atomic():
-                raw = enlist.Django(connection)
+                raw = _marked(enlist.Django(connection), mark)
                 self._store.check(raw)
                 self._run(raw, begun)
-                guard = Guard(raw, mark, lambda: not connection.in_atomic_block)
+                guard = Guard(lambda: not connection.in_atomic_block)
                 yield Transaction(connection, raw, guard, django.db.transaction.atomic, lambda: None)
         elif kind == "psycopg2":
             conn2 = self._callable(kind, kind)()
             try:
-                raw2 = enlist.Psycopg2(conn2)
+                raw2 = _marked(enlist.Psycopg2(conn2), mark)
                 self._store.check(raw2)
                 self._run(raw2, begun)
-                guard = Guard(raw2, mark, lambda: conn2.closed or conn2.info.transaction_status == 0)
+                guard = Guard(lambda: conn2.closed or conn2.info.transaction_status == 0)
                 yield Transaction(conn2, raw2, guard, lambda: _savepoint_by(raw2), conn2.cancel)
                 conn2.commit()
             finally:
@@ -242,10 +230,10 @@ class Transactions:
 
             source = self._source(kind, kind)
             with source() if kind == "session" else source.connect() as tx:
-                raw_sa = enlist.SQLAlchemy(tx)
+                raw_sa = _marked(enlist.SQLAlchemy(tx), mark)
                 self._store.check(raw_sa)
                 self._run(raw_sa, begun)
-                guard = Guard(raw_sa, mark, lambda: not tx.in_transaction())
+                guard = Guard(lambda: not tx.in_transaction())
                 if kind == "session":
                     sqlalchemy.event.listen(tx, "before_commit", guard.before_commit)
                 cancel = getattr(raw_sa.driver, "cancel", lambda: None)
@@ -266,47 +254,36 @@ class Transactions:
     async def _opened_async(self, kind: str) -> AsyncIterator[AsyncTransaction]:
         mark = secrets.token_hex(4)
         begun = BEGUN.format(milliseconds=int(self._idle * 1000), mark=mark)
-        loop = asyncio.get_running_loop()
-
-        def start(raw: enlist.Executor) -> None:
-            self._store.check(raw)
-            self._run(raw, begun)
 
         async with self._connected_async(kind) as tx:
             outer = tx.transaction() if kind == "asyncpg" else tx
             if kind == "asyncpg":
                 await outer.start()
-                guard = Guard(enlist.Asyncpg(tx, loop), mark, lambda: tx.is_closed() or not tx.is_in_transaction())
-            elif kind in {"async psycopg", "psycopg"}:
-                await tx.execute("BEGIN")
-                guard = Guard(
-                    enlist.AsyncPsycopg(tx, loop), mark, lambda: tx.closed or tx.info.transaction_status == TransactionStatus.IDLE
-                )
+                await enlist.run_async(tx, self._store.check)
+                await tx.execute(begun)
+                guard = Guard(lambda: tx.is_closed() or not tx.is_in_transaction())
+            elif kind == "async psycopg":
+                await tx.execute(f"BEGIN; {begun}".encode())
+                guard = Guard(lambda: tx.closed or tx.info.transaction_status == TransactionStatus.IDLE)
             else:
-                guard = Guard(_Nowhere(), mark, lambda: not tx.in_transaction())
+                await enlist.run_async(tx, lambda raw: self._start(raw, begun))
+                guard = Guard(lambda: not tx.in_transaction())
                 if kind == "async session":
                     import sqlalchemy.event
 
                     sqlalchemy.event.listen(tx.sync_session, "before_commit", guard.before_commit)
-
-            def run(work: Callable[[Any], Any]) -> Any:
-                def verified(raw: enlist.Executor) -> Any:
-                    row = raw.execute(STILL).fetchone()
-                    if row is None or row[0] != mark:
-                        raise guard._ended("the handler")
-                    return work(raw)
-
-                return enlist.run_async(tx, verified)
-
             try:
-                await enlist.run_async(tx, start)
-                with _refusing(tx, guard, ("commit", "rollback", "close") if kind.endswith("psycopg") else ()):
-                    yield AsyncTransaction(tx, run, guard)
+                with _refusing(tx, guard, ("commit", "rollback", "close") if kind == "async psycopg" else ()):
+                    yield AsyncTransaction(tx, lambda work: enlist.run_async(tx, work, mark), guard)
             except BaseException:
                 with contextlib.suppress(Exception):  # of no interest beside the one that brought us here; closing undoes it too
                     await outer.rollback()
                 raise
             await outer.commit()
+
+    def _start(self, raw: enlist.Executor, begun: str) -> None:
+        self._store.check(raw)
+        self._run(raw, begun)
 
     @asynccontextmanager
     async def _connected_async(self, kind: str) -> AsyncIterator[Any]:
@@ -402,13 +379,12 @@ class Transactions:
         )
 
 
-class _Nowhere:
-    """Stands where no statement may be run from outside the driver's greenlet."""
+E = TypeVar("E", bound=enlist.Executor)
 
-    driver: Any = None
 
-    def execute(self, statement: str, arguments: Any = ()) -> Any:
-        raise NotImplementedError
+def _marked(raw: E, mark: str) -> E:
+    raw.mark = mark
+    return raw
 
 
 @contextmanager

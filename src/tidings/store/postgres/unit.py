@@ -8,7 +8,7 @@ from typing import Any
 
 from ...clock import Clock, SystemClock
 from ...envelope import LANES, Envelope
-from ...errors import SubscriptionNameTaken
+from ...errors import SubscriptionNameTaken, TransactionEnded
 from ..port import Behind, FailedAttempt, KeyState, Lane, Parked, Scheduled, SubscriptionRow, WorkerRow
 
 EVENT = "lane, topic, type, version, key_name, key, event_id, time, source, data, correlation_id, causation_id, traceparent, headers"
@@ -44,7 +44,12 @@ ADVANCE = """UPDATE tidings_lanes l SET position = greatest(l.position, v.positi
         UNION SELECT p FROM unnest(v.open) p WHERE p > l.position ORDER BY 1) END
     FROM (SELECT a AS lane, b AS epoch, c AS position, d::bigint[] AS open
           FROM unnest(%s::int[], %s::int[], %s::bigint[], %s::text[]) AS given (a, b, c, d)) v
-    WHERE l.subscription = %s AND l.worker = %s AND l.lane = v.lane AND l.epoch = v.epoch RETURNING l.lane, l.epoch"""
+    WHERE l.subscription = %s AND l.worker = %s AND l.lane = v.lane AND l.epoch = v.epoch{still} RETURNING l.lane, l.epoch"""
+
+# In a handler's transaction: only while it is the one that was begun for it (transactions.py).
+_STILL = " AND current_setting('tidings.tx', true) = %s"
+ADVANCE_STILL = ADVANCE.replace("{still}", _STILL)
+ADVANCE = ADVANCE.replace("{still}", "")
 
 # In order, so that two who need several lanes can't wait for each other.
 LOCK_LANES = "SELECT 1 FROM tidings_lanes WHERE subscription = %s AND lane = ANY (%s::int[]) ORDER BY lane FOR UPDATE"
@@ -358,14 +363,20 @@ class PostgresUnit:
             return []
         if len(rows) > 1:
             self._all(LOCK_LANES, subscription, [row[0] for row in rows])
+        mark: str | None = getattr(self._conn, "mark", None)
         written = self._all(
-            ADVANCE,
+            ADVANCE if mark is None else ADVANCE_STILL,
             [row[0] for row in rows], [row[1] for row in rows], [row[2] for row in rows],
             ["{}" if row[3] is None else "{" + row[3].strip("[]") + "}" for row in rows],
-            subscription, worker,
+            subscription, worker, *(() if mark is None else (mark,)),
         )  # fmt: skip
         if len(written) == len(rows):
             return []
+        if mark is not None and self._all("SELECT current_setting('tidings.tx', true)") != [(mark,)]:
+            raise TransactionEnded(
+                "the handler ended the transaction it was given: the worker commits it, with the checkpoint; what was committed stays, and"
+                " the event counts as not handled"
+            )
         kept = set(written)
         return [(lane, epoch) for lane, epoch, _, _ in rows if (lane, epoch) not in kept]
 
