@@ -13,7 +13,8 @@ from .clock import Clock, SystemClock
 from .envelope import Envelope
 from .errors import ConfigurationError, StoreBusy, SubscriptionNameTaken
 from .event import EventType
-from .publish.publisher import Publisher, Publishing, Receipt
+from .publish.publisher import Publisher
+from .publish.publishing import Publishing, Receipt
 from .retry import Retry
 from .store.port import Scheduled
 from .store.sqlite import SQLiteStore

@@ -33,10 +33,10 @@ def run(tx: Any, work: Work[T]) -> T:
         UnsupportedTransaction: no driver that Tidings knows.
     """
     if type(tx) is sqlite3.Connection:
-        return work(_begun(tx))
+        return work(begun(tx))
     kind = _kind(type(tx))
     if kind == "sqlite3":
-        return work(_begun(tx))
+        return work(begun(tx))
     if kind == "sqlalchemy":
         return _run_sqlalchemy(tx, work)
     if kind == "django":
@@ -47,7 +47,7 @@ def run(tx: Any, work: Work[T]) -> T:
 async def run_async(tx: Any, work: Work[T]) -> T:
     """The same for an asynchronous transaction."""
     if _kind(type(tx)) == "aiosqlite":
-        return await in_thread(tx, lambda: work(_begun(tx._conn)))
+        return await in_thread(tx, lambda: work(begun(tx._conn)))
     # AsyncSession and AsyncConnection: run_sync enters the greenlet in which their synchronous twin may await.
     result: T = await tx.run_sync(lambda inner: _run_sqlalchemy(inner, work))
     return result
@@ -108,7 +108,7 @@ def _kind(cls: type) -> str:
     )
 
 
-def _begun(conn: sqlite3.Connection) -> sqlite3.Connection:
+def begun(conn: sqlite3.Connection) -> sqlite3.Connection:
     """``conn``, if a write on it belongs to a transaction that somebody will commit."""
     if conn.in_transaction:
         return conn
@@ -135,10 +135,10 @@ def _run_sqlalchemy(tx: Any, work: Work[T]) -> T:
         raise UnsupportedTransaction(f"the session is on {connection.dialect.name}, the store on SQLite", tx=tx)
     driver = connection.connection.driver_connection
     if isinstance(driver, sqlite3.Connection):
-        return work(_begun(driver))
+        return work(begun(driver))
     from sqlalchemy.util import await_only
 
-    return await_only(in_thread(driver, lambda: work(_begun(driver._conn))))
+    return await_only(in_thread(driver, lambda: work(begun(driver._conn))))
 
 
 def _django(tx: Any) -> sqlite3.Connection:

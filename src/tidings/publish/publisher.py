@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
+import os
 import sqlite3
 import warnings
 from collections.abc import Awaitable, Callable, Collection, Generator, Mapping
-from concurrent.futures import Future
 from contextvars import ContextVar
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from ..codec import encode_json
@@ -18,54 +16,18 @@ from ..envelope import Envelope, lane_of
 from ..errors import ConfigurationError, InvalidEvent, OutsideTransaction, StoreNotInitialised, UnawaitedPublish, WrongStore
 from ..event import EventType
 from ..ids import new_id
+from ..store.sqlite import schema
 from ..store.sqlite.connect import plain
-from ..store.sqlite.unit import APPEND_CHECKED
+from ..store.sqlite.unit import APPEND, SCHEDULE, append_with, only_in
 from . import enlist
+from .publishing import OwnTransaction, Publishing, Receipt, Row
 
 if TYPE_CHECKING:
     from ..store.sqlite.store import SQLiteStore
     from ..subscribe.context import Context
 
-log = logging.getLogger("tidings.publish")
-
 current: ContextVar[Context | None] = ContextVar("tidings_current", default=None)
 """The context of the handler that is running, so that what it publishes in its own transactions carries correlation and causation on."""
-
-
-class Receipt(NamedTuple):
-    """What a publish returns. ``position`` is None for an event that is scheduled (``at=``, ``after=``)."""
-
-    event_id: str
-    lane: int
-    position: int | None
-
-
-class Publishing(Awaitable[Receipt]):
-    """A publish under way: await it, or call ``result()`` from a thread without a loop. If nobody does and it fails, that is logged."""
-
-    __slots__ = ("_asked", "_future")
-
-    def __init__(self, future: Future[Receipt]) -> None:
-        self._future = future
-        self._asked = False
-
-    def __await__(self) -> Generator[Any, None, Receipt]:
-        self._asked = True
-        return asyncio.wrap_future(self._future).__await__()
-
-    def result(self, timeout: float | None = None) -> Receipt:
-        """Block until the event is durable; ``timeout`` in seconds."""
-        self._asked = True
-        return self._future.result(timeout)
-
-    def __del__(self) -> None:
-        if not self._asked:
-            self._future.add_done_callback(_log_failure)
-
-
-def _log_failure(future: Future[Receipt]) -> None:
-    if not future.cancelled() and (error := future.exception()) is not None:
-        log.error("a publish that nobody awaited failed, so its event is NOT published: %s", error)
 
 
 class Unstarted(Awaitable[Receipt]):
@@ -99,7 +61,7 @@ class Pending:
 
     def __init__(self) -> None:
         self._types: dict[object, str] = {}
-        self._forgotten: list[object] = []
+        self.forgotten: list[object] = []
 
     def add(self, type_name: str) -> object:
         token = object()
@@ -113,7 +75,7 @@ class Pending:
         """Nobody can await it any more; False if that was told already."""
         if token not in self._types:
             return False
-        self._forgotten.append(token)
+        self.forgotten.append(token)
         return True
 
     def among(self, tokens: Collection[object]) -> list[object]:
@@ -130,9 +92,12 @@ class Pending:
 
     def refuse_forgotten(self) -> None:
         """The same for those that nobody can await any more."""
-        if self._forgotten:
-            forgotten, self._forgotten = self._forgotten, []
-            self.refuse(forgotten)
+        forgotten, self.forgotten = self.forgotten, []
+        self.refuse(forgotten)
+
+
+STATEMENTS = 64
+"""At most so many event classes get a statement of their own: sqlite3 keeps 128 a connection, and the user's are among them."""
 
 
 class Publisher:
@@ -148,6 +113,9 @@ class Publisher:
         self._store = store
         self._type_of = type_of
         self._pending = Pending()
+        self._log_id = ""
+        self._append = self._schedule = ""
+        self._plain: dict[type, Callable[[Any], Row]] = {}
         self._watched: WeakKeyDictionary[object, list[object]] = WeakKeyDictionary()
 
     def envelope(self, event: Any, *, headers: Mapping[str, str] | None = None, cause: Context | None = None) -> Envelope:
@@ -193,26 +161,78 @@ class Publisher:
         self, event: Any, tx: Any, *, at: datetime | None = None, after: timedelta | None = None, headers: Mapping[str, str] | None = None
     ) -> Receipt | Awaitable[Receipt]:
         """See ``App.publish``."""
-        self._pending.refuse_forgotten()
+        if self._pending.forgotten:
+            self._pending.refuse_forgotten()
         if tx is None:
             raise OutsideTransaction(
                 "publish needs the transaction that your own rows are in: app.publish(event, tx=session). If there is none,"
                 ' ask for one by name: app.publish(event, tx="own").'
             )
-        envelope = self.envelope(event, headers=headers)
-        due = self.due(at, after)
+        if self._store.log_id is not self._log_id:
+            self._begin_log()
+        if headers is None and at is None and after is None and current.get() is None:
+            row = (self._plain.get(type(event)) or self._plain_rows(type(event)))(event)
+        else:
+            row = self._row(event, headers, self.due(at, after))
+        if type(tx) is sqlite3.Connection:
+            return self.insert(enlist.begun(tx), row)
         if isinstance(tx, str):
-            if tx != "own":
-                raise OutsideTransaction(f'tx={tx!r}: give your transaction, or "own" for one of its own')
-            if (handling := current.get()) is not None and _is_open(handling.tx):
-                raise OutsideTransaction(
-                    "this handler holds the store's write lock, and tx=\"own\" would wait for it for ever: give the handler's own"
-                    " transaction, or publish with ctx.publish(event)"
-                )
-            return Publishing(self._store.write(lambda unit: self._in_unit(unit, envelope, due)))
-        if type(tx) is not sqlite3.Connection and enlist.is_async(tx):
-            return self._unstarted(tx, lambda: enlist.run_async(tx, lambda conn: self.insert(conn, envelope, due)), envelope.type)
-        return enlist.run(tx, lambda conn: self.insert(conn, envelope, due))
+            return self._own(row, tx)
+        if enlist.is_async(tx):
+            return self._unstarted(tx, lambda: enlist.run_async(tx, lambda conn: self.insert(conn, row)), self._type_of(type(event)).name)
+        return enlist.run(tx, lambda conn: self.insert(conn, row))
+
+    def _begin_log(self) -> None:
+        """The store was opened, perhaps on another file than before."""
+        self._log_id = self._store.log_id
+        self._append, self._schedule = only_in(self._log_id, APPEND), only_in(self._log_id, SCHEDULE)
+        self._plain.clear()
+
+    def _row(self, event: Any, headers: Mapping[str, str] | None, due: int | None) -> Row:
+        envelope = self.envelope(event, headers=headers)
+        if due is not None:
+            return Row(envelope.event_id, envelope.lane, self._schedule, (envelope.event_id, due, *envelope[1:]), True)
+        return Row(envelope.event_id, envelope.lane, self._append, envelope[1:], False)
+
+    def _plain_rows(self, cls: type) -> Callable[[Any], Row]:
+        """What makes rows of the events of one class that no handler publishes, with no headers, for now: its own statement, where only
+        what differs between such events is bound."""
+        event_type = self._type_of(cls)
+        key_name = event_type.key_name
+        same: dict[str, str | int | None] = {
+            "topic": self._topic, "type": event_type.name, "version": event_type.version, "key_name": key_name, "source": self._source,
+            "causation_id": None, "traceparent": None, "headers": None,
+        }  # fmt: skip
+        try:
+            statement = only_in(self._log_id, append_with(same))
+        except ValueError:
+            statement = ""
+        if not statement or len(self._plain) >= STATEMENTS:
+            return lambda event: self._row(event, None, None)
+        to_bytes, key_of, time = event_type.to_bytes, event_type.key_of, self._store.clock.time
+
+        def row(event: Any) -> Row:
+            data = to_bytes(event)
+            key = key_of(event)
+            event_id = new_id()
+            lane = lane_of(None, event_id) if key is None else lane_of(key_name, key)
+            return tuple.__new__(Row, (event_id, lane, statement, (lane, key, event_id, int(time() * 1_000_000), data, event_id), False))
+
+        self._plain[cls] = row
+        return row
+
+    def _own(self, row: Row, tx: str) -> Publishing:
+        if tx != "own":
+            raise OutsideTransaction(f'tx={tx!r}: give your transaction, or "own" for one of its own')
+        if (handling := current.get()) is not None and _is_open(handling.tx):
+            raise OutsideTransaction(
+                "this handler holds the store's write lock, and tx=\"own\" would wait for it for ever: give the handler's own"
+                " transaction, or publish with ctx.publish(event)"
+            )
+        writer = self._store.writer
+        job = OwnTransaction(row, writer)
+        writer.put(job)
+        return Publishing(job)
 
     def _unstarted(self, tx: Any, begin: Callable[[], Awaitable[Receipt]], type_name: str) -> Unstarted:
         """SQLAlchemy is asked not to commit a transaction with a publish that wasn't awaited; aiosqlite can't be."""
@@ -235,40 +255,27 @@ class Publisher:
         tokens.append(publish.token)
         return publish
 
-    def insert(self, conn: sqlite3.Connection, envelope: Envelope, due: int | None = None) -> Receipt:
+    def insert(self, conn: sqlite3.Connection, row: Row) -> Receipt:
         """The one INSERT, on a driver connection.
 
         Raises:
-            WrongStore: the connection is to another database than the app's store.
+            WrongStore, StoreNotInitialised: the connection is to another database than the app's store.
         """
         try:
-            if due is not None:
-                self.check(conn)
-                self._store.unit(conn).schedule(envelope, due)
-                return Receipt(envelope.event_id, envelope.lane, None)
-            cursor = conn.execute(APPEND_CHECKED, (*envelope[1:], self._store.log_id))
+            return row.receipt(conn.execute(row.statement, row.values).lastrowid)
         except sqlite3.OperationalError as error:
-            if "no such table" in str(error):
+            if "no such table: main.tidings_" in str(error):
                 raise self._wrong(conn) from error
             raise
-        if cursor.rowcount != 1:
-            raise self._wrong(conn)
-        return Receipt(envelope.event_id, envelope.lane, cursor.lastrowid)
 
     def check(self, conn: sqlite3.Connection) -> None:
         """Raise WrongStore unless ``conn`` is to this app's store."""
         try:
-            row = conn.execute("SELECT 1 FROM tidings_meta WHERE name = 'log_id' AND value = ?", (self._store.log_id,)).fetchone()
+            row = conn.execute("SELECT 1 FROM main.tidings_meta WHERE name = 'log_id' AND value = ?", (self._store.log_id,)).fetchone()
         except sqlite3.OperationalError as error:
             raise self._wrong(conn) from error
         if row is None:
             raise self._wrong(conn)
-
-    def _in_unit(self, unit: Any, envelope: Envelope, due: int | None) -> Receipt:
-        if due is not None:
-            unit.schedule(envelope, due)
-            return Receipt(envelope.event_id, envelope.lane, None)
-        return Receipt(envelope.event_id, envelope.lane, unit.append((envelope,))[0])
 
     def due(self, at: datetime | None, after: timedelta | None) -> int | None:
         """When a scheduled event is due, in microseconds since 1970; None for now."""
@@ -286,6 +293,8 @@ class Publisher:
     def _wrong(self, conn: sqlite3.Connection) -> WrongStore | StoreNotInitialised:
         rows = plain(conn).execute("PRAGMA database_list").fetchall()
         file = rows[0][2] if rows and rows[0][2] else "a database in memory"
+        if os.path.exists(file) and os.path.samefile(file, self._store.path):
+            schema.require(plain(conn), file)  # the right file, but put back to what it was before
         return WrongStore(
             f"the transaction given is on {file}, but the app's store is {self._store.path}: an event commits with your"
             " rows only in one database."

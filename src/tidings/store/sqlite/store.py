@@ -153,9 +153,18 @@ class SQLiteStore:
             self._committed.remove(callback)
 
     def write(self, job: Callable[[SQLiteUnit], T], after: Callable[[T], None] | None = None) -> Future[T]:
+        return self.writer.submit(job, after)
+
+    @property
+    def writer(self) -> Writer:
+        """For ``write``, and for who has many jobs that need no future each.
+
+        Raises:
+            StoreError: the store is not open.
+        """
         if self._writer is None:
             raise StoreError("the store is not open; use `async with app:` or app.open() first", path=self.path)
-        return self._writer.submit(job, after)
+        return self._writer
 
     def query(self, job: Callable[[SQLiteUnit], T]) -> T:
         conn = self.reader()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import sqlite3
 import threading
@@ -9,7 +10,9 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any, NamedTuple
+from contextlib import suppress
+from queue import SimpleQueue
+from typing import Any, Protocol
 
 from ...errors import StoreError
 from .connect import explain, is_busy
@@ -80,10 +83,52 @@ class WriteTurn:
         self.release()
 
 
-class _Job(NamedTuple):
-    work: Callable[[Any], Any]
-    after: Callable[[Any], None] | None
-    future: Future[Any]
+Tell = dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]]
+"""Whom to wake in which loop when a group is done: one hop into each, and not one for each job."""
+
+
+class Job(Protocol):
+    """Something to be done in a transaction of the store's own. Called by the writer's thread, in this order."""
+
+    def begin(self) -> bool:
+        """False if it was withdrawn. Never called at the same time as ``Writer.withdraw``."""
+        ...
+
+    def run(self, unit: Any) -> Any:
+        """Its statements; perhaps more than once, when a neighbour failed."""
+        ...
+
+    def committed(self, result: Any) -> None:
+        """Still in the process's turn."""
+        ...
+
+    def settle(self, result: Any, error: BaseException | None, tell: Tell) -> None:
+        """It is durable, or it failed."""
+        ...
+
+
+class _Call:
+    """A function as a job, with a future for whoever asked."""
+
+    __slots__ = ("after", "future", "run")
+
+    def __init__(self, run: Callable[[Any], Any], after: Callable[[Any], None] | None) -> None:
+        self.run = run
+        self.after = after
+        self.future: Future[Any] = Future()
+
+    def begin(self) -> bool:
+        return self.future.set_running_or_notify_cancel()
+
+    def committed(self, result: Any) -> None:
+        if self.after is not None:
+            self.after(result)
+
+    def settle(self, result: Any, error: BaseException | None, tell: Tell) -> None:
+        if error is None:
+            self.future.set_result(result)
+        else:
+            self.future.set_exception(error)
 
 
 class Writer:
@@ -100,8 +145,7 @@ class Writer:
         self._turn = turn
         self._unit = unit(conn)
         self._committed = committed
-        self._jobs: deque[_Job] = deque()
-        self._wake = threading.Semaphore(0)
+        self._jobs: SimpleQueue[Job | None] = SimpleQueue()
         self._closing = False
         self._submitting = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="tidings-writer", daemon=True)
@@ -109,42 +153,62 @@ class Writer:
 
     def submit(self, work: Callable[[Any], Any], after: Callable[[Any], None] | None = None) -> Future[Any]:
         """Queue a job; the future has its result once it is durable. ``after`` gets it first, still in the process's turn."""
-        future: Future[Any] = Future()
+        call = _Call(work, after)
+        self.put(call)
+        return call.future
+
+    def put(self, job: Job) -> None:
+        """Queue a job that settles by itself.
+
+        Raises:
+            StoreError: the writer was closed.
+        """
         with self._submitting:
             if self._closing:
                 raise StoreError("the store is closed", path=self._path)
-            self._jobs.append(_Job(work, after, future))
-        self._wake.release()
-        return future
+            self._jobs.put(job)
+
+    def withdraw(self, job: Job) -> bool:
+        """Whether ``job`` was still waiting, and now is left out."""
+        with self._submitting:
+            return job.begin()
 
     def close(self) -> None:
         """Finish what is queued, then end the thread and its connection."""
         with self._submitting:  # behind a job that is being queued, so that none is left behind
+            if not self._closing:
+                self._jobs.put(None)
             self._closing = True
-        self._wake.release()
         self._thread.join()
         self._conn.close()
 
     def _run(self) -> None:
-        while True:
-            self._wake.acquire()
-            # Ahead of handlers' transactions, of which there may be many: leases and checkpoints are among the jobs. It asks again only
-            # after it has handed the turn on, so it gets every second one at most.
-            self._turn.acquire(first=True)
-            try:
-                group: list[_Job] = []
-                while self._jobs and len(group) < GROUP:
-                    job = self._jobs.popleft()
-                    if job.future.set_running_or_notify_cancel():
-                        group.append(job)
-                if group:
-                    self._commit(group)
-            finally:
-                self._turn.release()
-            if self._closing and not self._jobs:
-                return
+        going_on = True
+        while going_on:
+            # Not in this method: a variable of its own would keep the last job alive while it waits for the next.
+            going_on = self._next_group(self._jobs.get())
 
-    def _commit(self, group: list[_Job]) -> None:
+    def _next_group(self, first: Job | None) -> bool:
+        """Commit what is queued; False behind the last of all."""
+        if first is None:
+            return False
+        # Ahead of handlers' transactions, of which there may be many: leases and checkpoints are among the jobs. It asks again only
+        # after it has handed the turn on, so it gets every second one at most.
+        self._turn.acquire(first=True)
+        try:
+            queued = [first, *(self._jobs.get_nowait() for _ in range(min(self._jobs.qsize(), GROUP - 1)))]
+            if last := queued[-1] is None:
+                queued.pop()
+            with self._submitting:
+                group = [job for job in queued if job is not None and job.begin()]
+            if group:
+                self._commit(group)
+        finally:
+            self._turn.release()
+        return not last
+
+    def _commit(self, group: list[Job]) -> None:
+        tell: Tell = {}
         try:
             results = self._transact(group)
         except BaseException as error:
@@ -154,25 +218,38 @@ class Writer:
                 return
             told = explain(error, self._path) if isinstance(error, sqlite3.Error) else error
             for job in group:  # a locked file is everybody's error; each alone would wait for the time-out again
-                job.future.set_exception(told)
-            return
-        try:
+                job.settle(None, told, tell)
+        else:
+            try:
+                for job, result in zip(group, results, strict=True):
+                    job.committed(result)
+                self._committed()
+            except Exception:  # the commit stands, and this thread must go on
+                log.exception("after a commit")
             for job, result in zip(group, results, strict=True):
-                if job.after is not None:
-                    job.after(result)
-            self._committed()
-        except Exception:  # the commit stands, and this thread must go on
-            log.exception("after a commit")
-        for job, result in zip(group, results, strict=True):
-            job.future.set_result(result)
+                job.settle(result, None, tell)
+        wake(tell)
 
-    def _transact(self, group: list[_Job]) -> list[Any]:
+    def _transact(self, group: list[Job]) -> list[Any]:
         conn = self._conn
         conn.execute("BEGIN IMMEDIATE")
         try:
-            results = [job.work(self._unit) for job in group]
+            results = [job.run(self._unit) for job in group]
             conn.commit()
         except BaseException:
             conn.rollback()
             raise
         return results
+
+
+def wake(tell: Tell) -> None:
+    """Settle the futures, each in its loop."""
+    for loop, waiting in tell.items():
+        with suppress(RuntimeError):  # the loop is closed: nobody waits there any more
+            loop.call_soon_threadsafe(_settle, waiting)
+
+
+def _settle(waiting: list[asyncio.Future[None]]) -> None:
+    for future in waiting:
+        if not future.done():
+            future.set_result(None)
