@@ -153,7 +153,7 @@ class App:
         """
         if not self._opened:
             self._open_at_first_publish()
-        result = self._publisher.publish(event, tx, at=at, after=after, headers=headers)
+        result = self._publisher.publish(event, tx, at, after, headers)
         if self.worker is not None and tx != "own":
             self.worker.hint()
         return result

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Awaitable, Callable
+from functools import lru_cache
 from typing import Any, TypeVar
 
 from ..errors import OutsideTransaction, UnsupportedTransaction
@@ -44,12 +45,12 @@ def run(tx: Any, work: Work[T]) -> T:
     raise UnsupportedTransaction(f"{type(tx).__name__} is asynchronous: await the publish", tx=tx)
 
 
-async def run_async(tx: Any, work: Work[T]) -> T:
+def run_async(tx: Any, work: Work[T]) -> Awaitable[T]:
     """The same for an asynchronous transaction."""
     if _kind(type(tx)) == "aiosqlite":
-        return await in_thread(tx, lambda: work(begun(tx._conn)))
+        return in_thread(tx, lambda: work(begun(tx._conn)))
     # AsyncSession and AsyncConnection: run_sync enters the greenlet in which their synchronous twin may await.
-    result: T = await tx.run_sync(lambda inner: _run_sqlalchemy(inner, work))
+    result: Awaitable[T] = tx.run_sync(lambda inner: _run_sqlalchemy(inner, work))
     return result
 
 
@@ -63,6 +64,8 @@ async def driver_of(tx: Any) -> Any:
 
 def committed_by(tx: Any) -> Any:
     """The synchronous twin whose commit ends an AsyncSession's or AsyncConnection's transaction; None for aiosqlite."""
+    if _kind(type(tx)) == "aiosqlite":
+        return None
     return getattr(tx, "sync_session", None) or getattr(tx, "sync_connection", None)
 
 
@@ -89,6 +92,11 @@ def flush(tx: Any) -> None:
 
 
 def _kind(cls: type) -> str:
+    return _kind_of(cls)
+
+
+@lru_cache(maxsize=64)
+def _kind_of(cls: type) -> str:
     for base in cls.__mro__:
         module = base.__module__
         if base is sqlite3.Connection:

@@ -20,7 +20,7 @@ from ..store.sqlite import schema
 from ..store.sqlite.connect import plain
 from ..store.sqlite.unit import APPEND, SCHEDULE, append_with, only_in
 from . import enlist
-from .publishing import OwnTransaction, Publishing, Receipt, Row
+from .publishing import OwnTransaction, Publishing, Receipt, Row, insert
 
 if TYPE_CHECKING:
     from ..store.sqlite.store import SQLiteStore
@@ -158,7 +158,7 @@ class Publisher:
         )
 
     def publish(
-        self, event: Any, tx: Any, *, at: datetime | None = None, after: timedelta | None = None, headers: Mapping[str, str] | None = None
+        self, event: Any, tx: Any, at: datetime | None = None, after: timedelta | None = None, headers: Mapping[str, str] | None = None
     ) -> Receipt | Awaitable[Receipt]:
         """See ``App.publish``."""
         if self._pending.forgotten:
@@ -175,7 +175,7 @@ class Publisher:
         else:
             row = self._row(event, headers, self.due(at, after))
         if type(tx) is sqlite3.Connection:
-            return self.insert(enlist.begun(tx), row)
+            return self.insert(tx if tx.in_transaction else enlist.begun(tx), row)
         if isinstance(tx, str):
             return self._own(row, tx)
         if enlist.is_async(tx):
@@ -191,8 +191,8 @@ class Publisher:
     def _row(self, event: Any, headers: Mapping[str, str] | None, due: int | None) -> Row:
         envelope = self.envelope(event, headers=headers)
         if due is not None:
-            return Row(envelope.event_id, envelope.lane, self._schedule, (envelope.event_id, due, *envelope[1:]), True)
-        return Row(envelope.event_id, envelope.lane, self._append, envelope[1:], False)
+            return envelope.event_id, envelope.lane, self._schedule, (envelope.event_id, due, *envelope[1:]), True
+        return envelope.event_id, envelope.lane, self._append, envelope[1:], False
 
     def _plain_rows(self, cls: type) -> Callable[[Any], Row]:
         """What makes rows of the events of one class that no handler publishes, with no headers, for now: its own statement, where only
@@ -216,7 +216,7 @@ class Publisher:
             key = key_of(event)
             event_id = new_id()
             lane = lane_of(None, event_id) if key is None else lane_of(key_name, key)
-            return tuple.__new__(Row, (event_id, lane, statement, (lane, key, event_id, int(time() * 1_000_000), data, event_id), False))
+            return (event_id, lane, statement, (lane, key, event_id, int(time() * 1_000_000), data, event_id), False)
 
         self._plain[cls] = row
         return row
@@ -262,7 +262,7 @@ class Publisher:
             WrongStore, StoreNotInitialised: the connection is to another database than the app's store.
         """
         try:
-            return row.receipt(conn.execute(row.statement, row.values).lastrowid)
+            return insert(conn, row)
         except sqlite3.OperationalError as error:
             if "no such table: main.tidings_" in str(error):
                 raise self._wrong(conn) from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import logging
+import sqlite3
 from collections.abc import Awaitable, Generator
 from typing import Any, NamedTuple
 
@@ -22,17 +23,15 @@ class Receipt(NamedTuple):
     position: int | None
 
 
-class Row(NamedTuple):
-    """An event as the one INSERT that publishes it."""
+Row = tuple[str, int, str, tuple[Any, ...], bool]
+"""An event as the one INSERT that publishes it: event id, lane, the statement, its values, whether it is scheduled."""
 
-    event_id: str
-    lane: int
-    statement: str
-    values: tuple[Any, ...]
-    scheduled: bool
 
-    def receipt(self, rowid: int | None) -> Receipt:
-        return tuple.__new__(Receipt, (self.event_id, self.lane, None if self.scheduled else rowid))
+def insert(conn: sqlite3.Connection, row: Row) -> Receipt:
+    """Run it."""
+    event_id, lane, statement, values, scheduled = row
+    rowid = conn.execute(statement, values).lastrowid
+    return tuple.__new__(Receipt, (event_id, lane, None if scheduled else rowid))
 
 
 class OwnTransaction:
@@ -61,8 +60,7 @@ class OwnTransaction:
         return not begun
 
     def run(self, unit: SQLiteUnit) -> Receipt:
-        row = self._row
-        return row.receipt(unit.insert(row.statement, row.values))
+        return insert(unit.connection, self._row)
 
     def committed(self, result: Receipt) -> None:
         pass

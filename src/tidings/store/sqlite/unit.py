@@ -77,15 +77,15 @@ class SQLiteUnit:
         self._clock = clock
         self._boot = boot
 
+    @property
+    def connection(self) -> sqlite3.Connection:
+        return self._conn
+
     # -- the log
 
     def append(self, envelopes: Iterable[Envelope]) -> list[int]:
         execute = self._conn.execute
         return [execute(APPEND, envelope[1:]).lastrowid or 0 for envelope in envelopes]
-
-    def insert(self, statement: str, values: Sequence[Any]) -> int:
-        """Run an INSERT; the rowid."""
-        return self._conn.execute(statement, values).lastrowid or 0
 
     def head(self) -> int:
         row = self._conn.execute("SELECT seq FROM sqlite_sequence WHERE name = 'tidings_log'").fetchone()
