@@ -10,8 +10,7 @@ import re
 import sys
 import uuid
 from collections.abc import Callable
-from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, Union, cast, dataclass_transform, get_args, get_origin
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast, dataclass_transform
 
 import msgspec
 
@@ -124,7 +123,7 @@ class EventType:
         EventDefinitionError: the class is no event, or can't be carried as JSON.
     """
 
-    __slots__ = ("_checked", "_scalars", "cls", "decode", "encode", "key_name", "name", "read_key", "shareable", "version")
+    __slots__ = ("cls", "decode", "encode", "key_name", "name", "read_key", "shareable", "version")
 
     def __init__(self, cls: type, app_name: str) -> None:
         spec: EventSpec | None = getattr(cls, "__event_spec__", None)
@@ -144,8 +143,6 @@ class EventType:
             self.encode, self.decode = codec_of(cls)
         except (TypeError, NameError) as error:  # NameError: an annotation that can't be resolved
             raise EventDefinitionError(f"{cls.__name__} can't be carried as JSON: {error}", cls=cls) from error
-        self._scalars = _scalars_of(cls)
-        self._checked: set[tuple[type, ...]] = set()
         struct_config = getattr(cls, "__struct_config__", None)
         self.shareable = bool(struct_config and struct_config.frozen)
 
@@ -182,31 +179,10 @@ class EventType:
         """
         try:
             data = self.encode(value)
-            if self._scalars is None or (types := tuple(map(type, msgspec.structs.astuple(value)))) not in self._checked:
-                self.decode(data)
-                if self._scalars is not None and all(map(frozenset.__contains__, self._scalars, types)) and len(self._checked) < 64:
-                    self._checked.add(types)
+            self.decode(data)
         except (TypeError, ValueError, msgspec.MsgspecError) as error:
             raise InvalidEvent(f"{self.cls.__name__} can't be published: {error}", type=self.name) from error
         return data
-
-
-_SCALARS = (int, str, bool, decimal.Decimal, NoneType)
-"""What was encoded from one of exactly these types can be decoded as it, whatever the value. (Not float: NaN becomes null.)"""
-
-
-def _scalars_of(cls: type) -> tuple[frozenset[type], ...] | None:
-    """For each field of an event class the types that its values may have, if those alone say whether an event can be read back: no
-    constraints, nothing nested, no code of its own. None otherwise."""
-    if not issubclass(cls, msgspec.Struct) or hasattr(cls, "__post_init__"):
-        return None
-    fields = []
-    for field in msgspec.structs.fields(cls):
-        types = get_args(field.type) if get_origin(field.type) in {Union, UnionType} else (field.type,)
-        if not all(one in _SCALARS for one in types):
-            return None
-        fields.append(frozenset(types))
-    return tuple(fields)
 
 
 def fields_of(cls: type) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from ..codec import encode_json
-from ..envelope import Envelope, lane_of
+from ..envelope import Envelope, lane_of, lanes_of
 from ..errors import ConfigurationError, InvalidEvent, OutsideTransaction, StoreNotInitialised, UnawaitedPublish, WrongStore
 from ..event import EventType
 from ..ids import new_id
@@ -209,13 +209,13 @@ class Publisher:
             statement = ""
         if not statement or len(self._plain) >= STATEMENTS:
             return lambda event: self._row(event, None, None)
-        to_bytes, key_of, time = event_type.to_bytes, event_type.key_of, self._store.clock.time
+        to_bytes, key_of, time, lane_of_key = event_type.to_bytes, event_type.key_of, self._store.clock.time, lanes_of(key_name)
 
         def row(event: Any) -> Row:
             data = to_bytes(event)
             key = key_of(event)
             event_id = new_id()
-            lane = lane_of(None, event_id) if key is None else lane_of(key_name, key)
+            lane = lane_of_key(event_id if key is None else key)
             return (event_id, lane, statement, (lane, key, event_id, int(time() * 1_000_000), data, event_id), False)
 
         self._plain[cls] = row

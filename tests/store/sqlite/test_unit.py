@@ -31,7 +31,7 @@ def store(tmp_path: Path) -> Iterator[SQLiteStore]:
 def test_the_check_of_the_store_rides_with_the_insert(store: SQLiteStore) -> None:
     with store.transaction() as conn:
         for statement, values in ((APPEND, an_event()[1:]), (SCHEDULE, ("id", NOW, *an_event()[1:]))):
-            with pytest.raises(sqlite3.OperationalError, match="no such table: main.tidings_is_123e4567e89b"):
+            with pytest.raises(sqlite3.OperationalError, match=r"no such table: main\.tidings_is_123e4567e89b"):
                 conn.execute(only_in("123e4567-e89b-12d3-a456-426614174000", statement), values)
             assert conn.execute(only_in(store.log_id, statement), values).rowcount == 1
     assert store.query(lambda unit: (unit.head(), len(unit.scheduled()))) == (1, 1)
@@ -42,7 +42,7 @@ def test_the_check_holds_for_a_statement_that_is_prepared_already(store: SQLiteS
         statement = only_in(store.log_id, APPEND)
         conn.execute(statement, an_event()[1:])
         conn.execute(f"DROP VIEW {name_of(store.log_id)}")
-        with pytest.raises(sqlite3.OperationalError, match="no such table: main.tidings_is_"):
+        with pytest.raises(sqlite3.OperationalError, match=r"no such table: main\.tidings_is_"):
             conn.execute(statement, an_event()[1:])
 
 
@@ -81,7 +81,7 @@ def test_a_value_in_a_statement_is_the_value_that_would_be_bound(store: SQLiteSt
 
 @pytest.mark.parametrize("value", ["a\0b", 2**63])
 def test_a_value_that_can_not_stand_in_a_statement(value: Any) -> None:
-    with pytest.raises(ValueError, match="zero byte|real number"):
+    with pytest.raises(ValueError, match=r"zero byte|real number"):
         append_with({"topic": value})
 
 
