@@ -258,8 +258,8 @@ LIST = (
     Sabotage(
         "a publisher's transaction is on the app's store",
         "store/sqlite/unit.py",
-        "WHERE name = 'log_id' AND value = ?",
-        "WHERE name = 'log_id' AND (value = ? OR 1)",
+        'here = f"VALUES (coalesce(?, (SELECT 1 FROM main.{schema.name_of(log_id)}))"',
+        'here = "VALUES (?"',
         PUBLISHING + "another_stores_transaction_is_refused",
     ),
     Sabotage(
@@ -275,6 +275,27 @@ LIST = (
         "                for single in group:\n                    self._commit([single])\n                return\n",
         "                pass\n",
         PUBLISHING + "one_failed_publish_takes_none_of_its_group_with_it",
+    ),
+    Sabotage(
+        "a task that is cancelled takes its event back",
+        "publish/publishing.py",
+        "if self._writer.withdraw(self):",
+        "if False:",
+        "tests/publish/test_publisher.py::test_a_task_that_is_cancelled_takes_its_event_back",
+    ),
+    Sabotage(
+        "a text in a statement can't end it",
+        "store/sqlite/unit.py",
+        """value.replace("'", "''")""",
+        "value",
+        "tests/publish/test_publisher.py::test_any_topic",
+    ),
+    Sabotage(
+        "a store that is opened again is looked at anew",
+        "publish/publisher.py",
+        "if self._store.log_id is not self._log_id:",
+        "if not self._log_id:",
+        "tests/publish/test_publisher.py::test_a_store_that_was_made_anew",
     ),
     Sabotage(
         "a locked file is told to a whole group at once",

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from tests.promises import shared_data
 from tidings import App, Envelope, Event, InvalidEvent
-from tidings.envelope import LANES, iso_time, lane_of, micros
+from tidings.envelope import LANES, iso_time, lane_of, lanes_of, micros
 
 MINIMAL = {"specversion": "1.0", "id": "1", "source": "/here", "type": "a.b"}
 
@@ -244,3 +244,9 @@ def test_structured_mode_of_the_conformance_suite(name: str) -> None:
     back = Envelope.from_cloudevent(value).to_cloudevent()
     assert {key: back[key] for key in expected} == expected
     assert back["data"] == json.loads(re.findall(r'"""(.*?)"""', table, re.DOTALL)[0])
+
+
+@pytest.mark.parametrize("key_name", [None, "order_id", "größe"])
+@pytest.mark.parametrize("key", ["42", "", "ümläut 🙂", "a=b", "\0"])
+def test_lanes_of_many_keys(key_name: str | None, key: str) -> None:
+    assert lanes_of(key_name)(key) == lane_of(key_name, key)

@@ -124,7 +124,7 @@ def test_a_session_writes_its_rows_before_the_event(tmp_path: Path) -> None:
         app.publish(Placed(1), tx=session)
         raw.set_trace_callback(None)
         assert session.execute(text("SELECT count(*) FROM tidings_log")).scalar() == 1
-    written = [line for line in statements if line.startswith(("UPDATE orders", "INSERT INTO tidings_log"))]
+    written = [line for line in statements if line.startswith(("UPDATE orders", "INSERT INTO main.tidings_log"))]
     assert [line.split()[0] for line in written] == ["UPDATE", "INSERT"]
     engine.dispose()
     app.close()

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from .app import App
     from .clock import Clock, ManualClock, SystemClock
     from .envelope import Envelope
-    from .publish.publisher import Receipt
+    from .publish.publishing import Receipt
     from .retry import Retry
     from .store.postgres import PostgresStore
     from .store.sqlite import SQLiteStore

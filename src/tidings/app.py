@@ -13,7 +13,8 @@ from .clock import Clock, SystemClock
 from .envelope import Envelope
 from .errors import ConfigurationError, StoreBusy, SubscriptionNameTaken
 from .event import EventType
-from .publish.publisher import Publisher, Publishing, Receipt
+from .publish.publisher import Publisher
+from .publish.publishing import Publishing, Receipt
 from .retry import Retry
 from .store import store_at
 from .store.port import Scheduled, Store
@@ -151,7 +152,7 @@ class App:
         """
         if not self._opened:
             self._open_at_first_publish()
-        result = self._publisher.publish(event, tx, at=at, after=after, headers=headers)
+        result = self._publisher.publish(event, tx, at, after, headers)
         if self.worker is not None and tx != "own":
             self.worker.hint()
         return result

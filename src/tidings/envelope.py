@@ -6,6 +6,7 @@ import base64
 import datetime
 import time
 import zlib
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import msgspec
@@ -23,6 +24,12 @@ LANES = 64
 def lane_of(key_name: str | None, key: str) -> int:
     """The lane of a key, 0 to 63: CRC-32 (RFC 1952) of ``name=value`` in UTF-8, modulo 64. Order 42 is not customer 42."""
     return zlib.crc32(f"{key_name}={key}".encode()) & (LANES - 1)
+
+
+def lanes_of(key_name: str | None) -> Callable[[str], int]:
+    """``lane_of`` for many keys of one name: the name's part of the checksum is computed once."""
+    start = zlib.crc32(f"{key_name}=".encode())
+    return lambda key: zlib.crc32(key.encode(), start) & (LANES - 1)
 
 
 class Envelope(NamedTuple):

@@ -4,9 +4,10 @@ import asyncio
 import logging
 import sqlite3
 import threading
+import types
 import uuid
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,21 @@ from typing import Any
 import pytest
 
 from tests.running import sqlite
-from tidings import App, ConfigurationError, Context, Event, InvalidEvent, ManualClock, OutsideTransaction, Retry, SQLiteStore
+from tidings import (
+    App,
+    ConfigurationError,
+    Context,
+    Event,
+    InvalidEvent,
+    ManualClock,
+    OutsideTransaction,
+    Receipt,
+    Retry,
+    SQLiteStore,
+    StoreError,
+    StoreFailed,
+    StoreNotInitialised,
+)
 from tidings.envelope import lane_of
 from tidings.testing import Harness
 
@@ -67,20 +82,24 @@ async def test_own_transactions_from_tasks_and_threads(app: App) -> None:
     assert sorted(receipt.position or 0 for receipt in more) == list(range(101, 201))
 
 
-async def test_a_failure_that_nobody_asks_for_is_logged(app: App, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("forgotten", ["before", "behind"])
+def test_a_failure_that_nobody_asks_for_is_logged(forgotten: str, app: App, caplog: pytest.LogCaptureFixture) -> None:
     app.store.write(lambda unit: unit.register("x", "x", [], "key", 0, 0)).result()
     conn = sqlite3.connect(sqlite(app).path)
     conn.execute("DROP TABLE tidings_log")
     conn.close()
-    publishing = app.publish(Placed(order=1), tx="own")
-    future = publishing._future
-    del publishing
     with caplog.at_level(logging.ERROR, "tidings.publish"):
-        told = threading.Event()
-        future.add_done_callback(lambda _: told.set())  # behind the one that logs
-        assert told.wait(10)
-        assert future.exception(10)
-    assert "a publish that nobody awaited failed, so its event is NOT published" in caplog.text
+        if forgotten == "before":
+            app.publish(Placed(order=1), tx="own")
+            app.close()  # behind it
+        else:
+            publishing = app.publish(Placed(order=1), tx="own")
+            app.close()
+            assert not caplog.messages
+            del publishing
+    assert [message[:71] for message in caplog.messages] == [
+        "a publish that nobody awaited failed, so its event is NOT published: " + caplog.messages[0][69:71]
+    ]
 
 
 def test_headers_and_traceparent(app: App) -> None:
@@ -207,3 +226,140 @@ def test_closing_from_another_thread_waits_for_what_was_published(tmp_path: Path
     closing.start()
     closing.join(10)
     assert [one.result(0).position for one in publishing] == list(range(1, 51))
+
+
+async def test_a_task_that_is_cancelled_takes_its_event_back(app: App) -> None:
+    """As long as nobody has begun with it; its neighbours are published."""
+    gate = threading.Event()
+    app.store.write(lambda unit: gate.wait(10))
+    while app.store.writer._jobs.qsize():
+        await asyncio.sleep(0.001)
+    tasks = [asyncio.ensure_future(_published(app, order)) for order in range(6)]
+    shared = app.publish(Placed(order=99), tx="own")
+    twice = [asyncio.ensure_future(_awaited(shared)) for _ in range(2)]
+    await asyncio.sleep(0.01)
+    for task in (*tasks[::2], twice[0]):
+        task.cancel()
+    await asyncio.sleep(0)
+    gate.set()
+    done = await asyncio.gather(*tasks, *twice, return_exceptions=True)
+    assert [type(one) for one in done] == [asyncio.CancelledError, Receipt] * 3 + [asyncio.CancelledError] * 2
+    assert [envelope.key for envelope in log(app)] == ["1", "3", "5"]
+    with pytest.raises(CancelledError):
+        shared.result(0)
+
+
+async def test_a_task_that_is_cancelled_too_late_has_published(app: App) -> None:
+    begun, gate = threading.Event(), threading.Event()
+
+    def job(unit: Any) -> None:
+        begun.set()
+        gate.wait(10)
+
+    await asyncio.sleep(0)
+    with sqlite(app).turn:  # so that all are in one group
+        task = asyncio.ensure_future(_published(app, 1))
+        await asyncio.sleep(0.01)
+        app.store.write(job)
+    await asyncio.to_thread(begun.wait, 10)
+    task.cancel()
+    await asyncio.sleep(0.01)
+    gate.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await app.publish(Placed(order=2), tx="own")
+    assert [envelope.key for envelope in log(app)] == ["1", "2"]
+
+
+async def _published(app: App, order: int) -> Receipt:
+    return await app.publish(Placed(order=order), tx="own")
+
+
+async def _awaited(publishing: Any) -> Any:
+    return await publishing
+
+
+async def test_a_publish_that_fails_takes_none_of_its_group_with_it(app: App) -> None:
+    conn = sqlite3.connect(sqlite(app).path)
+    conn.execute("CREATE TRIGGER refuse BEFORE INSERT ON tidings_log WHEN new.key = '3' BEGIN SELECT RAISE(ABORT, 'not three'); END")
+    conn.close()
+    with sqlite(app).turn:
+        tasks = [asyncio.ensure_future(_published(app, order)) for order in range(6)]
+        await asyncio.sleep(0.01)
+    done = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [type(one) for one in done] == [Receipt, Receipt, Receipt, StoreFailed, Receipt, Receipt]
+    assert [envelope.key for envelope in log(app)] == ["0", "1", "2", "4", "5"]
+
+
+def test_a_loop_that_ended_is_not_waited_for(app: App) -> None:
+    async def leave() -> None:
+        asyncio.get_running_loop().call_later(0.01, asyncio.get_running_loop().stop)
+        await app.publish(Placed(order=1), tx="own")
+
+    loop = asyncio.new_event_loop()
+    with sqlite(app).turn:
+        task = loop.create_task(leave())
+        loop.run_forever()
+        loop.close()
+    assert app.publish(Placed(order=2), tx="own").result(10).position == 2
+    del task
+
+
+def test_a_result_that_does_not_come_in_time(app: App) -> None:
+    with sqlite(app).turn:
+        publishing = app.publish(Placed(order=1), tx="own")
+        with pytest.raises(TimeoutError):
+            publishing.result(0.01)
+    assert publishing.result(10).position == publishing.result(10).position == 1
+
+
+@pytest.mark.parametrize("topic", ["o'brien", "'); DELETE FROM tidings_log; --", "a\0b", "?"])
+def test_any_topic(tmp_path: Path, topic: str) -> None:
+    app = App("shop", store=f"sqlite:///{tmp_path}/shop.db", topic=topic)
+    for order in (1, 2):
+        app.publish(Placed(order=order), tx="own").result(10)
+    assert [(envelope.topic, envelope.key) for envelope in log(app)] == [(topic, "1"), (topic, "2")]
+    app.close()
+
+
+def _with_an_order(namespace: dict[str, Any]) -> None:
+    namespace["__annotations__"] = {"order": int}
+
+
+def test_more_event_classes_than_statements_are_kept(app: App) -> None:
+    classes: list[Any] = [types.new_class(f"Kind{number}", (Event,), {"key": "order"}, _with_an_order) for number in range(200)]
+    conn = sqlite3.connect(sqlite(app).path)
+    with conn:
+        for order in (1, 2):
+            for cls in classes:
+                app.publish(cls(order=order), tx=conn)
+    conn.close()
+    assert [(envelope.type, envelope.key) for envelope in log(app)] == [
+        (f"shop.Kind{number}", str(order)) for order in (1, 2) for number in range(200)
+    ]
+
+
+def test_a_store_that_was_made_anew(tmp_path: Path) -> None:
+    """The app is opened again on another log: the old one's connections are refused, open as they are."""
+    app = App("shop", store=f"sqlite:///{tmp_path}/shop.db")
+    app.publish(Placed(order=1), tx="own").result(10)
+    old = sqlite3.connect(tmp_path / "shop.db")
+    app.publish(Placed(order=2), tx=old)
+    old.commit()
+    app.close()
+    (tmp_path / "shop.db").rename(tmp_path / "old.db")
+    app.publish(Placed(order=3), tx="own").result(10)
+    with pytest.raises(StoreError):
+        app.publish(Placed(order=4), tx=old)
+    old.close()
+    assert [envelope.key for envelope in log(app)] == ["3"]
+    app.close()
+
+
+def test_the_stores_file_put_back_to_one_without_tables(app: App) -> None:
+    conn = sqlite3.connect(sqlite(app).path)
+    for kind, name in conn.execute("SELECT type, name FROM sqlite_master WHERE name LIKE 'tidings_%' AND type <> 'index'").fetchall():
+        conn.execute(f"DROP {kind} {name}")
+    with pytest.raises(StoreNotInitialised, match="tidings store init"):
+        app.publish(Placed(order=1), tx=conn)
+    conn.close()

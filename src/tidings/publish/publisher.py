@@ -2,67 +2,28 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
 import warnings
 from collections.abc import Awaitable, Callable, Collection, Generator, Mapping
-from concurrent.futures import Future
 from contextvars import ContextVar
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from ..codec import encode_json
-from ..envelope import Envelope, lane_of
+from ..envelope import Envelope, lane_of, lanes_of
 from ..errors import ConfigurationError, InvalidEvent, OutsideTransaction, UnawaitedPublish
 from ..event import EventType
 from ..ids import new_id
+from ..store.port import Row
 from . import commits
+from .publishing import OwnTransaction, Publishing, Receipt
 
 if TYPE_CHECKING:
     from ..store.port import Store
     from ..subscribe.context import Context
 
-log = logging.getLogger("tidings.publish")
-
 current: ContextVar[Context | None] = ContextVar("tidings_current", default=None)
 """The context of the handler that is running, so that what it publishes in its own transactions carries correlation and causation on."""
-
-
-class Receipt(NamedTuple):
-    """What a publish returns. ``position`` is None for an event that is scheduled (``at=``, ``after=``)."""
-
-    event_id: str
-    lane: int
-    position: int | None
-
-
-class Publishing(Awaitable[Receipt]):
-    """A publish under way: await it, or call ``result()`` from a thread without a loop. If nobody does and it fails, that is logged."""
-
-    __slots__ = ("_asked", "_future")
-
-    def __init__(self, future: Future[Receipt]) -> None:
-        self._future = future
-        self._asked = False
-
-    def __await__(self) -> Generator[Any, None, Receipt]:
-        self._asked = True
-        return asyncio.wrap_future(self._future).__await__()
-
-    def result(self, timeout: float | None = None) -> Receipt:
-        """Block until the event is durable; ``timeout`` in seconds."""
-        self._asked = True
-        return self._future.result(timeout)
-
-    def __del__(self) -> None:
-        if not self._asked:
-            self._future.add_done_callback(_log_failure)
-
-
-def _log_failure(future: Future[Receipt]) -> None:
-    if not future.cancelled() and (error := future.exception()) is not None:
-        log.error("a publish that nobody awaited failed, so its event is NOT published: %s", error)
 
 
 class Unstarted(Awaitable[Receipt]):
@@ -96,7 +57,7 @@ class Pending:
 
     def __init__(self) -> None:
         self._types: dict[object, str] = {}
-        self._forgotten: list[object] = []
+        self.forgotten: list[object] = []
 
     def add(self, type_name: str) -> object:
         token = object()
@@ -110,7 +71,7 @@ class Pending:
         """Nobody can await it any more; False if that was told already."""
         if token not in self._types:
             return False
-        self._forgotten.append(token)
+        self.forgotten.append(token)
         return True
 
     def among(self, tokens: Collection[object]) -> list[object]:
@@ -127,9 +88,12 @@ class Pending:
 
     def refuse_forgotten(self) -> None:
         """The same for those that nobody can await any more."""
-        if self._forgotten:
-            forgotten, self._forgotten = self._forgotten, []
-            self.refuse(forgotten)
+        forgotten, self.forgotten = self.forgotten, []
+        self.refuse(forgotten)
+
+
+STATEMENTS = 64
+"""At most so many event classes get a statement of their own: sqlite3 keeps 128 a connection, and the user's are among them."""
 
 
 class Publisher:
@@ -145,6 +109,9 @@ class Publisher:
         self._store = store
         self._type_of = type_of
         self._pending = Pending()
+        self._log_id = ""
+        self._append = self._schedule = ""
+        self._plain: dict[type, Callable[[Any], Row]] = {}
         self._watched: WeakKeyDictionary[object, list[object]] = WeakKeyDictionary()
 
     def envelope(self, event: Any, *, headers: Mapping[str, str] | None = None, cause: Context | None = None) -> Envelope:
@@ -187,32 +154,84 @@ class Publisher:
         )
 
     def publish(
-        self, event: Any, tx: Any, *, at: datetime | None = None, after: timedelta | None = None, headers: Mapping[str, str] | None = None
+        self, event: Any, tx: Any, at: datetime | None = None, after: timedelta | None = None, headers: Mapping[str, str] | None = None
     ) -> Receipt | Awaitable[Receipt]:
         """See ``App.publish``."""
-        self._pending.refuse_forgotten()
+        if self._pending.forgotten:
+            self._pending.refuse_forgotten()
         if tx is None:
             raise OutsideTransaction(
                 "publish needs the transaction that your own rows are in: app.publish(event, tx=session). If there is none,"
                 ' ask for one by name: app.publish(event, tx="own").'
             )
-        envelope = self.envelope(event, headers=headers)
-        due = self.due(at, after)
+        if self._store.log_id is not self._log_id:
+            self._begin_log()
+        if headers is None and at is None and after is None and current.get() is None:
+            row = (self._plain.get(type(event)) or self._plain_rows(type(event)))(event)
+        else:
+            row = self._row(event, headers, self.due(at, after))
         if isinstance(tx, str):
-            if tx != "own":
-                raise OutsideTransaction(f'tx={tx!r}: give your transaction, or "own" for one of its own')
-            if (handling := current.get()) is not None and _is_open(handling.tx):
-                raise OutsideTransaction(
-                    "this handler holds the store's write lock, and tx=\"own\" would wait for it for ever: give the handler's own"
-                    " transaction, or publish with ctx.publish(event)"
-                )
-            return Publishing(self._store.write(lambda unit: self._in_unit(unit, envelope, due)))
+            return self._own(row, tx)
         if self._store.is_async(tx):
-            return self._unstarted(tx, lambda: self._publish_async(tx, envelope, due), envelope.type)
-        return Receipt(envelope.event_id, envelope.lane, self._store.publish(tx, envelope, due))
+            return self._unstarted(tx, lambda: self._publish_async(tx, row), self._type_of(type(event)).name)
+        position = self._store.publish(tx, row)
+        return tuple.__new__(Receipt, (row[0], row[1], None if row[4] else position))
 
-    async def _publish_async(self, tx: Any, envelope: Envelope, due: int | None) -> Receipt:
-        return Receipt(envelope.event_id, envelope.lane, await self._store.publish_async(tx, envelope, due))
+    async def _publish_async(self, tx: Any, row: Row) -> Receipt:
+        position = await self._store.publish_async(tx, row)
+        return Receipt(row[0], row[1], None if row[4] else position)
+
+    def _begin_log(self) -> None:
+        """The store was opened, perhaps on another file than before."""
+        self._log_id = self._store.log_id
+        self._append, self._schedule = self._store.statement(), self._store.statement(scheduled=True)
+        self._plain.clear()
+
+    def _row(self, event: Any, headers: Mapping[str, str] | None, due: int | None) -> Row:
+        envelope = self.envelope(event, headers=headers)
+        if due is not None:
+            return envelope.event_id, envelope.lane, self._schedule, (envelope.event_id, due, *envelope[1:]), True
+        return envelope.event_id, envelope.lane, self._append, envelope[1:], False
+
+    def _plain_rows(self, cls: type) -> Callable[[Any], Row]:
+        """What makes rows of the events of one class that no handler publishes, with no headers, for now: its own statement, where only
+        what differs between such events is bound."""
+        event_type = self._type_of(cls)
+        key_name = event_type.key_name
+        same: dict[str, str | int | None] = {
+            "topic": self._topic, "type": event_type.name, "version": event_type.version, "key_name": key_name, "source": self._source,
+            "causation_id": None, "traceparent": None, "headers": None,
+        }  # fmt: skip
+        try:
+            statement = self._store.statement(constants=same)
+        except ValueError:
+            statement = ""
+        if not statement or len(self._plain) >= STATEMENTS:
+            return lambda event: self._row(event, None, None)
+        to_bytes, key_of, time, lane_of_key = event_type.to_bytes, event_type.key_of, self._store.clock.time, lanes_of(key_name)
+
+        def row(event: Any) -> Row:
+            data = to_bytes(event)
+            key = key_of(event)
+            event_id = new_id()
+            lane = lane_of_key(event_id if key is None else key)
+            return (event_id, lane, statement, (lane, key, event_id, int(time() * 1_000_000), data, event_id), False)
+
+        self._plain[cls] = row
+        return row
+
+    def _own(self, row: Row, tx: str) -> Publishing:
+        if tx != "own":
+            raise OutsideTransaction(f'tx={tx!r}: give your transaction, or "own" for one of its own')
+        if (handling := current.get()) is not None and _is_open(handling.tx):
+            raise OutsideTransaction(
+                "this handler holds the store's write lock, and tx=\"own\" would wait for it for ever: give the handler's own"
+                " transaction, or publish with ctx.publish(event)"
+            )
+        writer = self._store.writer
+        job = OwnTransaction(row, writer)
+        writer.put(job)
+        return Publishing(job)
 
     def _unstarted(self, tx: Any, begin: Callable[[], Awaitable[Receipt]], type_name: str) -> Unstarted:
         """SQLAlchemy is asked not to commit a transaction with a publish that wasn't awaited; other drivers can't be."""
@@ -234,12 +253,6 @@ class Publisher:
             tokens[:] = self._pending.among(tokens)
         tokens.append(publish.token)
         return publish
-
-    def _in_unit(self, unit: Any, envelope: Envelope, due: int | None) -> Receipt:
-        if due is not None:
-            unit.schedule(envelope, due)
-            return Receipt(envelope.event_id, envelope.lane, None)
-        return Receipt(envelope.event_id, envelope.lane, unit.append((envelope,))[0])
 
     def due(self, at: datetime | None, after: timedelta | None) -> int | None:
         """When a scheduled event is due, in microseconds since 1970; None for now."""

@@ -20,7 +20,7 @@ was given: both are about drivers, of which each store knows its own.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass, field
@@ -28,8 +28,13 @@ from typing import Any, Protocol, TypeVar
 
 from ..clock import Clock
 from ..envelope import Envelope
+from .writer import Writer
 
 T = TypeVar("T")
+
+
+Row = tuple[str, int, str, tuple[Any, ...], bool]
+"""An event as the one INSERT that publishes it: event id, lane, the statement, its values, whether it is scheduled."""
 
 
 @dataclass(slots=True)
@@ -169,6 +174,10 @@ class Unit(Protocol):
     # -- the log
     def append(self, envelopes: Iterable[Envelope]) -> list[int]:
         """Write events to the end of the log; their positions."""
+        ...
+
+    def insert(self, statement: str, values: Sequence[Any]) -> int:
+        """Run the INSERT of a ``Row``; the position, or any number if it is scheduled."""
         ...
 
     def head(self) -> int:
@@ -410,6 +419,11 @@ class Store(Protocol):
         transaction of this process begins."""
         ...
 
+    @property
+    def writer(self) -> Writer:
+        """What ``write`` hands its jobs to, for who has many that need no future each. Raises StoreError if the store is not open."""
+        ...
+
     def query(self, job: Callable[[Unit], T]) -> T:
         """Run a reading job in one snapshot."""
         ...
@@ -473,12 +487,18 @@ class Store(Protocol):
 
     # -- publishing in the user's own transaction
 
+    def statement(self, *, scheduled: bool = False, constants: Mapping[str, str | int | None] | None = None) -> str:
+        """The INSERT for a ``Row``: into the log, its values all columns of an event but the position; or into the scheduled events, with
+        event id and due time before these. ``constants``: into the log, with these columns' values written into it and the others bound,
+        in their order. Good while ``log_id`` is the same. Raises ValueError if a value can't stand in a statement."""
+        ...
+
     def is_async(self, tx: Any) -> bool:
         """Whether publishing in it must be awaited. Raises UnsupportedTransaction."""
         ...
 
-    def publish(self, tx: Any, envelope: Envelope, due: int | None) -> int | None:
-        """Append in ``tx`` or, with ``due`` (microseconds since 1970), schedule; the position. Raises OutsideTransaction, WrongStore."""
+    def publish(self, tx: Any, row: Row) -> int:
+        """Insert it in ``tx``; the position. Raises OutsideTransaction, WrongStore, StoreNotInitialised."""
         ...
 
-    def publish_async(self, tx: Any, envelope: Envelope, due: int | None) -> Awaitable[int | None]: ...
+    def publish_async(self, tx: Any, row: Row) -> Awaitable[int]: ...

@@ -27,7 +27,7 @@ from ..app import App
 from ..clock import ManualClock
 from ..envelope import Envelope
 from ..errors import ConfigurationError, NotFound, TidingsError
-from ..publish.publisher import Receipt
+from ..publish.publishing import Receipt
 from ..store.port import Parked, Scheduled
 from ..store.sqlite import SQLiteStore
 from ..store.sqlite.unit import SQLiteUnit

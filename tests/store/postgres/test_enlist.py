@@ -178,7 +178,7 @@ def test_another_database_is_refused_and_its_transaction_goes_on(app: App, postg
     try:
         for url, error in ((empty, StoreNotInitialised), (other, WrongStore)):
             with SYNC[driver](url) as (tx, execute):
-                with pytest.raises(error, match="search_path|another log"):
+                with pytest.raises(error, match=r"search_path|another log"):
                     app.publish(Placed(order=1), tx=tx)
                 execute("CREATE TABLE mine (id int)")
             with psycopg.connect(url) as conn:

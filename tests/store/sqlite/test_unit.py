@@ -5,12 +5,14 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tidings import App, Event, ManualClock, SQLiteStore
 from tidings.store.port import WorkerRow
-from tidings.store.sqlite.unit import APPEND_CHECKED
+from tidings.store.sqlite.schema import name_of
+from tidings.store.sqlite.unit import APPEND, EVENT, SCHEDULE, append_with, only_in
 from tidings.testing.contracts.store import NOW, an_event
 
 
@@ -28,9 +30,59 @@ def store(tmp_path: Path) -> Iterator[SQLiteStore]:
 
 def test_the_check_of_the_store_rides_with_the_insert(store: SQLiteStore) -> None:
     with store.transaction() as conn:
-        assert conn.execute(APPEND_CHECKED, (*an_event()[1:], "another log")).rowcount == 0
-        assert conn.execute(APPEND_CHECKED, (*an_event()[1:], store.log_id)).rowcount == 1
-    assert store.query(lambda unit: unit.head()) == 1
+        for statement, values in ((APPEND, an_event()[1:]), (SCHEDULE, ("id", NOW, *an_event()[1:]))):
+            with pytest.raises(sqlite3.OperationalError, match=r"no such table: main\.tidings_is_123e4567e89b"):
+                conn.execute(only_in("123e4567-e89b-12d3-a456-426614174000", statement), values)
+            assert conn.execute(only_in(store.log_id, statement), values).rowcount == 1
+    assert store.query(lambda unit: (unit.head(), len(unit.scheduled()))) == (1, 1)
+
+
+def test_the_check_holds_for_a_statement_that_is_prepared_already(store: SQLiteStore) -> None:
+    with store.transaction() as conn:
+        statement = only_in(store.log_id, APPEND)
+        conn.execute(statement, an_event()[1:])
+        conn.execute(f"DROP VIEW {name_of(store.log_id)}")
+        with pytest.raises(sqlite3.OperationalError, match=r"no such table: main\.tidings_is_"):
+            conn.execute(statement, an_event()[1:])
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "orders",
+        "o'brien",
+        "'",
+        "''",
+        "'); DROP TABLE tidings_log; --",
+        "?",
+        ":a",
+        "\\'\n\"`[]",
+        "VALUES (?",
+        "ümläut 🙂",
+        "",
+        None,
+        1,
+        -1,
+        2**63 - 1,
+        -(2**63),
+    ],
+)
+def test_a_value_in_a_statement_is_the_value_that_would_be_bound(store: SQLiteStore, value: Any) -> None:
+    column = "version" if isinstance(value, int) else "topic" if value is not None else "headers"
+    place = EVENT.split(", ").index(column)
+    bound = list(an_event()[1:])
+    bound[place] = value
+    with store.transaction() as conn:
+        conn.execute(APPEND, bound)
+        conn.execute(only_in(store.log_id, append_with({column: value})), bound[:place] + bound[place + 1 :])
+    first, second = store.read(0, 2)[0]
+    assert first[1:] == second[1:] == tuple(bound)
+
+
+@pytest.mark.parametrize("value", ["a\0b", 2**63])
+def test_a_value_that_can_not_stand_in_a_statement(value: Any) -> None:
+    with pytest.raises(ValueError, match=r"zero byte|real number"):
+        append_with({"topic": value})
 
 
 @pytest.mark.promise("publishing never waits")
@@ -43,7 +95,7 @@ def test_one_publish_is_one_statement(store: SQLiteStore) -> None:
     for order in range(5):
         app.publish(Placed(order=order), tx=conn)
     assert len(statements) == 5
-    assert all(statement.startswith("INSERT INTO tidings_log") for statement in statements)
+    assert all(statement.startswith("INSERT INTO main.tidings_log") for statement in statements)
     conn.rollback()
     conn.close()
     app.close()

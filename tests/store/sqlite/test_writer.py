@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from tidings import StoreError
-from tidings.store.sqlite.writer import GROUP, Writer, WriteTurn
+from tidings.store.sqlite.writer import FileWriter, WriteTurn
+from tidings.store.writer import GROUP
 
 
 class Unit:
@@ -45,13 +46,13 @@ def commits(conn: sqlite3.Connection) -> list[str]:
 
 
 @pytest.fixture
-def writer(conn: sqlite3.Connection, commits: list[str]) -> Iterator[Writer]:
-    writer = Writer(conn, "a.db", WriteTurn(), Unit, lambda: None)
+def writer(conn: sqlite3.Connection, commits: list[str]) -> Iterator[FileWriter]:
+    writer = FileWriter(conn, "a.db", WriteTurn(), Unit, lambda: None)
     yield writer
     writer.close()
 
 
-def test_what_waits_is_committed_together(writer: Writer, commits: list[str]) -> None:
+def test_what_waits_is_committed_together(writer: FileWriter, commits: list[str]) -> None:
     gate = threading.Event()
     futures = [writer.submit(lambda unit: gate.wait(10))]
     time.sleep(0.05)  # the first is on its way; all others come in while it runs
@@ -62,7 +63,7 @@ def test_what_waits_is_committed_together(writer: Writer, commits: list[str]) ->
     assert len(commits) == 3  # the first; at most GROUP; the rest
 
 
-def test_a_job_that_fails_in_a_group_fails_alone(writer: Writer, commits: list[str]) -> None:
+def test_a_job_that_fails_in_a_group_fails_alone(writer: FileWriter, commits: list[str]) -> None:
     gate = threading.Event()
     writer.submit(lambda unit: gate.wait(10))
     time.sleep(0.05)
@@ -71,7 +72,7 @@ def test_a_job_that_fails_in_a_group_fails_alone(writer: Writer, commits: list[s
     assert [type(future.exception(10)).__name__ for future in futures] == ["NoneType", "NoneType", "StoreFailed", "NoneType"]
 
 
-def test_a_cancelled_job_is_left_out(writer: Writer) -> None:
+def test_a_cancelled_job_is_left_out(writer: FileWriter) -> None:
     gate = threading.Event()
     writer.submit(lambda unit: gate.wait(10))
     time.sleep(0.05)
@@ -81,7 +82,7 @@ def test_a_cancelled_job_is_left_out(writer: Writer) -> None:
     assert kept.result(10) == 1  # the first row of the table
 
 
-def test_a_callback_that_fails_does_not_end_the_thread(writer: Writer, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_callback_that_fails_does_not_end_the_thread(writer: FileWriter, caplog: pytest.LogCaptureFixture) -> None:
     def fail(result: Any) -> None:
         raise ZeroDivisionError
 
@@ -92,7 +93,7 @@ def test_a_callback_that_fails_does_not_end_the_thread(writer: Writer, caplog: p
 
 
 def test_a_closed_writer_takes_nothing(conn: sqlite3.Connection) -> None:
-    writer = Writer(conn, "a.db", WriteTurn(), Unit, lambda: None)
+    writer = FileWriter(conn, "a.db", WriteTurn(), Unit, lambda: None)
     future = writer.submit(lambda unit: unit.add(1))
     writer.close()
     assert future.result(0) == 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
@@ -14,16 +14,15 @@ from weakref import WeakSet
 import psycopg
 
 from ...clock import Clock, SystemClock
-from ...envelope import Envelope
 from ...errors import StoreError, StoreNotInitialised, WrongStore
-from ..port import Examination, size_text
+from ..port import Examination, Row, size_text
 from . import enlist, schema
 from .connect import check_url, connect, explain, is_busy, is_lost, is_open, label
 from .horizon import Horizon
 from .transactions import Transactions
-from .unit import APPEND, READ, PostgresUnit
+from .unit import APPEND, READ, SCHEDULE, PostgresUnit, append_with
 from .waker import Notifier, Waker
-from .writer import Writer
+from .writer import ServerWriter
 
 log = logging.getLogger("tidings.store")
 
@@ -55,7 +54,7 @@ class PostgresStore:
         self.label = label(url)
         self.clock: Clock = clock or SystemClock()
         self.log_id = ""
-        self._writer: Writer | None = None
+        self._writer: ServerWriter | None = None
         self._notifier: Notifier | None = None
         self._open_lock = threading.Lock()
         self._opened = 0
@@ -85,7 +84,7 @@ class PostgresStore:
                         self._identify(conn)
                 except psycopg.Error as error:
                     raise explain(error, self.url) from error
-                self._writer = Writer(self.url, self.unit, self._on_committed)
+                self._writer = ServerWriter(self.url, self.unit, self._on_committed)
                 self._notifier = Notifier(self.url, self._channel)
             self._opened += 1
 
@@ -131,9 +130,18 @@ class PostgresStore:
     # -- writing
 
     def write(self, job: Callable[[PostgresUnit], T], after: Callable[[T], None] | None = None) -> Future[T]:
+        return self.writer.submit(job, after)
+
+    @property
+    def writer(self) -> ServerWriter:
+        """For ``write``, and for who has many jobs that need no future each.
+
+        Raises:
+            StoreError: the store is not open.
+        """
         if self._writer is None:
             raise StoreError("the store is not open; use `async with app:` or app.open() first", url=self.label)
-        return self._writer.submit(job, after)
+        return self._writer
 
     @contextmanager
     def transaction(self) -> Iterator[psycopg.Connection[Any]]:
@@ -277,23 +285,23 @@ class PostgresStore:
     def is_async(self, tx: Any) -> bool:
         return type(tx) is not psycopg.Connection and enlist.is_async(tx)
 
-    def publish(self, tx: Any, envelope: Envelope, due: int | None) -> int | None:
+    def statement(self, *, scheduled: bool = False, constants: Mapping[str, str | int | None] | None = None) -> str:
+        return append_with(constants) if constants is not None else SCHEDULE if scheduled else APPEND
+
+    def publish(self, tx: Any, row: Row) -> int:
         raw = enlist.executor(tx)
-        self.check(raw)
-        return self._insert(raw, envelope, due)
+        if raw.driver not in self._ours:
+            self.check(raw)
+        return self._insert(raw, row)
 
-    async def publish_async(self, tx: Any, envelope: Envelope, due: int | None) -> int | None:
+    async def publish_async(self, tx: Any, row: Row) -> int:
         await enlist.run_async(tx, self.check)
-        return await enlist.run_async(tx, lambda raw: self._insert(raw, envelope, due))
+        return await enlist.run_async(tx, lambda raw: self._insert(raw, row))
 
-    def _insert(self, raw: enlist.Executor, envelope: Envelope, due: int | None) -> int | None:
-        if due is not None:
-            self.unit(raw).schedule(envelope, due)
-            return None
-        row = raw.execute(APPEND, envelope[1:]).fetchone()
+    def _insert(self, raw: enlist.Executor, row: Row) -> int:
+        position = self.unit(raw).insert(row[2], row[3])
         self.hint()
-        assert row is not None
-        return int(row[0])
+        return position
 
     def check(self, raw: enlist.Executor) -> None:
         """Raise WrongStore unless the connection is to this store. Each is asked once."""

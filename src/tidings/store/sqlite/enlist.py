@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Awaitable, Callable
+from functools import lru_cache
 from typing import Any, TypeVar
 
 from ...errors import OutsideTransaction, UnsupportedTransaction
@@ -33,10 +34,10 @@ def run(tx: Any, work: Work[T]) -> T:
         UnsupportedTransaction: no driver that Tidings knows.
     """
     if type(tx) is sqlite3.Connection:
-        return work(_begun(tx))
+        return work(begun(tx))
     kind = _kind(type(tx))
     if kind == "sqlite3":
-        return work(_begun(tx))
+        return work(begun(tx))
     if kind == "sqlalchemy":
         return _run_sqlalchemy(tx, work)
     if kind == "django":
@@ -44,12 +45,12 @@ def run(tx: Any, work: Work[T]) -> T:
     raise UnsupportedTransaction(f"{type(tx).__name__} is asynchronous: await the publish", tx=tx)
 
 
-async def run_async(tx: Any, work: Work[T]) -> T:
+def run_async(tx: Any, work: Work[T]) -> Awaitable[T]:
     """The same for an asynchronous transaction."""
     if _kind(type(tx)) == "aiosqlite":
-        return await in_thread(tx, lambda: work(_begun(tx._conn)))
+        return in_thread(tx, lambda: work(begun(tx._conn)))
     # AsyncSession and AsyncConnection: run_sync enters the greenlet in which their synchronous twin may await.
-    result: T = await tx.run_sync(lambda inner: _run_sqlalchemy(inner, work))
+    result: Awaitable[T] = tx.run_sync(lambda inner: _run_sqlalchemy(inner, work))
     return result
 
 
@@ -62,6 +63,11 @@ async def driver_of(tx: Any) -> Any:
 
 
 def _kind(cls: type) -> str:
+    return _kind_of(cls)
+
+
+@lru_cache(maxsize=64)
+def _kind_of(cls: type) -> str:
     for base in cls.__mro__:
         module = base.__module__
         if base is sqlite3.Connection:
@@ -81,7 +87,7 @@ def _kind(cls: type) -> str:
     )
 
 
-def _begun(conn: sqlite3.Connection) -> sqlite3.Connection:
+def begun(conn: sqlite3.Connection) -> sqlite3.Connection:
     """``conn``, if a write on it belongs to a transaction that somebody will commit."""
     if conn.in_transaction:
         return conn
@@ -108,10 +114,10 @@ def _run_sqlalchemy(tx: Any, work: Work[T]) -> T:
         raise UnsupportedTransaction(f"the session is on {connection.dialect.name}, the store on SQLite", tx=tx)
     driver = connection.connection.driver_connection
     if isinstance(driver, sqlite3.Connection):
-        return work(_begun(driver))
+        return work(begun(driver))
     from sqlalchemy.util import await_only
 
-    return await_only(in_thread(driver, lambda: work(_begun(driver._conn))))
+    return await_only(in_thread(driver, lambda: work(begun(driver._conn))))
 
 
 def _django(tx: Any) -> sqlite3.Connection:

@@ -126,9 +126,22 @@ CREATE TABLE tidings_blocks (
 ALTER TABLE tidings_subscriptions ADD COLUMN start INTEGER NOT NULL DEFAULT 0;
 """,
     ),
+    (
+        3,
+        "a name that no other log has",
+        """
+-- An empty view whose name holds the log_id, made by the program: tidings_is_<log_id without its dashes>. The INSERT of a publish
+-- names it, so that on any other database it can't be prepared.
+""",
+    ),
 )
 
 NEWEST = MIGRATIONS[-1][0]
+
+
+def name_of(log_id: str) -> str:
+    """The view that only the log of this id has."""
+    return f"tidings_is_{log_id.replace('-', '')}"
 
 
 def sql() -> str:
@@ -194,6 +207,9 @@ def migrate(conn: sqlite3.Connection, path: str) -> list[int]:
         if version is None:
             facts = {"log_id": str(uuid.uuid4()), "incarnation": "1", "retained": "0", "control": "0"}
             conn.executemany("INSERT INTO tidings_meta VALUES (?, ?)", facts.items())
+        if 3 in done:
+            log_id: str = conn.execute("SELECT value FROM tidings_meta WHERE name = 'log_id'").fetchone()[0]
+            conn.execute(f"CREATE VIEW {name_of(log_id)} AS SELECT 1 WHERE 0")
         conn.execute("COMMIT")
     except BaseException:
         conn.rollback()

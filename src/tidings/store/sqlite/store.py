@@ -6,21 +6,20 @@ import os
 import shutil
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import closing, contextmanager
 from typing import Any, TypeVar
 
 from ...clock import Clock, SystemClock
-from ...envelope import Envelope
 from ...errors import ConfigurationError, StoreBusy, StoreError, StoreNotInitialised, WrongStore
-from ..port import Examination, size_text
+from ..port import Examination, Row, size_text
 from . import enlist, schema
 from .connect import BUSY_SECONDS, boot_id, connect, explain, is_busy, is_store_failure, path_of, plain, write_lock_holder
 from .transactions import Transactions
-from .unit import APPEND_CHECKED, READ, SQLiteUnit
+from .unit import APPEND, READ, SCHEDULE, SQLiteUnit, append_with, only_in
 from .waker import Waker
-from .writer import Writer, WriteTurn
+from .writer import FileWriter, WriteTurn
 
 T = TypeVar("T")
 
@@ -75,7 +74,7 @@ class SQLiteStore:
         self._synchronous = synchronous
         self._busy = busy
         self._boot = boot_id()
-        self._writer: Writer | None = None
+        self._writer: FileWriter | None = None
         self._readers = threading.local()
         self._reading: list[sqlite3.Connection] = []
         self._wal: int | None = None
@@ -109,7 +108,7 @@ class SQLiteStore:
             except BaseException:
                 self._opened -= 1
                 raise
-            self._writer = Writer(conn, self.path, self.turn, self.unit, self.announce)
+            self._writer = FileWriter(conn, self.path, self.turn, self.unit, self.announce)
 
     def open_to_read(self) -> None:
         """For ``query`` and ``read`` only: makes and migrates nothing, and needs no right to write. Wants its ``close`` too.
@@ -160,9 +159,18 @@ class SQLiteStore:
             self._committed.remove(callback)
 
     def write(self, job: Callable[[SQLiteUnit], T], after: Callable[[T], None] | None = None) -> Future[T]:
+        return self.writer.submit(job, after)
+
+    @property
+    def writer(self) -> FileWriter:
+        """For ``write``, and for who has many jobs that need no future each.
+
+        Raises:
+            StoreError: the store is not open.
+        """
         if self._writer is None:
             raise StoreError("the store is not open; use `async with app:` or app.open() first", path=self.path)
-        return self._writer.submit(job, after)
+        return self._writer
 
     def query(self, job: Callable[[SQLiteUnit], T]) -> T:
         conn = self.reader()
@@ -292,34 +300,33 @@ class SQLiteStore:
 
     # -- publishing in the user's own transaction
 
+    def statement(self, *, scheduled: bool = False, constants: Mapping[str, str | int | None] | None = None) -> str:
+        return only_in(self.log_id, append_with(constants) if constants is not None else SCHEDULE if scheduled else APPEND)
+
     def is_async(self, tx: Any) -> bool:
         return type(tx) is not sqlite3.Connection and enlist.is_async(tx)
 
-    def publish(self, tx: Any, envelope: Envelope, due: int | None) -> int | None:
-        return enlist.run(tx, lambda conn: self._insert(conn, envelope, due))
+    def publish(self, tx: Any, row: Row) -> int:
+        if type(tx) is sqlite3.Connection:
+            return self._insert(tx if tx.in_transaction else enlist.begun(tx), row)
+        return enlist.run(tx, lambda conn: self._insert(conn, row))
 
-    async def publish_async(self, tx: Any, envelope: Envelope, due: int | None) -> int | None:
-        return await enlist.run_async(tx, lambda conn: self._insert(conn, envelope, due))
+    def publish_async(self, tx: Any, row: Row) -> Awaitable[int]:
+        return enlist.run_async(tx, lambda conn: self._insert(conn, row))
 
-    def _insert(self, conn: sqlite3.Connection, envelope: Envelope, due: int | None) -> int | None:
+    def _insert(self, conn: sqlite3.Connection, row: Row) -> int:
+        """The one INSERT, on a driver connection."""
         try:
-            if due is not None:
-                self.check(conn)
-                self.unit(conn).schedule(envelope, due)
-                return None
-            cursor = conn.execute(APPEND_CHECKED, (*envelope[1:], self.log_id))
+            return conn.execute(row[2], row[3]).lastrowid or 0
         except sqlite3.OperationalError as error:
-            if "no such table" in str(error):
+            if "no such table: main.tidings_" in str(error):
                 raise self._wrong(conn) from error
             raise
-        if cursor.rowcount != 1:
-            raise self._wrong(conn)
-        return cursor.lastrowid
 
     def check(self, conn: sqlite3.Connection) -> None:
         """Raise WrongStore unless ``conn`` is to this store."""
         try:
-            row = conn.execute("SELECT 1 FROM tidings_meta WHERE name = 'log_id' AND value = ?", (self.log_id,)).fetchone()
+            row = conn.execute("SELECT 1 FROM main.tidings_meta WHERE name = 'log_id' AND value = ?", (self.log_id,)).fetchone()
         except sqlite3.OperationalError as error:
             raise self._wrong(conn) from error
         if row is None:
@@ -328,6 +335,8 @@ class SQLiteStore:
     def _wrong(self, conn: sqlite3.Connection) -> WrongStore:
         rows = plain(conn).execute("PRAGMA database_list").fetchall()
         file = rows[0][2] if rows and rows[0][2] else "a database in memory"
+        if os.path.exists(file) and os.path.samefile(file, self.path):
+            schema.require(plain(conn), file)  # the right file, but put back to what it was before
         return WrongStore(
             f"the transaction given is on {file}, but the app's store is {self.path}: an event commits with your"
             " rows only in one database."

@@ -4,25 +4,21 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ...clock import Clock
 from ...envelope import LANES, Envelope
 from ...errors import SubscriptionNameTaken
 from ..port import Behind, FailedAttempt, KeyState, Lane, Parked, Scheduled, SubscriptionRow, WorkerRow
-from . import search
+from . import schema, search
 
 EVENT = "lane, topic, type, version, key_name, key, event_id, time, source, data, correlation_id, causation_id, traceparent, headers"
 """The columns of an event, in the order of ``Envelope``'s fields after the position."""
 
 APPEND = f"INSERT INTO tidings_log ({EVENT}) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)"
 
-# A connection can't be remembered by identity (CPython gives a dead one's id to the next), so the check of the store rides along:
-# nothing is inserted where the meta table has another log_id.
-APPEND_CHECKED = (
-    f"INSERT INTO tidings_log ({EVENT}) SELECT ?,?,?,?,?,?,?,?,?,?,?,?,?,? FROM tidings_meta WHERE name = 'log_id' AND value = ?"
-)
+SCHEDULE = f"INSERT INTO tidings_scheduled (event_id_, due, {EVENT}) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)"
 
 READ = f"SELECT position, {EVENT} FROM tidings_log WHERE position > ? AND position <= ? ORDER BY position"
 
@@ -38,6 +34,39 @@ PARK = f"""INSERT INTO tidings_parked ({_PARKED}) VALUES ({",".join("?" * 24)})
     due = excluded.due, delay = excluded.delay, error = excluded.error, traceback = excluded.traceback"""
 
 
+def only_in(log_id: str, statement: str) -> str:
+    """``APPEND`` or ``SCHEDULE``, made so that it can't be prepared on a connection to another database than the log of this id.
+
+    A connection can't be remembered by identity (CPython gives a dead one's id to the next), so the check rides with each statement, for
+    nothing: the view is looked up when the statement is prepared, and again when the schema has changed, but never read, since coalesce
+    stops at its first value. ``main``: what is attached or temporary under these names is not the store.
+    """
+    here = f"VALUES (coalesce(?, (SELECT 1 FROM main.{schema.name_of(log_id)}))"
+    return statement.replace("INTO ", "INTO main.", 1).replace("VALUES (?", here, 1)
+
+
+def append_with(constants: Mapping[str, str | int | None]) -> str:
+    """``APPEND`` with the values of some columns written into it: binding a value costs more than anything else in it.
+
+    Raises:
+        ValueError: one of them can't stand in a statement as it would be bound.
+    """
+    values = [_literal(constants[column]) if column in constants else "?" for column in EVENT.split(", ")]
+    return f"INSERT INTO tidings_log ({EVENT}) VALUES ({', '.join(values)})"
+
+
+def _literal(value: str | int | None) -> str:
+    if value is None:
+        return "NULL"
+    if isinstance(value, int):
+        if not -(2**63) <= value < 2**63:
+            raise ValueError("SQLite would read it as a real number")
+        return str(value)
+    if "\0" in value:
+        raise ValueError("a statement ends at a zero byte")
+    return "'" + value.replace("'", "''") + "'"
+
+
 class SQLiteUnit:
     """``Unit`` on a sqlite3 connection; the transaction is its owner's."""
 
@@ -49,6 +78,9 @@ class SQLiteUnit:
         self._boot = boot
 
     # -- the log
+
+    def insert(self, statement: str, values: Sequence[Any]) -> int:
+        return self._conn.execute(statement, values).lastrowid or 0
 
     def append(self, envelopes: Iterable[Envelope]) -> list[int]:
         execute = self._conn.execute
@@ -148,10 +180,7 @@ class SQLiteUnit:
     # -- scheduled events
 
     def schedule(self, envelope: Envelope, due: int) -> None:
-        self._conn.execute(
-            f"INSERT INTO tidings_scheduled (event_id_, due, {EVENT}) VALUES ({_marks(16)})",
-            (envelope.event_id, due, *envelope[1:]),
-        )
+        self._conn.execute(SCHEDULE, (envelope.event_id, due, *envelope[1:]))
 
     def release_due(self, now: int, limit: int) -> int:
         """Two workers may try at once: the write lock makes them take turns, and the second finds the rows gone."""
@@ -464,10 +493,6 @@ class SQLiteUnit:
 
     def _meta(self, name: str) -> str:
         return str(self._conn.execute("SELECT value FROM tidings_meta WHERE name = ?", (name,)).fetchone()[0])
-
-
-def _marks(count: int) -> str:
-    return ",".join("?" * count)
 
 
 def _of_key(subscription: str, lane: int, key: tuple[str | None, str] | int | None) -> tuple[str, tuple[Any, ...]]:

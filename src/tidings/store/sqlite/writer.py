@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import logging
 import sqlite3
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
-from concurrent.futures import Future
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
-from ...errors import StoreError
+from ..writer import Job, Writer
 from .connect import explain, is_busy
-
-log = logging.getLogger("tidings.store")
 
 IDLE_SECONDS = 0.2
 LONG_REST_AFTER = 1.5
 LONG_REST = 0.11
 """Seconds: after holding the lock for so long with no idle time between, leave it for longer than any busy handler's pause."""
-
-GROUP = 1000
-"""At most this many jobs are committed together."""
 
 
 class WriteTurn:
@@ -80,17 +74,8 @@ class WriteTurn:
         self.release()
 
 
-class _Job(NamedTuple):
-    work: Callable[[Any], Any]
-    after: Callable[[Any], None] | None
-    future: Future[Any]
-
-
-class Writer:
-    """A thread that drains a queue of jobs and commits them in groups.
-
-    While one group is being synced to disk the next one gathers: that alone makes durable writes of many tasks cheap.
-    """
+class FileWriter(Writer):
+    """Commits in the process's turn, on a connection of its own."""
 
     def __init__(
         self, conn: sqlite3.Connection, path: str, turn: WriteTurn, unit: Callable[[sqlite3.Connection], Any], committed: Callable[[], None]
@@ -99,80 +84,40 @@ class Writer:
         self._path = path
         self._turn = turn
         self._unit = unit(conn)
-        self._committed = committed
-        self._jobs: deque[_Job] = deque()
-        self._wake = threading.Semaphore(0)
-        self._closing = False
-        self._submitting = threading.Lock()
-        self._thread = threading.Thread(target=self._run, name="tidings-writer", daemon=True)
-        self._thread.start()
-
-    def submit(self, work: Callable[[Any], Any], after: Callable[[Any], None] | None = None) -> Future[Any]:
-        """Queue a job; the future has its result once it is durable. ``after`` gets it first, still in the process's turn."""
-        future: Future[Any] = Future()
-        with self._submitting:
-            if self._closing:
-                raise StoreError("the store is closed", path=self._path)
-            self._jobs.append(_Job(work, after, future))
-        self._wake.release()
-        return future
+        self._told = committed
+        super().__init__(path)
 
     def close(self) -> None:
-        """Finish what is queued, then end the thread and its connection."""
-        with self._submitting:  # behind a job that is being queued, so that none is left behind
-            self._closing = True
-        self._wake.release()
-        self._thread.join()
+        super().close()
         self._conn.close()
 
-    def _run(self) -> None:
-        while True:
-            self._wake.acquire()
-            # Ahead of handlers' transactions, of which there may be many: leases and checkpoints are among the jobs. It asks again only
-            # after it has handed the turn on, so it gets every second one at most.
-            self._turn.acquire(first=True)
-            try:
-                group: list[_Job] = []
-                while self._jobs and len(group) < GROUP:
-                    job = self._jobs.popleft()
-                    if job.future.set_running_or_notify_cancel():
-                        group.append(job)
-                if group:
-                    self._commit(group)
-            finally:
-                self._turn.release()
-            if self._closing and not self._jobs:
-                return
-
-    def _commit(self, group: list[_Job]) -> None:
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        # Ahead of handlers' transactions, of which there may be many: leases and checkpoints are among the jobs. It asks again only
+        # after it has handed the turn on, so it gets every second one at most.
+        self._turn.acquire(first=True)
         try:
-            results = self._transact(group)
-        except BaseException as error:
-            if len(group) > 1 and not is_busy(error):  # one job's error is not its neighbours': each alone
-                for single in group:
-                    self._commit([single])
-                return
-            told = explain(error, self._path) if isinstance(error, sqlite3.Error) else error
-            for job in group:  # a locked file is everybody's error; each alone would wait for the time-out again
-                job.future.set_exception(told)
-            return
-        try:
-            for job, result in zip(group, results, strict=True):
-                if job.after is not None:
-                    job.after(result)
-            self._committed()
-        except Exception:  # the commit stands, and this thread must go on
-            log.exception("after a commit")
-        for job, result in zip(group, results, strict=True):
-            job.future.set_result(result)
+            yield
+        finally:
+            self._turn.release()
 
-    def _transact(self, group: list[_Job]) -> list[Any]:
+    def transact(self, group: list[Job]) -> list[Any]:
         conn = self._conn
         conn.execute("BEGIN IMMEDIATE")
         try:
-            results = [job.work(self._unit) for job in group]
+            results = [job.run(self._unit) for job in group]
             conn.commit()
         except BaseException:
             conn.rollback()
             raise
         return results
+
+    def committed(self) -> None:
+        self._told()
+
+    def is_everybodys(self, error: BaseException) -> bool:
+        """A locked file is; each alone would wait for the time-out again."""
+        return is_busy(error)
+
+    def explain(self, error: BaseException) -> BaseException:
+        return explain(error, self._path) if isinstance(error, sqlite3.Error) else error
