@@ -1,6 +1,6 @@
 # Every target sets up what it needs first (scripts/setup: a no-op when nothing changed). Needs Python 3.11 and git.
 PYTHON := .venv/bin/python
-CODE := $(foreach folder,src apps benchmarks examples tests,$(if $(shell find $(folder) -name '*.py' -print -quit 2>/dev/null),$(folder)))
+CODE := $(foreach folder,src apps benchmarks examples servers tests,$(if $(shell find $(folder) -name '*.py' -print -quit 2>/dev/null),$(folder)))
 
 .DEFAULT_GOAL := help
 .PHONY: help setup test demo compare bench soak sabotage lint format docs lock clean

@@ -6,6 +6,7 @@ import pytest
 def pytest_configure(config: pytest.Config) -> None:
     # By name, so that tests and pytest see one and the same module.
     config.pluginmanager.import_plugin("tests.promises")
+    config.pluginmanager.import_plugin("tests.servers.fixtures")
 
 
 @pytest.fixture

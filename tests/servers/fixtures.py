@@ -1,0 +1,74 @@
+"""Servers for tests: one of each kind and version for the whole run, started when first asked for; a database of its own for each test.
+
+    def test_something(postgres_url): ...                                   # the newest PostgreSQL that is here
+
+    @pytest.mark.parametrize("postgres", [15, 18], indirect=True)           # every version that matters here
+    def test_something(postgres, postgres_url): ...
+
+A test may stop, restart or kill ``postgres``: the next one finds it running. Where a server cannot be had, the test counts as untested.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from servers.folder import Missing
+from servers.pgbouncer import PgBouncer
+from servers.postgres import Postgres, programs
+from tests.promises import untested
+
+
+def _untested(request: pytest.FixtureRequest, why: Missing) -> None:
+    promises = [name for mark in request.node.iter_markers("promise") for name in mark.args]
+    untested(", ".join(promises) or request.node.name, str(why))
+
+
+@pytest.fixture(scope="session")
+def postgres_servers() -> Iterator[Callable[[int | None], Postgres]]:
+    """The run's server of a version; raises Missing."""
+    with ExitStack() as open_ones:
+        servers: dict[int, Postgres] = {}
+
+        def server(version: int | None) -> Postgres:
+            version = version or max(programs(), default=0)
+            if version not in servers:
+                servers[version] = open_ones.enter_context(Postgres(version))
+            return servers[version]
+
+        yield server
+
+
+@pytest.fixture
+def postgres(request: pytest.FixtureRequest, postgres_servers: Callable[[int | None], Postgres]) -> Postgres:
+    """A running PostgreSQL, shared with other tests."""
+    try:
+        server = postgres_servers(getattr(request, "param", None))
+    except Missing as why:
+        _untested(request, why)
+        raise
+    server.start()
+    return server
+
+
+@pytest.fixture
+def postgres_url(postgres: Postgres) -> Iterator[str]:
+    """An empty database of this test's own."""
+    url = postgres.new_database()
+    yield url
+    postgres.start()
+    postgres.drop_database(url)
+
+
+@pytest.fixture
+def pgbouncer(request: pytest.FixtureRequest, postgres: Postgres) -> Iterator[PgBouncer]:
+    """A PgBouncer in transaction mode in front of ``postgres``."""
+    try:
+        bouncer = PgBouncer(postgres)
+    except Missing as why:
+        _untested(request, why)
+        raise
+    with bouncer:
+        yield bouncer
