@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import psycopg
@@ -218,7 +218,7 @@ def copy_in(conn: psycopg.Connection) -> None:
         copy.write_row((1,))
 
 
-WAYS = {
+WAYS: dict[str, Callable[[psycopg.Connection], None]] = {
     "into the log": open_and_insert,
     "into a partition": lambda conn: open_and_insert(conn, "INSERT INTO tidings_log_1 (key) VALUES (1)"),
     "by COPY": copy_in,
