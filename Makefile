@@ -24,7 +24,8 @@ bench: setup ## every path against its raw loop and the peers, in one run
 	@scripts/setup peers
 	$(PYTHON) -m benchmarks $(ARGS)
 
-soak: setup ## real processes killed and frozen at random; SEEDS=n runs n seeds
+soak: setup ## a hundred writers on PostgreSQL, then real processes killed and frozen at random; SEEDS=n runs n seeds
+	$(PYTHON) -m tests.storm.horizon --seeds $(or $(SEEDS),3) --writers 100 --seconds 10
 	$(PYTHON) -m tests.soak --seeds $(or $(SEEDS),3) $(ARGS)
 
 sabotage: setup ## takes out each guarded mechanism in turn: the test that guards it must fail

@@ -58,7 +58,8 @@ auth_type = any
 pool_mode = {mode}
 default_pool_size = {pool}
 max_client_conn = 500
-ignore_startup_parameters = extra_float_digits
+server_login_retry = 0.1
+ignore_startup_parameters = extra_float_digits, options
 """)
             with (path / "log").open("ab") as log:
                 self._process = self._folder.start([str(found), str(path / "settings.ini")], log, environment)

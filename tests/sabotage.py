@@ -37,6 +37,7 @@ HANDLING = "tests/test_promises_handling.py::test_"
 PUBLISHING = "tests/test_promises_publishing.py::test_"
 RACES = "tests/test_promises_races.py::test_"
 SURROUNDINGS = "tests/test_promises_surroundings.py::test_"
+HORIZON = "tests/store/postgres/test_horizon.py::"
 
 LIST = (
     # -- leases, epochs, lanes
@@ -333,6 +334,42 @@ LIST = (
         "                continue\n",
         DYING + "lanes_are_not_held_back_by_a_type_that_nobody_handles_any_more",
     ),
+    # -- the lockers' horizon of PostgreSQL
+    Sabotage(
+        "a locker holds the horizon where it was before he came",
+        "store/postgres/horizon.py",
+        "self._since.get(locker, self._last)",
+        "self._since.get(locker, reading.last)",
+        HORIZON + "TestReadings",
+    ),
+    Sabotage(
+        "of several lockers the first decides",
+        "store/postgres/horizon.py",
+        "min(self._since.values(), default=reading.last)",
+        "max(self._since.values(), default=reading.last)",
+        HORIZON + "TestReadings",
+    ),
+    Sabotage(
+        "names of transactions are forgotten when the server may have restarted",
+        "store/postgres/horizon.py",
+        "if reading.backend not in self._backends:",
+        "if False:",
+        HORIZON + "test_a_restart_that_the_pooler_hides",
+    ),
+    Sabotage(
+        "who writes straight into a partition holds the horizon",
+        "store/postgres/horizon.py",
+        " OR relation IN (SELECT relid FROM pg_partition_tree('{LOG}'))",
+        " OR false",
+        HORIZON + "test_whoever_drew_a_position_holds_the_horizon_until_he_ends",
+    ),
+    Sabotage(
+        "the sequence is read with its page locked",
+        "store/postgres/horizon.py",
+        "coalesce(pg_sequence_last_value('{SEQUENCE}'), 0)",
+        "(SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM {SEQUENCE})",
+        HORIZON + "test_what_is_read_of_the_sequence_has_been_drawn",
+    ),
 )
 
 
@@ -384,7 +421,7 @@ def main() -> int:
     with ThreadPoolExecutor(given.jobs) as pool:
         for one, (outcome, seconds) in zip(chosen, pool.map(attempt, chosen), strict=True):
             wrong += outcome != "guarded"
-            print(f"{outcome:<12} {seconds:5.1f} s  {one.mechanism:<62} {one.guard.split('::test_')[1]}", flush=True)
+            print(f"{outcome:<12} {seconds:5.1f} s  {one.mechanism:<62} {one.guard.rpartition('::')[2].removeprefix('test_')}", flush=True)
     print(f"{len(chosen) - wrong} of {len(chosen)} mechanisms are guarded")
     return 1 if wrong else 0
 

@@ -129,3 +129,27 @@ def test_without_pgbouncer(postgres, monkeypatch):
     monkeypatch.setattr("servers.pgbouncer.program", lambda: None)
     with pytest.raises(Missing, match="PgBouncer"):
         PgBouncer(postgres)
+
+
+def test_a_test_whose_server_is_missing_counts_as_untested(tmp_path):
+    test = tmp_path / "test_it.py"
+    test.write_text("""
+import pytest
+
+@pytest.mark.promise("nothing lost")
+@pytest.mark.parametrize("postgres", [9], indirect=True)
+def test_it(postgres_url):
+    raise AssertionError
+""")
+    plugins = ("-p", "tests.promises", "-p", "tests.servers.fixtures")
+    ran = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", str(ROOT / "pyproject.toml"), *plugins, str(test)],
+        cwd=ROOT,
+        env={**os.environ, "CI": "true"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert "promises left untested: 1" in ran.stdout
+    assert "nothing lost: no PostgreSQL 9 is here" in ran.stdout
+    assert ran.returncode == 1

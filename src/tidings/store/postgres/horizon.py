@@ -58,11 +58,11 @@ BACKENDS = 64
 """So many are remembered: more than a pooler's pool for one database. A reading by a forgotten one is as good as the first."""
 
 _LOCKERS = f"""
-    SELECT DISTINCT virtualtransaction, pid
+    SELECT virtualtransaction, pid
     FROM pg_locks
     WHERE locktype = 'relation' AND mode = 'RowExclusiveLock' AND granted
       AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
-      AND relation IN (SELECT '{LOG}'::regclass UNION ALL SELECT relid FROM pg_partition_tree('{LOG}'))"""
+      AND (relation = '{LOG}'::regclass OR relation IN (SELECT relid FROM pg_partition_tree('{LOG}')))"""
 
 _DRAWN = f"""CASE WHEN has_sequence_privilege('{SEQUENCE}', 'USAGE, SELECT')
                 THEN coalesce(pg_sequence_last_value('{SEQUENCE}'), 0) END"""
@@ -79,7 +79,7 @@ _READING = f"""
 _WHO = f"""
     SELECT l.virtualtransaction, l.pid, p.gid, coalesce(a.usename, p.owner), a.application_name, a.state, a.query,
            extract(epoch FROM clock_timestamp() - coalesce(a.xact_start, p.prepared))::float8 AS seconds
-    FROM ({_LOCKERS}) l
+    FROM (SELECT DISTINCT virtualtransaction, pid FROM ({_LOCKERS}) every) l
     LEFT JOIN pg_stat_activity a ON a.pid = l.pid
     LEFT JOIN (pg_locks x JOIN pg_prepared_xacts p ON p.transaction = x.transactionid)
            ON l.pid IS NULL AND x.pid IS NULL AND x.virtualtransaction = l.virtualtransaction
