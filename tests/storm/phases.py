@@ -6,12 +6,16 @@ import mmap
 import sqlite3
 import threading
 from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psycopg
+
 IDLE, HANDLER, WRITTEN, EFFECT, COMMIT = range(5)
 NAMES = ("idle", "in a handler", "after its first write", "between effect and checkpoint", "in a commit")
-PLACES = ("ledger", "shared", "outside", "flaky", "aio", "follow", "other")
+PLACES = ("ledger", "shared", "outside", "flaky", "aio", "follow", "orm", "other")
 """One byte each, for every process: subscriptions, and commits in threads that belong to none of them."""
 SLOT = 16
 
@@ -56,24 +60,48 @@ class Phases:
         """A new process takes the place of a dead one."""
         self._page[slot * SLOT : (slot + 1) * SLOT] = b"\0" * SLOT
 
+    @contextmanager
+    def committing(self) -> Iterator[None]:
+        at = self._base + PLACES.index(getattr(_here, "place", "other"))
+        self._page[at] = COMMIT
+        try:
+            yield
+        finally:
+            self._page[at] = IDLE
+
     def watch_commits(self) -> None:
         """From now on every connection that this process opens tells when it commits."""
-        phases = self
+        committing = self.committing
 
         class Watched(sqlite3.Connection):
             def commit(self) -> None:
-                place = getattr(_here, "place", "other")
-                at = phases._base + PLACES.index(place)
-                phases._page[at] = COMMIT
-                try:
+                with committing():
                     super().commit()
-                finally:
-                    phases._page[at] = IDLE
 
-        original = sqlite3.connect
+        connect = sqlite3.connect
 
-        def connect(*args: Any, **options: Any) -> sqlite3.Connection:
+        def watched(*args: Any, **options: Any) -> sqlite3.Connection:
             options.setdefault("factory", Watched)
-            return original(*args, **options)
+            return connect(*args, **options)
 
-        sqlite3.connect = connect  # type: ignore[assignment]
+        sqlite3.connect = watched  # type: ignore[assignment]
+        psycopg.Connection.execute = _watched(psycopg.Connection.execute, committing)  # type: ignore[method-assign]
+        psycopg.Connection.commit = _watched(psycopg.Connection.commit, committing, always=True)  # type: ignore[method-assign]
+        commit = psycopg.AsyncConnection.commit
+
+        async def commit_async(conn: psycopg.AsyncConnection[Any]) -> None:
+            _here.place = "aio"
+            with committing():
+                await commit(conn)
+
+        psycopg.AsyncConnection.commit = commit_async  # type: ignore[method-assign, assignment]
+
+
+def _watched(method: Callable[..., Any], committing: Callable[[], Any], *, always: bool = False) -> Callable[..., Any]:
+    def watched(conn: Any, *args: Any, **options: Any) -> Any:
+        if always or args[0] == "COMMIT":
+            with committing():
+                return method(conn, *args, **options)
+        return method(conn, *args, **options)
+
+    return watched

@@ -5,21 +5,27 @@ from __future__ import annotations
 import os
 import random
 import signal
-import sqlite3
 import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import psycopg
+
+from servers.postgres import Postgres
 from tests.promises import ROOT
-from tests.storm import service, verdict
+from tests.storm import database, service, verdict
 from tests.storm.phases import IDLE, NAMES, Phases
 
 PUBLISHER_SLOT = 40
+
+SETTINGS = {"deadlock_timeout": "100ms"}
+"""The server's, in proportion to a lease that is so short."""
 
 
 @dataclass(slots=True)
@@ -52,6 +58,8 @@ class Storm:
 
     Args:
         seed: decides who is hit, when and how. kills, freezes: how many. seconds: at most, without the settling.
+        postgres: on a server of this version, 0 for the newest that is here; None for SQLite. restarts, cuts: how often it crashes, and
+            how often some of its connections are cut.
         lease: of the workers; a freeze lasts longer.
     """
 
@@ -60,6 +68,9 @@ class Storm:
     kills: int
     freezes: int
     seconds: float
+    postgres: int | None = None
+    restarts: int = 0
+    cuts: int = 0
     lease: float = 0.8
     workers: int = 3
     publishers: int = 3
@@ -67,10 +78,23 @@ class Storm:
     say: Callable[[str], None] = print
     killed: list[Outage] = field(default_factory=list)
     frozen: list[Outage] = field(default_factory=list)
+    downs: list[Outage] = field(default_factory=list)
+    cut: Counter[str] = field(default_factory=Counter)
     problems: list[str] = field(default_factory=list)
 
     def run(self) -> verdict.Verdict:
-        """Everything; the verdict has no ``problems`` if every promise held."""
+        """Everything; the verdict has no ``problems`` if every promise held.
+
+        Raises:
+            Missing: there is no such PostgreSQL here.
+        """
+        with ExitStack() as stack:
+            self.server = None
+            if self.postgres is not None:
+                self.server = stack.enter_context(Postgres(self.postgres or None, settings=SETTINGS))
+            return self._run()
+
+    def _run(self) -> verdict.Verdict:
         self.rng = random.Random(self.seed)
         self.phases = Phases(self.folder / "phases")
         self._prepare()
@@ -90,9 +114,12 @@ class Storm:
                 if process.popen.poll() is None:
                     process.popen.kill()
                 process.popen.wait()
-        told = [f"{kind} {one}\n" for kind, outages in (("killed", self.killed), ("frozen", self.frozen)) for one in outages]
+        kinds = (("killed", self.killed), ("frozen", self.frozen), ("down", self.downs))
+        told = [f"{kind} {one}\n" for kind, outages in kinds for one in outages]
         (self.folder / "outages").write_text("".join(told))
-        found = verdict.count(self.folder, self.killed, self.frozen)
+        if self.server is not None:
+            (self.folder / "server.log").write_text(self.server.log())
+        found = verdict.count(self.folder, self.killed, self.frozen, self.downs)
         found.problems = self.problems + found.problems
         return found
 
@@ -113,16 +140,27 @@ class Storm:
             f"seed {self.seed}: {found.deposits} deposits, {found.follow_ups} follow-ups, {found.calls} calls outside of which"
             f" {found.repeats} were repeats; {found.late} leases ran out",
         ]
+        if self.server is not None:
+            cut = ", ".join(f"{name} {count}" for name, count in self.cut.most_common())
+            lines.append(
+                f"seed {self.seed}: PostgreSQL {self.server.version} crashed {len(self.downs)} times;"
+                f" {self.cut.total()} connections cut: {cut}"
+            )
         return lines + [f"seed {self.seed}: VIOLATED: {problem}" for problem in found.problems]
 
     # -- processes
 
     def _prepare(self) -> None:
-        app = service.make(self.folder / "storm.db")
+        url = f"sqlite:///{self.folder / 'storm.db'}" if self.server is None else self.server.new_database()
+        (self.folder / "store").write_text(url)
+        self.db = database.database(url)
+        app = service.make(self.db)
         app.open()
         app.close()
-        with closing(sqlite3.connect(self.folder / "storm.db")) as conn:
-            conn.executescript(service.SCHEMA)
+        with database.connected(self.db) as conn:
+            for statement in service.SCHEMA.split(";"):
+                if statement.strip():
+                    conn.execute(statement)
 
     def _start(self, slot: int, *arguments: str) -> Process:
         self.phases.clear(slot)
@@ -171,6 +209,7 @@ class Storm:
     def _rage(self, running: list[Process], publishing: list[Process]) -> None:
         rng, until = self.rng, time.monotonic() + self.seconds
         plan = ["kill"] * self.kills + ["freeze"] * self.freezes + ["publisher"] * max(1, self.kills // 10)
+        plan += ["crash"] * self.restarts + ["cut"] * self.cuts
         rng.shuffle(plan)
         time.sleep(1.0)
         for blow in plan:
@@ -185,6 +224,12 @@ class Storm:
                 victim.popen.wait()
                 publishing[publishing.index(victim)] = self._publisher(victim.slot - PUBLISHER_SLOT)
                 continue
+            if blow == "crash":
+                self._crash()
+                continue
+            if blow == "cut":
+                self._cut()
+                continue
             victim = self._aim(running)
             phase = self._halt(victim)
             if blow == "kill":
@@ -197,6 +242,47 @@ class Storm:
                 victim.thaw = time.monotonic() + self.lease * rng.uniform(1.3, 2.5)
         while any(process.thaw for process in running):
             self._wait(running, 0.1)
+
+    def _crash(self) -> None:
+        """The server loses what it had not written: told to by a signal, or because a backend of it is killed."""
+        assert self.server is not None
+        down = Outage(-1, time.monotonic(), -1)
+        if self.rng.random() < 0.7:
+            self.server.restart("immediate")
+        else:
+            conn = self.db.connect()
+            os.kill(conn.info.backend_pid, signal.SIGKILL)
+            try:
+                conn.execute("SELECT pg_sleep(60)")
+            except psycopg.OperationalError:  # the server has seen it
+                conn.close()
+            self._connected().close()
+        down.until = time.monotonic() + self.lease  # who could not renew in time is without his lanes for a while longer
+        self.downs.append(down)
+
+    def _connected(self) -> Any:
+        """A connection, as soon as the server gives one."""
+        until = time.monotonic() + 30
+        while True:
+            try:
+                return self.db.connect()
+            except psycopg.OperationalError:
+                if time.monotonic() > until:
+                    raise
+                time.sleep(0.01)
+
+    def _cut(self) -> None:
+        """End some connections, if possible in the middle of something."""
+        with closing(self._connected()) as conn:
+            rows = conn.execute(
+                "SELECT pid, application_name, state <> 'idle' FROM pg_stat_activity"
+                " WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'"
+            ).fetchall()
+            self.rng.shuffle(rows)
+            rows.sort(key=lambda row: not row[2])
+            for pid, name, _ in rows[: self.rng.randint(1, 4)]:
+                conn.execute("SELECT pg_terminate_backend(%s)", (pid,))
+                self.cut[name] += 1
 
     def _aim(self, running: list[Process]) -> Process:
         """A worker that stands up and has had time to take lanes; most of the time one that is at a phase chosen beforehand."""
@@ -246,7 +332,7 @@ class Storm:
         """Until every lane has passed the end of the log and nothing is parked. Bounded: what stands still for 30 s will not move."""
         last, since = None, time.monotonic()
         while True:
-            left = verdict.unsettled(self.folder / "storm.db")
+            left = verdict.unsettled(self.db)
             if left == (0, 0, 0):
                 return
             if left != last:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from tests.storm import service
+from tests.storm import database, service
+from tests.storm.database import Database, connected
 
 if TYPE_CHECKING:
     from tests.storm.storm import Outage
@@ -31,34 +30,38 @@ class Verdict:
     problems: list[str] = field(default_factory=list)
 
 
-def unsettled(store: Path) -> tuple[int, int, int]:
+def unsettled(db: Database) -> tuple[int, int, int]:
     """Lanes behind the last event that concerns them, open positions, parked rows."""
-    with closing(sqlite3.connect(store, timeout=20)) as conn:
-        return conn.execute(
-            """
+    sqlite = isinstance(db, database.SQLite)
+    with connected(db) as conn:
+        left: tuple[int, int, int] = conn.execute(
+            f"""
             WITH last AS (
                 SELECT s.name, l.lane, max(l.position) AS position FROM tidings_log l, tidings_subscriptions s
-                WHERE l.type IN (SELECT value FROM json_each(s.types)) GROUP BY 1, 2
+                WHERE l.type {"IN (SELECT value FROM json_each(s.types))" if sqlite else "= ANY (s.types)"} GROUP BY 1, 2
             )
             SELECT
                 (SELECT count(*) FROM last JOIN tidings_lanes t ON t.subscription = last.name AND t.lane = last.lane
                     AND t.position < last.position),
-                (SELECT count(*) FROM tidings_lanes WHERE open IS NOT NULL),
+                (SELECT count(*) FROM tidings_lanes WHERE {"open IS NOT NULL" if sqlite else "open <> '{}'"}),
                 (SELECT count(*) FROM tidings_parked)
             """
         ).fetchone()
+    return left
 
 
-def count(folder: Path, killed: Sequence[Outage], frozen: Sequence[Outage]) -> Verdict:
-    """Compare everything with everything."""
+def count(folder: Path, killed: Sequence[Outage], frozen: Sequence[Outage], downs: Sequence[Outage] = ()) -> Verdict:
+    """Compare everything with everything. ``downs``: when the server was down, which may have cost every process its lease."""
     found = Verdict()
-    with closing(sqlite3.connect(folder / "storm.db")) as conn:
-        _rows(conn, found)
-    _calls(folder, found, killed, frozen)
+    db = database.of(folder)
+    with connected(db) as conn:
+        _rows(db, conn, found)
+        made = Counter(dict(conn.execute("SELECT account, seq FROM accounts").fetchall()))
+    _calls(folder, found, made, killed, frozen, downs)
     return found
 
 
-def _rows(conn: sqlite3.Connection, found: Verdict) -> None:
+def _rows(db: Database, conn: Any, found: Verdict) -> None:
     problems = found.problems
     accounts = {account: (seq, total) for account, seq, total in conn.execute("SELECT account, seq, total FROM accounts")}
     found.deposits = sum(seq for seq, _ in accounts.values())
@@ -68,7 +71,9 @@ def _rows(conn: sqlite3.Connection, found: Verdict) -> None:
     if {account: (seq, total) for account, seq, total, _ in told} != accounts or sum(row[3] for row in told) != found.deposits:
         problems.append("the publishers' own tables differ")
     logged: dict[str, list[tuple[int, int]]] = defaultdict(list)
-    for name, account, seq in conn.execute("SELECT type, data ->> 'account', data ->> 'seq' FROM tidings_log ORDER BY position"):
+    kinds = "('storm.Deposit', 'storm.Booked', 'storm.Counted')"
+    asked = f"SELECT type, {db.field('account')}, {db.field('seq')} FROM tidings_log WHERE type IN {kinds} ORDER BY position"
+    for name, account, seq in conn.execute(asked):
         logged[name].append((account, seq))
     for name in ("storm.Deposit", "storm.Booked", "storm.Counted"):
         last: Counter[int] = Counter()
@@ -86,7 +91,7 @@ def _rows(conn: sqlite3.Connection, found: Verdict) -> None:
     # Effects once, in order: each reader's table.
     for reader, account, expected, got, worker, _ in conn.execute("SELECT * FROM violations ORDER BY at LIMIT 10"):
         problems.append(f"{reader}: account {account}: {got} came where {expected} was next (process {worker})")
-    for name in (*service.READERS, *service.FOLLOW_UPS):
+    for name in (*service.readers(db), *service.FOLLOW_UPS):
         kept = {row[0]: row[1:] for row in conn.execute(f"SELECT account, last, total, times FROM seen_{name}")}
         amounts = name not in service.FOLLOW_UPS
         right = {account: (seq, total if amounts else seq, seq) for account, (seq, total) in accounts.items()}
@@ -95,7 +100,9 @@ def _rows(conn: sqlite3.Connection, found: Verdict) -> None:
                 problems.append(f"{name}: account {account}: last, total, times are {kept.get(account)}, should be {right.get(account)}")
 
 
-def _calls(folder: Path, found: Verdict, killed: Sequence[Outage], frozen: Sequence[Outage]) -> None:
+def _calls(
+    folder: Path, found: Verdict, made: Counter[int], killed: Sequence[Outage], frozen: Sequence[Outage], downs: Sequence[Outage]
+) -> None:
     """The handler without a transaction: every event called, none before its forerunner, and repeated only what an outage explains."""
     problems = found.problems
     begun: dict[tuple[int, int], list[tuple[int, float]]] = defaultdict(list)
@@ -114,15 +121,13 @@ def _calls(folder: Path, found: Verdict, killed: Sequence[Outage], frozen: Seque
         if event[1] > highest[event[0]] + 1:
             problems.append(f"outside: account {account}: {seq} was called before {highest[event[0]] + 1}")
         highest[event[0]] = max(highest[event[0]], event[1])
-    with closing(sqlite3.connect(folder / "storm.db")) as conn:
-        made = Counter(dict(conn.execute("SELECT account, seq FROM accounts").fetchall()))
     if highest != made:
         problems.append(f"outside: {highest.total()} of {made.total()} deposits were called")
     found.calls = sum(len(calls) for calls in begun.values())
-    still = [(outage.at, outage.until or outage.at) for outage in frozen]
+    still = [(outage.at, outage.until or outage.at) for outage in (*frozen, *downs)]
     late = _late(folder / "renewals", {outage.pid: outage.at for outage in killed})
     found.late = len(late)
-    hits = [(outage.at, outage.until or outage.at, outage.pid) for outage in (*killed, *frozen)]
+    hits = [(outage.at, outage.until or outage.at, outage.pid) for outage in (*killed, *frozen, *downs)]
     hits += late
     unexplained: list[str] = []
     for event, calls in begun.items():

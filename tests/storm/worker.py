@@ -10,9 +10,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.storm import service
+from tests.storm import database, service
 from tests.storm.phases import Phases
 from tidings.app import serve
+from tidings.errors import StoreError
 from tidings.subscribe.worker import Worker
 
 
@@ -20,10 +21,20 @@ def main(folder: Path, slot: int, seed: int, lease: float) -> None:
     logging.basicConfig(filename=folder / "workers.log", format="%(asctime)s %(process)d %(name)s %(message)s", level=logging.WARNING)
     phases = Phases(folder / "phases", slot)
     phases.watch_commits()
-    app = service.make(folder / "storm.db", lease=lease)
-    service.subscribe(app, phases, folder / "calls", seed)
     tell_renewals(folder / "renewals")
-    asyncio.run(serve([app], ready=(folder / f"ready-{os.getpid()}").touch))
+    ready = folder / f"ready-{os.getpid()}"
+    while True:
+        db = database.of(folder)
+        app = service.make(db, lease=lease)
+        service.subscribe(app, db, phases, folder / "calls", seed)
+        try:
+            asyncio.run(serve([app], ready=ready.touch))
+        except StoreError:
+            if ready.exists():
+                raise
+            time.sleep(0.2)  # born while the server was down: whoever keeps processes would start it again
+        else:
+            return
 
 
 def tell_renewals(path: Path) -> None:
