@@ -44,8 +44,8 @@ LIST = (
     Sabotage(
         "a checkpoint is fenced by worker and epoch",
         "store/sqlite/unit.py",
-        "AND lane = ? AND worker = ? AND epoch = ?",
-        "AND lane = ? AND (worker = ? OR 1) AND (epoch = ? OR 1)",
+        "AND worker = ? AND lane = given.column1 AND epoch = given.column2",
+        "AND (worker = ? OR 1) AND lane = given.column1 AND (epoch = given.column2 OR 1)",
         DYING + "a_handlers_transaction_is_fenced_at_its_commit",
     ),
     Sabotage(
@@ -137,7 +137,7 @@ LIST = (
     Sabotage(
         "what was read is durable before an effect leaves",
         "subscribe/tail.py",
-        "if rows and self._durable:",
+        "if rows and not self._lasts(safe):",
         "if False:",
         HANDLING + "what_was_read_is_durable_before_an_effect_leaves_the_machine",
     ),
@@ -145,7 +145,7 @@ LIST = (
     Sabotage(
         "events of a key wait in its chain",
         "subscribe/feed.py",
-        "if key_id not in busy:",
+        "if chain is ctx:",
         "if True:",
         HANDLING + "each_key_in_its_order_whatever_fails[1-async]",
     ),

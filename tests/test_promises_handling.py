@@ -303,9 +303,9 @@ async def test_what_was_read_is_durable_before_an_effect_leaves_the_machine(tmp_
     app, heard = shop(tmp_path, synchronous="NORMAL"), list[str]()
     durable = app.store.durable
 
-    def durably() -> None:
+    def durably() -> int:
         heard.append("durable")
-        durable()
+        return durable()
 
     monkeypatch.setattr(app.store, "durable", durably)
 

@@ -18,7 +18,7 @@ from .publish.publishing import Publishing, Receipt
 from .retry import Retry
 from .store import store_at
 from .store.port import Scheduled, Store
-from .subscribe.handler import tell_apart
+from .subscribe.handler import Handler, tell_apart
 from .subscribe.middleware import Middleware, wrap
 from .subscribe.subscription import F, Given, Options, Subscription
 from .subscribe.worker import Worker
@@ -361,7 +361,7 @@ class App:
         Raises:
             HandlerDefinitionError
         """
-        counts: dict[type, int] = {}
+        readers: dict[type, list[Handler]] = {}
         for subscription in self.subscriptions.values():
             if not subscription.handlers:
                 raise ConfigurationError(
@@ -370,36 +370,23 @@ class App:
                 )
             for handler in set(subscription.handlers.values()):
                 handler.provide(self._provided)
+                handler.decoded = None
                 if handler.tx is not None:
                     self._transactions.check(handler.tx, handler.name)
                 layers = [*self._middleware, *subscription.options.middleware]
                 handler.call = wrap(handler.call, handler.is_async, layers, handler.name)
                 if handler.tx is not None or handler.takes_list:  # run where the store's own errors may come up too
                     handler.call = tell_apart(handler.call, handler.is_async)
-                counts[handler.event_type.cls] = counts.get(handler.event_type.cls, 0) + 1
-        if any(count > 1 for count in counts.values()):
-            shared = _Decoded()
-            for subscription in self.subscriptions.values():
-                subscription.decoded = shared
+                readers.setdefault(handler.event_type.cls, []).append(handler)
+        for handlers in readers.values():
+            if len(handlers) > 1 and handlers[0].event_type.shareable:  # decoded once for all of them
+                decoded: dict[int, Any] = {}
+                for handler in handlers:
+                    handler.decoded = decoded
 
     def envelope(self, event: Any) -> Envelope:
         """The row that ``publish`` would write, its position still 0; for tests and tools."""
         return self._publisher.envelope(event)
-
-
-class _Decoded:
-    """Decoded events, shared by the subscriptions of an app that read the same class."""
-
-    LIMIT = 8192
-
-    def __init__(self) -> None:
-        self._events: dict[tuple[type, int], Any] = {}
-        self.get = self._events.get
-
-    def put(self, key: tuple[type, int], event: Any) -> None:
-        if len(self._events) >= self.LIMIT:
-            self._events.clear()
-        self._events[key] = event
 
 
 def _check_transactions(given: Any) -> None:

@@ -387,11 +387,14 @@ class SomeWaker(Protocol):
         """Begin to watch. What came between the last read and now is not missed."""
         ...
 
+    def disarm(self) -> None: ...
     def hint(self) -> None:
         """Somebody has published in this process, and will commit soon."""
         ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Behind ``disarm``, perhaps from another thread than the loop's; may block."""
+        ...
 
 
 class Store(Protocol):
@@ -433,8 +436,13 @@ class Store(Protocol):
         to there is missing or will come. Bounded in bytes: it may stop early. For the hot path."""
         ...
 
-    def durable(self) -> None:
-        """Return when everything that ``read`` has returned survives a crash of the machine, whatever its writer's setting was."""
+    def glance(self, after: int, upto: int) -> tuple[list[tuple[Any, ...]], int] | None:
+        """``read`` on the event loop: few rows, and None rather than waiting for anything. A store across a network: always None."""
+        ...
+
+    def durable(self) -> int:
+        """Return when everything that can be read now survives a crash of the machine, whatever its writer's setting was; up to which
+        position that is."""
         ...
 
     def unit(self, connection: Any) -> Unit:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from ..envelope import Envelope
 
 if TYPE_CHECKING:
@@ -17,7 +19,7 @@ POSITION, LANE, TOPIC, TYPE, VERSION, KEY_NAME, KEY, EVENT_ID, TIME, SOURCE, DAT
 """Where the fields of ``Envelope`` stand in a row."""
 
 
-class Context:
+class Context(msgspec.Struct, eq=False):
     """One event on its way through one subscription; a handler gets it by asking for ``Context``.
 
     Attributes:
@@ -27,9 +29,12 @@ class Context:
         each: for a handler that takes a list: the context of each event in it.
     """
 
-    # Most events need nothing but the first five: the rest are class attributes until one is set, to keep the making cheap.
-    __slots__ = ("__dict__", "handler", "key_id", "lane", "row", "subscription")
-
+    # A Struct, because one is made for each event, and at that it is twice as quick as a class with an __init__.
+    row: tuple[Any, ...]
+    subscription: str
+    handler: Handler
+    lane: LaneState
+    key_id: Any
     attempt: int = 1
     tx: Any = None
     each: list[Context] | None = None
@@ -39,20 +44,10 @@ class Context:
     outputs: list[tuple[Envelope, int | None]] | None = None
     failure: Failure | None = None
 
-    def __init__(self, row: tuple[Any, ...], subscription: str, handler: Handler, lane: LaneState, key_id: Any) -> None:
-        self.row = row
-        self.subscription = subscription
-        self.handler = handler
-        self.lane = lane
-        self.key_id = key_id
-
     def reset(self) -> None:
         """Forget a run that was undone."""
-        self.__dict__.pop("published", None)
-        self.__dict__.pop("outputs", None)
-        self.__dict__.pop("failure", None)
-        self.__dict__.pop("tx", None)
-        self.__dict__.pop("settling", None)
+        self.published = self.outputs = self.failure = self.tx = None
+        self.settling = False
 
     def publish(
         self, event: Any, *, at: datetime | None = None, after: timedelta | None = None, headers: Mapping[str, str] | None = None
@@ -120,6 +115,4 @@ class Context:
     @property
     def headers(self) -> dict[str, str]:
         """Further texts that the publisher gave."""
-        import msgspec
-
         return {} if self.row[HEADERS] is None else msgspec.json.decode(self.row[HEADERS])

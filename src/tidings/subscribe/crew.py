@@ -44,8 +44,8 @@ class Sleepers:
         self._asleep: deque[asyncio.Future[None]] = deque()
         self._waking = False
 
-    def __bool__(self) -> bool:
-        return bool(self._asleep) and not self._waking
+    def __len__(self) -> int:
+        return len(self._asleep)
 
     def wake(self) -> None:
         """Wake one if there is work."""

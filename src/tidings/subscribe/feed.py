@@ -58,7 +58,8 @@ class Feed:
         self._upto = 0
         self._next: tuple[list[tuple[Any, ...]], int, int] | None = None
         """Rows, index of the first that is wanted, and how far they are complete: of a block as it was then, for it may grow."""
-        self._busy: dict[Any, deque[Context] | None] = {}
+        self._busy: dict[Any, Context | deque[Context]] = {}
+        """Keys in somebody's hands: the event, or (once there were any) what waits behind it."""
         self._waiting = 0
         self._waiting_bytes = 0
         self.given_up: Callable[[Context], None] = lambda ctx: None
@@ -96,10 +97,10 @@ class Feed:
     def discard(self, which: Callable[[Context], bool]) -> None:
         """Take back what waits; it stays open, so whoever has the lane next reads it again."""
         for chain in self._busy.values():
-            for ctx in [ctx for ctx in chain or () if which(ctx)]:
-                assert chain is not None
-                chain.remove(ctx)
-                self._left(ctx)
+            if type(chain) is deque:
+                for ctx in [ctx for ctx in chain if which(ctx)]:
+                    chain.remove(ctx)
+                    self._left(ctx)
         for queue in (self.ready, self.urgent):
             waiting = list(queue)
             queue.clear()
@@ -142,7 +143,7 @@ class Feed:
             return None
         if self.ready:
             return self.ready.popleft()
-        handlers, lanes, busy = self._handlers, self.lanes, self._busy
+        handlers, lanes = self._handlers, self.lanes
         while self._waiting < WINDOW and self._waiting_bytes < WINDOW_BYTES:
             for row in self._rows:
                 handler = handlers.get(row[TYPE])
@@ -166,14 +167,13 @@ class Feed:
                 ctx = Context(row, self._name, handler, lane, key_id)
                 if not self._chained:
                     return ctx
-                if key_id not in busy:
-                    busy[key_id] = None
+                chain = self._busy.setdefault(key_id, ctx)
+                if chain is ctx:
                     return ctx
-                chain = busy[key_id]
-                if chain is None:
-                    busy[key_id] = deque((ctx,))
-                else:
+                if type(chain) is deque:
                     chain.append(ctx)
+                else:
+                    self._busy[key_id] = deque((ctx,))
                 self._waiting += 1
                 self._waiting_bytes += len(row[DATA])
                 if self._waiting >= WINDOW or self._waiting_bytes >= WINDOW_BYTES:
@@ -192,13 +192,12 @@ class Feed:
         if ctx.parked:
             self.given_up(ctx)
         elif self._chained:
-            chain = self._busy.get(ctx.key_id)
-            if chain:
+            chain = self._busy.pop(ctx.key_id, None)
+            if type(chain) is deque and chain:
+                self._busy[ctx.key_id] = chain
                 follower = chain.popleft()
                 self._left(follower)
                 self.ready.append(follower)
-            else:
-                self._busy.pop(ctx.key_id, None)
 
     def again(self, batch: Sequence[Context]) -> None:
         """Back to the front, as if they had never been taken."""

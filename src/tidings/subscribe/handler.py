@@ -73,9 +73,12 @@ class Handler:
         call: ``call(event, ctx)``; awaitable if ``is_async``.
         tx: the kind of transaction it asked for, or None.
         takes_list: it asked for ``list[EventClass]``.
+        decode: bytes to event. decoded: events by position that other subscriptions of the app have decoded; None if it is alone with them.
     """
 
-    __slots__ = ("_defaults", "_direct", "call", "event_type", "fn", "is_async", "name", "needs", "takes_list", "tx", "where")
+    __slots__ = (
+        "_defaults", "_direct", "call", "decode", "decoded", "event_type", "fn", "is_async", "name", "needs", "takes_list", "tx", "where",
+    )  # fmt: skip
 
     def __init__(self, fn: Callable[..., Any], event_type: EventType, *, where: Callable[[Any], bool] | None, name: str) -> None:
         self.fn = fn
@@ -127,7 +130,9 @@ class Handler:
                 " or ask for the async one",
                 handler=self.name,
             )
-        self.call = self._direct = _caller(fn, ctx_name, tx_name)
+        self.call = self._direct = _caller(fn, [parameter for parameter in others if parameter.name in (ctx_name, tx_name)], ctx_name)
+        self.decode = event_type.decode
+        self.decoded: dict[int, Any] | None = None
 
     def provide(self, values: Mapping[type, Any]) -> None:
         """Bind the app's own dependencies.
@@ -204,12 +209,24 @@ def _given(value: Any) -> Any:
     return value
 
 
-def _caller(fn: Callable[..., Any], ctx_name: str | None, tx_name: str | None) -> Callable[[Any, Any], Any]:
-    """The cheapest call for the usual signatures."""
-    if tx_name is None:
-        if ctx_name is None:
-            return lambda event, ctx: fn(event)
-        return lambda event, ctx: fn(event, **{ctx_name: ctx})
-    if ctx_name is None:
-        return lambda event, ctx: fn(event, **{tx_name: ctx.tx})
-    return lambda event, ctx: fn(event, **{ctx_name: ctx, tx_name: ctx.tx})
+def _caller(fn: Callable[..., Any], others: list[inspect.Parameter], ctx_name: str | None) -> Callable[[Any, Any], Any]:
+    """The cheapest call for the usual signatures. ``others``: the parameters for the context and the transaction, as they come."""
+    wants_ctx = [parameter.name == ctx_name for parameter in others]
+    if any(parameter.kind is parameter.KEYWORD_ONLY for parameter in others) or _leaves_gaps(fn, others):
+        names = [parameter.name for parameter in others]
+        return lambda event, ctx: fn(event, **{name: ctx if name == ctx_name else ctx.tx for name in names})
+    if not others:
+        return lambda event, ctx: fn(event)
+    if wants_ctx == [True]:
+        return fn
+    if wants_ctx == [False]:
+        return lambda event, ctx: fn(event, ctx.tx)
+    if wants_ctx == [True, False]:
+        return lambda event, ctx: fn(event, ctx, ctx.tx)
+    return lambda event, ctx: fn(event, ctx.tx, ctx)
+
+
+def _leaves_gaps(fn: Callable[..., Any], others: list[inspect.Parameter]) -> bool:
+    """Whether these don't follow the event at once: a parameter with a default stands between."""
+    names = list(inspect.signature(fn).parameters)[1 : 1 + len(others)]
+    return names != [parameter.name for parameter in others]

@@ -46,6 +46,8 @@ log = logging.getLogger("tidings.subscribe")
 
 SWEEP_SECONDS = 2.0
 """Lanes whose events were all somebody else's get their position written this often."""
+DECODED = 8192
+"""So many decoded events of a class are kept for other subscriptions."""
 SLOW_HOLD_SECONDS = 0.25
 """An async handler that holds the file's write lock for longer is reported."""
 
@@ -100,7 +102,6 @@ class Runner:
         self._publisher = publisher
         self._clock = clock
         self._rng = rng
-        self._decoded = subscription.decoded
         self._loop = asyncio.get_running_loop()
         self._more = asyncio.Event()
         self._idle = asyncio.Event()
@@ -347,21 +348,23 @@ class Runner:
         Raises:
             UndecodableEvent
         """
-        event_type, row, shared = ctx.handler.event_type, ctx.row, self._decoded
-        if shared is not None and event_type.shareable:
-            found = shared.get((event_type.cls, row[POSITION]))
-            if found is not None:
-                return found
+        row, handler = ctx.row, ctx.handler
+        shared = handler.decoded
+        if shared is not None and (event := shared.get(row[POSITION])) is not None:
+            return event
         try:
-            event = event_type.decode(row[DATA])
+            event = handler.decode(row[DATA])
         except Exception as error:
+            event_type = handler.event_type
             raise UndecodableEvent(
                 f"event {row[POSITION]} ({row[TYPE]} version {row[VERSION]}) does not fit {event_type.cls.__name__}: {error}",
                 position=row[POSITION],
                 type=row[TYPE],
             ) from error
-        if shared is not None and event_type.shareable:
-            shared.put((event_type.cls, row[POSITION]), event)
+        if shared is not None:
+            if len(shared) >= DECODED:
+                shared.clear()
+            shared[row[POSITION]] = event
         return event
 
     def collect(self, ctx: Context, result: Any) -> None:

@@ -78,7 +78,6 @@ class Subscription:
         self.name = name
         self.options = options
         self.handlers: dict[str, Handler] = {}
-        self.decoded: Any = None
         self._type_of = type_of
 
     def on(self, *classes: type, where: Callable[[Any], bool] | None = None) -> Callable[[F], F]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from bisect import bisect_left
 from collections import OrderedDict
 from concurrent.futures import Executor
 from typing import TYPE_CHECKING, Any
+
+from .context import DATA
 
 if TYPE_CHECKING:
     from ..store.port import Store
@@ -16,30 +19,41 @@ BLOCK = 1024
 KEPT = 12
 """Blocks kept at most; fewer if they are large (32 MiB of data in all)."""
 KEPT_BYTES = 32 * 1024 * 1024
+SLOW_SECONDS = 0.005
+THREAD_SECONDS = 1.0
+"""After a read on the loop that took so long (a slow disk, large events), a thread reads for a while."""
 
 
 class Block:
-    """Rows of one range of positions. ``upto``: complete up to there. ``decoded``: events by class and position, shared if frozen."""
+    """Rows of one range of positions. ``upto``: complete up to there."""
 
-    __slots__ = ("decoded", "first", "rows", "size", "upto")
+    __slots__ = ("first", "rows", "size", "upto")
 
     def __init__(self, first: int) -> None:
         self.first = first
         self.upto = first
         self.rows: list[tuple[Any, ...]] = []
         self.size = 0
-        self.decoded: dict[type, dict[int, Any]] = {}
 
 
 class Tail:
-    """Reads for whoever asks, in a thread, each block once."""
+    """Reads for whoever asks, each block once.
+
+    On the loop, a few rows at a time, if the store can do that without waiting: a thread that steps through rows and a loop that handles
+    them hand the interpreter's lock to and fro, and are slower together than one after the other. Else in a thread.
+    """
 
     def __init__(self, store: Store, executor: Executor, *, durable: bool) -> None:
         self._store = store
         self._executor = executor
         self._durable = durable
         self._blocks: OrderedDict[int, Block] = OrderedDict()
-        self._fetching: dict[int, asyncio.Future[None]] = {}
+        self._fetching: dict[int, asyncio.Future[bool]] = {}
+        self._lasting = 0
+        """Up to here everything survives a crash of the machine. What was there when the worker began is synced once."""
+        self.end = 0
+        """Where somebody found nothing more, and nothing has grown since."""
+        self._in_thread_until = 0.0
 
     async def read(self, after: int) -> tuple[Block | None, int]:
         """The block that holds the next rows behind ``after`` and the index of the first of them; None if there are none yet.
@@ -51,41 +65,73 @@ class Tail:
             fetching = self._fetching.get(number)
             joined = fetching is not None
             if fetching is None:
-                fetching = self._fetching[number] = asyncio.ensure_future(self._fetch(number, block, after))
-                # By the fetch itself and not by those who wait: one that resumes late would take away the next fetch, and two at once
-                # would put their rows into the block twice.
-                fetching.add_done_callback(lambda _: self._fetching.pop(number))
-            await asyncio.shield(fetching)
-            block = self._blocks.get(number)
-            if block is None or block.upto <= after or after < block.first:
-                if joined and block is not None and after < block.first:
-                    continue  # it was read for somebody further on
+                block = self._opened(number, block, after)
+                found = self._glance(block.upto, (number + 1) * BLOCK)
+                if found is not None and (not found[0] or self._lasts(found[1])):
+                    if not self._keep(number, block, *found):
+                        return None, 0
+                    continue
+                fetching = self._fetching[number] = asyncio.ensure_future(self._fetch(number, block, found))
+            # One that began before we asked may have looked before what we were woken for.
+            if not await asyncio.shield(fetching) and not joined:
                 return None, 0
         self._blocks.move_to_end(number)
         return block, bisect_left(block.rows, (after + 1,))
+
+    def grown(self) -> bool:
+        """Whether there may be more than whoever came to the end has seen."""
+        found = self._glance(self.end, self.end + 1)
+        return found is None or found[1] > self.end
 
     def forget(self) -> None:
         """Drop what was read; after a trim or a restore."""
         self._blocks.clear()
 
-    async def _fetch(self, number: int, block: Block | None, after: int) -> None:
-        first, last = number * BLOCK, (number + 1) * BLOCK
-        if block is None or after < block.first or block.size > KEPT_BYTES // 4:
-            block = Block(after if block is not None else first)
-        since = block.upto
-        rows, upto = await asyncio.get_running_loop().run_in_executor(self._executor, self._read, since, last)
-        if upto == since:
-            return
-        block.rows = block.rows + rows if block.rows else rows
+    @staticmethod
+    def _opened(number: int, block: Block | None, after: int) -> Block:
+        """The block that takes what comes next of these positions."""
+        if block is None:
+            return Block(number * BLOCK)
+        return Block(after) if after < block.first or block.size > KEPT_BYTES // 4 else block
+
+    def _glance(self, after: int, upto: int) -> tuple[list[tuple[Any, ...]], int] | None:
+        began = time.monotonic()
+        if began < self._in_thread_until:
+            return None
+        found = self._store.glance(after, upto)
+        if time.monotonic() - began > SLOW_SECONDS:
+            self._in_thread_until = began + THREAD_SECONDS
+        return found
+
+    def _lasts(self, upto: int) -> bool:
+        return not self._durable or upto <= self._lasting
+
+    async def _fetch(self, number: int, block: Block, found: tuple[list[tuple[Any, ...]], int] | None) -> bool:
+        """Whether there was anything."""
+        upto = (number + 1) * BLOCK
+        try:
+            found = await asyncio.get_running_loop().run_in_executor(self._executor, self._read, block.upto, upto, found)
+            return self._keep(number, block, *found)
+        finally:
+            # By the fetch itself and not by those who wait: one that resumes late would take away the next fetch, and two at once would put
+            # their rows into the block twice.
+            del self._fetching[number]
+
+    def _keep(self, number: int, block: Block, rows: list[tuple[Any, ...]], upto: int) -> bool:
+        if upto == block.upto:
+            self.end = max(self.end, upto)
+            return False
+        block.rows = block.rows + rows if block.rows else rows  # not in place: a feed may be on its way through them
         block.upto = upto
-        block.size += sum([len(row[10]) for row in rows])
+        block.size += sum([len(row[DATA]) for row in rows])
         self._blocks[number] = block
         self._blocks.move_to_end(number)
         while len(self._blocks) > 1 and (len(self._blocks) > KEPT or sum(kept.size for kept in self._blocks.values()) > KEPT_BYTES):
             self._blocks.popitem(last=False)
+        return True
 
-    def _read(self, after: int, upto: int) -> tuple[list[tuple[Any, ...]], int]:
-        rows, safe = self._store.read(after, upto)
-        if rows and self._durable:
-            self._store.durable()  # before an effect leaves the machine, whatever the writer's setting was
+    def _read(self, after: int, upto: int, found: tuple[list[tuple[Any, ...]], int] | None) -> tuple[list[tuple[Any, ...]], int]:
+        rows, safe = found or self._store.read(after, upto)
+        if rows and not self._lasts(safe):
+            self._lasting = self._store.durable()  # before an effect leaves the machine, whatever the writer's setting was
         return rows, safe

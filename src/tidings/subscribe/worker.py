@@ -112,7 +112,7 @@ class Worker:
         self._loop = asyncio.get_running_loop()
         now = self._now()
         durable = any(handler.tx is None for sub in self._subscriptions for handler in sub.handlers.values())
-        tail = Tail(self._store, self._readers, durable=durable)
+        self._tail = tail = Tail(self._store, self._readers, durable=durable)
         await asyncio.wrap_future(self._store.write(lambda unit: self._register(unit, now)))
         for subscription in self._subscriptions:
             runner = Runner(
@@ -151,7 +151,8 @@ class Worker:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._waker is not None:
-            self._waker.close()
+            self._waker.disarm()
+            await self._loop.run_in_executor(None, self._waker.close)  # the system takes milliseconds to close an inotify descriptor
         keeping = self._loop.create_task(self._keep_lease())
         try:
             async with asyncio.timeout(self._drain):
@@ -274,8 +275,14 @@ class Worker:
         if not changed and not force:
             return
         by_name = {row.name: row for row in rows}
-        for name, runner in self.runners.items():
-            await self._share(runner, by_name.get(name), workers, [lane for lane in lanes if lane.subscription == name], changed)
+        by_subscription: dict[str, list[Lane]] = {}
+        for lane in lanes:
+            by_subscription.setdefault(lane.subscription, []).append(lane)
+        # Side by side, so that what they claim is committed together.
+        shares = [
+            self._share(runner, by_name.get(name), workers, by_subscription.get(name, []), changed) for name, runner in self.runners.items()
+        ]
+        await asyncio.gather(*shares)
         self._control = control
 
     @staticmethod
@@ -348,8 +355,10 @@ class Worker:
 
     def _wake_runners(self) -> None:
         self._committed.set()
+        grown = self._tail.grown()
         for runner in self.runners.values():
-            runner.wake()
+            if grown or not runner.at_head or runner.feed.fetched < self._tail.end:
+                runner.wake()
 
     def _on_head(self) -> None:
         """A runner has reached the end of the log."""

@@ -218,8 +218,12 @@ class PostgresStore:
             self._reading.close()
             self._reading = None
 
-    def durable(self) -> None:
+    def glance(self, after: int, upto: int) -> None:
+        """Never without waiting for the server."""
+
+    def durable(self) -> int:
         """Wait until what was read has been flushed; if nobody's commit does it soon, make one that does."""
+        seen = self._horizon.safe
         with self._connection() as conn:
             row = conn.execute(
                 "SELECT pg_current_wal_insert_lsn()::text, pg_current_wal_flush_lsn() >= pg_current_wal_insert_lsn()"
@@ -233,6 +237,7 @@ class PostgresStore:
                 flushed = again is not None and again[0]
             if not flushed:  # a transaction without a change of its own would not be written
                 conn.execute("BEGIN; SET LOCAL synchronous_commit = on; SELECT pg_logical_emit_message(true, 'tidings', ''); COMMIT")
+        return seen
 
     # -- waking up
 

@@ -8,6 +8,7 @@ short time after a hint, whoever listens looks again and again.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import threading
 from collections.abc import Callable
@@ -134,7 +135,21 @@ class Waker:
             self._schedule(self._pause)
 
     def close(self) -> None:
+        """From any thread but the loop's; or on the loop, when that is what runs."""
         self._closed = True
+        try:
+            here: asyncio.AbstractEventLoop | None = asyncio.get_running_loop()
+        except RuntimeError:
+            here = None
+        if here is self._loop:
+            self._end()
+        else:
+            ended = threading.Event()
+            with contextlib.suppress(RuntimeError):  # the loop is closed, and with it its readers
+                self._loop.call_soon_threadsafe(lambda: (self._end(), ended.set()))
+                ended.wait(1.0)
+
+    def _end(self) -> None:
         self.disarm()
         if self._conn is not None:
             self._forget(self._conn)

@@ -17,7 +17,7 @@ from ..port import Examination, Row, size_text
 from . import enlist, schema
 from .connect import BUSY_SECONDS, boot_id, connect, explain, is_busy, is_store_failure, path_of, plain, write_lock_holder
 from .transactions import Transactions
-from .unit import APPEND, READ, SCHEDULE, SQLiteUnit, append_with, only_in
+from .unit import APPEND, HEAD, READ, SCHEDULE, SQLiteUnit, append_with, only_in
 from .waker import Waker
 from .writer import FileWriter, WriteTurn
 
@@ -25,6 +25,9 @@ T = TypeVar("T")
 
 READ_BYTES = 8 * 1024 * 1024
 """One read stops after this much data."""
+GLANCE_ROWS = 256
+GLANCE_BYTES = 512 * 1024
+"""A read on the loop stops after so many rows or so much data: about half a millisecond."""
 
 
 class Stepping:
@@ -44,6 +47,13 @@ class Stepping:
         finally:
             if taken:
                 self._lock.release()
+
+    def begin(self) -> bool:
+        """For who can't wait: whether it is his turn; then he says ``end``."""
+        return self._lock.acquire(blocking=False)
+
+    def end(self) -> None:
+        self._lock.release()
 
 
 class SQLiteStore:
@@ -187,7 +197,7 @@ class SQLiteStore:
         conn = self.reader()
         try:
             # The head first, the rows in a later snapshot: positions are given out in commit order, so all rows up to that head are there.
-            head = conn.execute("SELECT seq FROM sqlite_sequence WHERE name = 'tidings_log'").fetchone()
+            head = conn.execute(HEAD).fetchone()
             safe = min(upto, head[0] if head else 0)
             if safe <= after:
                 return [], after
@@ -208,11 +218,39 @@ class SQLiteStore:
                 return rows, rows[-1][0]
         return rows, safe
 
-    def durable(self) -> None:
+    def glance(self, after: int, upto: int) -> tuple[list[tuple[Any, ...]], int] | None:
+        if not self.stepping.begin():
+            return None
+        try:
+            conn: sqlite3.Connection | None = getattr(self._readers, "glancing", None)
+            if conn is None:
+                conn = self._readers.glancing = connect(self.path, synchronous=self._synchronous, read_only=self._read_only, busy=0)
+                self._reading.append(conn)
+            head = conn.execute(HEAD).fetchone()
+            safe = min(upto, head[0] if head else 0)
+            if safe <= after:
+                return [], after
+            rows, size = [], 0
+            cursor = conn.execute(READ, (after, safe))
+            while part := cursor.fetchmany(64):
+                rows += part
+                size += sum([len(row[10]) for row in part])
+                if len(rows) >= GLANCE_ROWS or size > GLANCE_BYTES:
+                    cursor.close()
+                    return rows, rows[-1][0]
+            return rows, safe
+        except (sqlite3.Error, StoreError):
+            return None  # ``read`` waits, or tells what is wrong
+        finally:
+            self.stepping.end()
+
+    def durable(self) -> int:
         """Sync the -wal file: what was readable then is in it, or in the database file that a checkpoint has synced."""
+        head = self.reader().execute(HEAD).fetchone()
         if self._wal is None:
             self._wal = os.open(self.path + "-wal", os.O_RDONLY)
         os.fdatasync(self._wal) if hasattr(os, "fdatasync") else os.fsync(self._wal)
+        return head[0] if head else 0
 
     def unit(self, connection: sqlite3.Connection) -> SQLiteUnit:
         return SQLiteUnit(plain(connection), self.clock, self._boot)

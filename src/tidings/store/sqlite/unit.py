@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 from ...clock import Clock
@@ -20,7 +21,11 @@ APPEND = f"INSERT INTO tidings_log ({EVENT}) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?
 
 SCHEDULE = f"INSERT INTO tidings_scheduled (event_id_, due, {EVENT}) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)"
 
+HEAD = "SELECT seq FROM sqlite_sequence WHERE name = 'tidings_log'"
 READ = f"SELECT position, {EVENT} FROM tidings_log WHERE position > ? AND position <= ? ORDER BY position"
+
+_ADVANCE = """UPDATE tidings_lanes SET position = given.column3, open = given.column4 FROM (VALUES {}) given
+    WHERE subscription = ? AND worker = ? AND lane = given.column1 AND epoch = given.column2"""
 
 _ACTIVE = "(state <> 'dead' OR holds = 1)"
 _PARKED = f"subscription, state, holds, attempts, due, delay, since, error, traceback, position, {EVENT}"
@@ -87,7 +92,7 @@ class SQLiteUnit:
         return [execute(APPEND, envelope[1:]).lastrowid or 0 for envelope in envelopes]
 
     def head(self) -> int:
-        row = self._conn.execute("SELECT seq FROM sqlite_sequence WHERE name = 'tidings_log'").fetchone()
+        row = self._conn.execute(HEAD).fetchone()
         return int(row[0]) if row else 0
 
     def retained(self) -> int:
@@ -360,9 +365,12 @@ class SQLiteUnit:
             )
 
     def advance(self, subscription: str, worker: str, rows: Sequence[tuple[int, int, int, str | None]]) -> list[tuple[int, int]]:
-        statement = "UPDATE tidings_lanes SET position = ?, open = ? WHERE subscription = ? AND lane = ? AND worker = ? AND epoch = ?"
-        arguments = [(position, open_, subscription, lane, worker, epoch) for lane, epoch, position, open_ in rows]
-        if self._conn.executemany(statement, arguments).rowcount == len(rows):
+        if not rows:
+            return []
+        # One statement for all: the sqlite3 module lets go of the interpreter's lock at each, and a busy event loop gives it back late.
+        values = ", ".join(["(?, ?, ?, ?)"] * len(rows))
+        done = self._conn.execute(_ADVANCE.format(values), (*chain.from_iterable(rows), subscription, worker)).rowcount
+        if done == len(rows):
             return []
         owned = {(row.lane, row.epoch) for row in self.lanes(subscription) if row.worker == worker}
         # By epoch: a worker may have lost a lane and taken it again, and hold events of both times.
