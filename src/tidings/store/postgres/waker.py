@@ -146,7 +146,8 @@ class Waker:
         else:
             ended = threading.Event()
             with contextlib.suppress(RuntimeError):  # the loop is closed, and with it its readers
-                self._loop.call_soon_threadsafe(lambda: (self._end(), ended.set()))
+                self._loop.call_soon_threadsafe(self._end)
+                self._loop.call_soon_threadsafe(ended.set)
                 ended.wait(1.0)
 
     def _end(self) -> None:
