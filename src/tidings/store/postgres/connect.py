@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -15,6 +16,13 @@ OLDEST = 150000
 
 _LOST_NAMES = {"OperationalError", "InterfaceError", "ConnectionDoesNotExistError", "InternalClientError"}
 """What psycopg2 and asyncpg raise then, without a SQLSTATE."""
+
+_WORDS = {
+    "3D000": 'database ".*" does not exist',
+    "28P01": "password authentication failed|no password supplied",
+    "28000": 'no pg_hba.conf entry|role ".*" (does not exist|is not permitted)',
+    "53300": "too many clients|remaining connection slots",
+}
 
 CONNECT_SECONDS = 10
 
@@ -100,7 +108,9 @@ def is_open(conn: psycopg.Connection[Any]) -> bool:
 def explain(error: BaseException, url: str) -> StoreError:
     """The same error in words that name the fix."""
     where, state = label(url), sqlstate_of(error) or ""
-    said = str(error).strip().replace("\n", " ")
+    said = " ".join(str(error).split())
+    if not state:  # while connecting, libpq gives nothing but the server's words
+        state = next((known for known, words in _WORDS.items() if re.search(words, said)), "")
     if state in _AGAIN:
         return StoreBusy(f"{where}: {said}; nothing was written, and the same may be tried again")
     if state == "42P01":

@@ -145,8 +145,8 @@ INSERT INTO tidings_meta VALUES
 
 def version_of(conn: psycopg.Connection[Any]) -> int | None:
     """The schema version of the tables behind ``conn``; None where there are none."""
-    row = conn.execute("SELECT to_regclass('tidings_meta') IS NOT NULL").fetchone()
-    if row is None or not row[0]:
+    # Not by to_regclass: it may answer from what this session knew before it waited for the lock below.
+    if conn.execute("SELECT 1 FROM pg_class WHERE relname = 'tidings_meta' AND pg_table_is_visible(oid)").fetchone() is None:
         return None
     row = conn.execute("SELECT value FROM tidings_meta WHERE name = 'schema'").fetchone()
     return int(row[0]) if row else 0

@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import asyncio
+import time
+
+import psycopg
+
+from tests.running import until
+from tidings import App, Event, PostgresStore
+from tidings.testing.contracts.store import an_event
+
+
+class Placed(Event, key="order"):
+    order: int
+
+
+async def woken(url: str, act: object) -> float:
+    """Seconds until a waker of another store has called."""
+    watching, acting = PostgresStore(url), PostgresStore(url)
+    watching.open()
+    acting.open()
+    calls: list[float] = []
+    waker = watching.watch(lambda: calls.append(time.monotonic()))
+    try:
+        waker.arm()
+        await asyncio.sleep(0.3)  # the listening connection is there
+        await until(lambda: bool(calls))
+        calls.clear()
+        waker.arm()
+        began = time.monotonic()
+        await asyncio.to_thread(act, acting)  # type: ignore[arg-type]
+        await until(lambda: bool(calls), 5)
+        return calls[0] - began
+    finally:
+        waker.close()
+        watching.close()
+        acting.close()
+
+
+async def test_a_publish_of_another_process_is_heard_of(postgres_url: str) -> None:
+    def act(store: PostgresStore) -> None:
+        store.write(lambda unit: unit.append([an_event(1)])).result(10)
+
+    assert await woken(postgres_url, act) < 1.0
+
+
+async def test_what_readers_need_not_know_wakes_nobody(postgres_url: str) -> None:
+    watching, acting = PostgresStore(postgres_url), PostgresStore(postgres_url)
+    watching.open()
+    acting.open()
+    calls: list[int] = []
+    waker = watching.watch(lambda: calls.append(1))
+    try:
+        waker.arm()
+        await asyncio.sleep(0.4)
+        calls.clear()
+        waker.arm()
+        await asyncio.to_thread(lambda: acting.write(lambda unit: unit.set_held("nobody", None, 0)).result(10))
+        await asyncio.sleep(0.4)
+        assert calls == []
+    finally:
+        waker.close()
+        watching.close()
+        acting.close()
+
+
+async def test_a_publish_that_commits_later_is_handled_at_once(postgres_url: str) -> None:
+    """The hint comes when the event is written, and its commit tells nobody: the reader looks again and again for a while."""
+    app = App("shop", store=postgres_url)
+    seen: list[float] = []
+
+    @app.subscribe(Placed)
+    async def note(event: Placed) -> None:
+        seen.append(time.monotonic())
+
+    async with app:
+        await asyncio.sleep(0.3)
+        with psycopg.connect(postgres_url) as conn:
+            app.publish(Placed(order=1), tx=conn)
+            await asyncio.sleep(0.4)
+            assert seen == []
+            conn.commit()
+            committed = time.monotonic()
+        await until(lambda: bool(seen))
+    assert seen[0] - committed < 1.0
+
+
+async def test_the_listening_connection_is_made_again(postgres_url: str) -> None:
+    app = App("shop", store=postgres_url)
+    seen: list[int] = []
+
+    @app.subscribe(Placed)
+    async def note(event: Placed) -> None:
+        seen.append(event.order)
+
+    async with app:
+        await asyncio.sleep(0.3)
+        with psycopg.connect(postgres_url, autocommit=True) as conn:
+            conn.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'tidings listen'")
+            app.publish(Placed(order=1), tx="own").result(10)
+            await until(lambda: seen == [1])
+            listening = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'tidings listen' AND datname = current_database()"
+            await until(lambda: conn.execute(listening.encode()).fetchone() == (1,))
