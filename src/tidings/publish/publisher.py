@@ -208,11 +208,19 @@ class Publisher:
             statement = ""
         if not statement or len(self._plain) >= STATEMENTS:
             return lambda event: self._row(event, None, None)
-        to_bytes, key_of, time, lane_of_key = event_type.to_bytes, event_type.key_of, self._store.clock.time, lanes_of(key_name)
+        encode, decode, time, lane_of_key = event_type.encode, event_type.decode, self._store.clock.time, lanes_of(key_name)
 
         def row(event: Any) -> Row:
-            data = to_bytes(event)
-            key = key_of(event)
+            # What to_bytes and key_of do, without their calls where there is nothing unusual.
+            try:
+                decode(data := encode(event))
+            except Exception:
+                data = event_type.to_bytes(event)
+            key = None if key_name is None else getattr(event, key_name)
+            if type(key) is int:
+                key = str(key)
+            elif type(key) is not str or not key:
+                key = event_type.key_of(event)
             event_id = new_id()
             lane = lane_of_key(event_id if key is None else key)
             return (event_id, lane, statement, (lane, key, event_id, int(time() * 1_000_000), data, event_id), False)

@@ -345,8 +345,8 @@ class SQLiteStore:
         return type(tx) is not sqlite3.Connection and enlist.is_async(tx)
 
     def publish(self, tx: Any, row: Row) -> int:
-        if type(tx) is sqlite3.Connection:
-            return self._insert(tx if tx.in_transaction else enlist.begun(tx), row)
+        if type(tx) is sqlite3.Connection and tx.in_transaction:
+            return self._insert(tx, row)
         return enlist.run(tx, lambda conn: self._insert(conn, row))
 
     def publish_async(self, tx: Any, row: Row) -> Awaitable[int]:
