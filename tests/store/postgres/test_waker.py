@@ -52,7 +52,8 @@ async def test_what_readers_need_not_know_wakes_nobody(postgres_url: str) -> Non
     waker = watching.watch(lambda: calls.append(1))
     try:
         waker.arm()
-        await asyncio.sleep(0.4)
+        await asyncio.sleep(0.4)  # the listening connection is there, and whoever arms next is told to look once
+        waker.arm()
         calls.clear()
         waker.arm()
         await asyncio.to_thread(lambda: acting.write(lambda unit: unit.set_held("nobody", None, 0)).result(10))

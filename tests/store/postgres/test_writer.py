@@ -46,11 +46,13 @@ class Proxy:
                 client, _ = self._listening.accept()
                 server = socket.create_connection(("127.0.0.1", self._server))
                 self._open += [client, server]
-                lost = threading.Event()
-                threading.Thread(target=self._pass, args=(client, server, lost, True), daemon=True).start()
-                threading.Thread(target=self._pass, args=(server, client, lost, False), daemon=True).start()
+                lost, answered = threading.Event(), threading.Event()
+                threading.Thread(target=self._pass, args=(client, server, lost, answered, True), daemon=True).start()
+                threading.Thread(target=self._pass, args=(server, client, lost, answered, False), daemon=True).start()
 
-    def _pass(self, source: socket.socket, target: socket.socket, lost: threading.Event, is_client: bool) -> None:
+    def _pass(
+        self, source: socket.socket, target: socket.socket, lost: threading.Event, answered: threading.Event, is_client: bool
+    ) -> None:
         with suppress(OSError):
             while data := source.recv(65536):
                 if is_client and self.cut is not None and b"COMMIT\0" in data:
@@ -59,9 +61,10 @@ class Proxy:
                     lost.set()
                     if how == "after":
                         target.sendall(data)
-                        target.recv(1)  # it is done
+                        answered.wait(10)  # it is done
                     break
                 if lost.is_set():
+                    answered.set()
                     return
                 target.sendall(data)
         for one in (source, target):
@@ -117,6 +120,7 @@ def test_one_jobs_error_leaves_the_connection_as_it_was(store: PostgresStore) ->
     def wrong(unit: PostgresUnit) -> None:
         unit._conn.execute("SELECT 1 / 0")
 
-    futures = [store.write(wrong), store.write(lambda unit: unit.append([an_event(1)]))]
-    assert futures[0].exception(10) is not None
-    assert len(futures[1].result(10)) == 1  # type: ignore[arg-type]
+    failing = store.write(wrong)
+    writing = store.write(lambda unit: unit.append([an_event(1)]))
+    assert failing.exception(10) is not None
+    assert len(writing.result(10)) == 1

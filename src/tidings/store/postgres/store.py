@@ -78,12 +78,7 @@ class PostgresStore:
         """
         with self._open_lock:
             if self._writer is None:
-                try:
-                    with self._connection() as conn:
-                        schema.migrate(conn, self.url)
-                        self._identify(conn)
-                except psycopg.Error as error:
-                    raise explain(error, self.url) from error
+                self._look(schema.migrate)
                 self._writer = ServerWriter(self.url, self.unit, self._on_committed)
                 self._notifier = Notifier(self.url, self._channel)
             self._opened += 1
@@ -95,12 +90,7 @@ class PostgresStore:
             StoreNotInitialised, StoreNewer, StoreFailed
         """
         with self._open_lock:
-            try:
-                with self._connection() as conn:
-                    schema.require(conn, self.url)
-                    self._identify(conn)
-            except psycopg.Error as error:
-                raise explain(error, self.url) from error
+            self._look(schema.require)
             self._opened += 1
 
     def close(self) -> None:
@@ -117,12 +107,24 @@ class PostgresStore:
                 self._notifier = None
             with self._reading_lock:
                 self._stop_reading()
-            with self._idle_lock:
-                while self._idle:
-                    self._idle.pop().close()
+            self._close_idle()
 
-    def _identify(self, conn: psycopg.Connection[Any]) -> None:
-        row = conn.execute("SELECT value FROM tidings_meta WHERE name = 'log_id'").fetchone()
+    def _close_idle(self) -> None:
+        with self._idle_lock:
+            while self._idle:
+                self._idle.pop().close()
+
+    def _look(self, check: Callable[[psycopg.Connection[Any], str], object]) -> None:
+        """See that the tables are there, and which log this is."""
+        try:
+            with self._connection() as conn:
+                check(conn, self.url)
+                row = conn.execute("SELECT value FROM tidings_meta WHERE name = 'log_id'").fetchone()
+        except psycopg.Error as error:
+            raise explain(error, self.url) from error
+        except BaseException:
+            self._close_idle()
+            raise
         assert row is not None
         self.log_id = str(row[0])
         self._channel = f"tidings_{self.log_id}"
@@ -355,9 +357,10 @@ class PostgresStore:
             conn = connect(self.url)
         try:
             yield conn
-        except BaseException as error:
-            if isinstance(error, psycopg.Error):
-                conn.close()
+        except psycopg.Error as error:
+            conn.close()
+            if is_lost(error):  # then the others are too
+                self._close_idle()
             raise
         finally:
             with self._idle_lock:
