@@ -98,6 +98,7 @@ class Waker:
         self._held_back = held_back
         self._loop = asyncio.get_running_loop()
         self._conn: psycopg.Connection[Any] | None = None
+        self._socket = -1  # a connection that is lost no longer knows its own
         self._connecting: asyncio.Future[Any] | None = None
         self._armed = False
         self._heard = True  # until the first look
@@ -194,8 +195,8 @@ class Waker:
         if self._closed:
             conn.close()
             return
-        self._conn = conn
-        self._loop.add_reader(conn.fileno(), self._on_readable)
+        self._conn, self._socket = conn, conn.fileno()
+        self._loop.add_reader(self._socket, self._on_readable)
         self._told()  # whatever was said while nobody listened
 
     def _on_readable(self) -> None:
@@ -224,5 +225,5 @@ class Waker:
 
     def _forget(self, conn: psycopg.Connection[Any]) -> None:
         self._conn = None
-        self._loop.remove_reader(conn.fileno())
+        self._loop.remove_reader(self._socket)
         conn.close()
