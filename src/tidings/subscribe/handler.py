@@ -38,30 +38,30 @@ SYNC_KINDS = {"session", "connection", "django", "psycopg", "psycopg2"}
 
 
 class RaisedByHandler(Exception):
-    """A StoreError that came out of a handler: its own doing, and not the trouble of the store that the worker runs on."""
+    """A StoreError or ConnectionError that came out of a handler: its own doing, not the trouble of the store that the worker runs on."""
 
-    def __init__(self, error: StoreError) -> None:
+    def __init__(self, error: Exception) -> None:
         super().__init__(str(error))
         self.error = error
 
 
 def tell_apart(call: Callable[[Any, Any], Any], is_async: bool) -> Callable[[Any, Any], Any]:
-    """``call``, whose StoreErrors come out as RaisedByHandler."""
+    """``call``, whose StoreErrors and ConnectionErrors come out as RaisedByHandler."""
     if is_async:
 
         async def waiting(event: Any, ctx: Context) -> Any:
             try:
                 return await call(event, ctx)
-            except StoreError as error:
-                raise RaisedByHandler(error) from error
+            except (StoreError, ConnectionError) as error:
+                raise RaisedByHandler(error) from None
 
         return waiting
 
     def calling(event: Any, ctx: Context) -> Any:
         try:
             return call(event, ctx)
-        except StoreError as error:
-            raise RaisedByHandler(error) from error
+        except (StoreError, ConnectionError) as error:
+            raise RaisedByHandler(error) from None
 
     return calling
 

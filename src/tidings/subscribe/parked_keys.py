@@ -7,6 +7,7 @@ import heapq
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import TidingsError
@@ -25,6 +26,8 @@ log = logging.getLogger("tidings.subscribe")
 
 LOAD = 100
 """Parked events fetched at a time."""
+AGAIN_SECONDS = 1.0
+"""After a store that failed."""
 
 
 class ParkedKeys:
@@ -137,6 +140,12 @@ class ParkedKeys:
 
         return ended
 
+    def _post(self, step: Callable[[], None]) -> None:
+        try:
+            self._loop.call_soon_threadsafe(step)
+        except RuntimeError:  # the loop is closed
+            return
+
     def due_now(self) -> int:
         """Heads whose time has come."""
         now = self._clock.monotonic()
@@ -204,9 +213,22 @@ class ParkedKeys:
         self.loaded()
 
     def _promote(self, key: Any, state: KeyState) -> None:
+        lane = self._feed.lanes[state.lane]
+        if self._closed or lane is None:
+            return
         now = int(self._clock.time() * 1_000_000)
+
+        def told(done: Future[KeyState]) -> None:
+            if self._feed.lanes[state.lane] is not lane:
+                return
+            if (error := done.exception()) is None:
+                self.apply(key, done.result())
+            else:  # nobody else would think of this key again
+                log.warning("%s: a parked key can't go on: %s", self._name, describe(error))
+                self._loop.call_later(AGAIN_SECONDS, self._promote, key, state)
+
         future = self._store.write(lambda unit: unit.key_state(self._name, state.lane, key, now))
-        future.add_done_callback(lambda done: self._loop.call_soon_threadsafe(lambda: self.apply(key, done.result())))
+        future.add_done_callback(lambda done: self._post(lambda: told(done)))
 
     def _key_of(self, state: KeyState) -> Any:
         if self._order == "log":

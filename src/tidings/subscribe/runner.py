@@ -219,6 +219,8 @@ class Runner:
         In the writer's turn, and posted to the loop from there: so it is seen in the same order as every other commit of this process.
         Read beside them, it could undo what was settled since.
         """
+        if self.stopping:
+            return
         numbers = {lane.lane for lane in self.feed.held()}
         if numbers:
             now = int(self._clock.time() * 1_000_000)

@@ -73,9 +73,20 @@ def connect(url: str, *, name: str = "tidings") -> psycopg.Connection[Any]:
     return conn
 
 
+def _drivers(error: BaseException) -> list[BaseException]:
+    """An error, and the driver's inside SQLAlchemy's (``orig``), Django's and our own (``__cause__``). A cause in anybody else's is his."""
+    found = [error]
+    orig = getattr(error, "orig", None)
+    if isinstance(orig, BaseException):
+        found += [orig] if orig.__cause__ is None else [orig, orig.__cause__]
+    if error.__cause__ is not None and (isinstance(error, StoreError) or type(error).__module__.startswith(("django.", "sqlalchemy."))):
+        found.append(error.__cause__)
+    return found
+
+
 def sqlstate_of(error: BaseException) -> str | None:
-    """The SQLSTATE of an error of psycopg, psycopg2 or asyncpg, also inside SQLAlchemy's (``orig``) and Django's (``__cause__``)."""
-    for one in (error, getattr(error, "orig", None), error.__cause__, getattr(getattr(error, "orig", None), "__cause__", None)):
+    """The SQLSTATE of an error of psycopg, psycopg2 or asyncpg."""
+    for one in _drivers(error):
         state = getattr(one, "sqlstate", None) or getattr(one, "pgcode", None)
         if isinstance(state, str):
             return state
@@ -93,7 +104,7 @@ def is_lost(error: BaseException) -> bool:
     state = sqlstate_of(error)
     if state is not None:
         return state in _LOST or state.startswith("08")
-    for one in (error, getattr(error, "orig", None), error.__cause__):
+    for one in _drivers(error):
         if isinstance(one, (psycopg.OperationalError, psycopg.InterfaceError, ConnectionError)):
             return True
         if type(one).__module__.startswith(("psycopg2", "asyncpg")) and type(one).__name__ in _LOST_NAMES:

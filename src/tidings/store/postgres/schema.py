@@ -74,6 +74,14 @@ CREATE TABLE tidings_workers (
     info           text
 ) WITH (fillfactor = 50);
 
+-- How many groups each process's writer has committed: what a COMMIT is judged by whose answer was lost. at: day of the last one, in
+-- days since 1970.
+CREATE TABLE tidings_writers (
+    writer  text PRIMARY KEY,
+    done    bigint NOT NULL,
+    at      integer NOT NULL
+) WITH (fillfactor = 50);
+
 -- Progress: everything in the lane up to position is done but what open lists. epoch rises whenever the lane changes hands.
 CREATE TABLE tidings_lanes (
     subscription  text NOT NULL,

@@ -32,6 +32,8 @@ READ_BYTES = 8 * 1024 * 1024
 """One read stops after about this much data."""
 ROWS = (16, 1024)
 """Rows asked for at a time, at least and at most; between them as many as the data seen lately lets expect to fit."""
+FROZEN_SECONDS = 10.0
+"""A transaction of the writer's in which nothing happens is ended by the server after this time, or after the lease if that is shorter."""
 FLUSH_SECONDS = 0.005
 """So long others' commits may take to carry what was read to disk, before it is done here."""
 
@@ -65,6 +67,8 @@ class PostgresStore:
         self._reading: psycopg.Connection[Any] | None = None
         self._horizon = Horizon()
         self._held_back = False
+        self._durable = 0
+        self._frozen = FROZEN_SECONDS
         self._rows = 256
         self._ours: WeakSet[Any] = WeakSet()
 
@@ -79,7 +83,7 @@ class PostgresStore:
         with self._open_lock:
             if self._writer is None:
                 self._look(schema.migrate)
-                self._writer = ServerWriter(self.url, self.unit, self._on_committed)
+                self._writer = ServerWriter(self.url, self.unit, self._on_committed, lambda: self._frozen)
                 self._notifier = Notifier(self.url, self._channel)
             self._opened += 1
 
@@ -208,14 +212,23 @@ class PostgresStore:
                     fitting = READ_BYTES // (4 * (got // len(part) + 1))
                     self._rows = max(ROWS[0], min(ROWS[1], fitting))
                 if len(part) < asked:
-                    return rows, safe
+                    break
                 after = part[-1][0]
                 if size > READ_BYTES:
-                    return rows, after
+                    safe = after
+                    break
+        # Nobody may act on a row, or pass a position, that a crash of the server would take back and give to another event: this process
+        # would not notice. The horizon was looked at before; what it covers is durable once the server has flushed up to here.
+        if self._durable < safe:
+            reached = self._horizon.safe
+            self._flush(conn)
+            self._durable = reached
+        return rows, safe
 
     def _stop_reading(self) -> None:
         """A new connection may find other transactions under the old names, so what was seen of them counts for nothing."""
         self._horizon.reset()
+        self._durable = 0
         if self._reading is not None:
             self._reading.close()
             self._reading = None
@@ -224,22 +237,22 @@ class PostgresStore:
         """Never without waiting for the server."""
 
     def durable(self) -> int:
-        """Wait until what was read has been flushed; if nobody's commit does it soon, make one that does."""
-        seen = self._horizon.safe
-        with self._connection() as conn:
-            row = conn.execute(
-                "SELECT pg_current_wal_insert_lsn()::text, pg_current_wal_flush_lsn() >= pg_current_wal_insert_lsn()"
-            ).fetchone()
-            assert row is not None
-            until = time.monotonic() + FLUSH_SECONDS
-            flushed = row[1]
-            while not flushed and time.monotonic() < until:
-                time.sleep(0.0005)
-                again = conn.execute("SELECT pg_current_wal_flush_lsn() >= %s::pg_lsn", (row[0],)).fetchone()
-                flushed = again is not None and again[0]
-            if not flushed:  # a transaction without a change of its own would not be written
-                conn.execute("BEGIN; SET LOCAL synchronous_commit = on; SELECT pg_logical_emit_message(true, 'tidings', ''); COMMIT")
-        return seen
+        """Nothing to do: the server may crash while this process lives, so ``read`` never gives out what such a crash would take back."""
+        return self._durable
+
+    @staticmethod
+    def _flush(conn: psycopg.Connection[Any]) -> None:
+        """Wait until everything that was written until now has been flushed; if nobody's commit does it soon, make one that does."""
+        row = conn.execute("SELECT pg_current_wal_insert_lsn()::text, pg_current_wal_flush_lsn() >= pg_current_wal_insert_lsn()").fetchone()
+        assert row is not None
+        until = time.monotonic() + FLUSH_SECONDS
+        flushed = row[1]
+        while not flushed and time.monotonic() < until:
+            time.sleep(0.0002)
+            again = conn.execute("SELECT pg_current_wal_flush_lsn() >= %s::pg_lsn", (row[0],)).fetchone()
+            flushed = again is not None and again[0]
+        if not flushed:  # a transaction without a change of its own would not be written
+            conn.execute("BEGIN; SET LOCAL synchronous_commit = on; SELECT pg_logical_emit_message(true, 'tidings', ''); COMMIT")
 
     # -- waking up
 
@@ -274,7 +287,8 @@ class PostgresStore:
     # -- handling
 
     def transactions(self, given: Any, idle: float) -> Transactions:
-        """``idle``: seconds after which the server ends a handler's transaction in which nothing happens."""
+        """``idle``: seconds after which the server ends a transaction in which nothing happens, a handler's or the writer's."""
+        self._frozen = min(self._frozen, idle)
         return Transactions(self, given, idle)
 
     def is_busy(self, error: BaseException) -> bool:

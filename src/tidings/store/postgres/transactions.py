@@ -18,7 +18,7 @@ from psycopg.pq import TransactionStatus
 
 from ...errors import HandlerDefinitionError, HandlerTimeout, TransactionEnded
 from . import enlist
-from .connect import connect, sqlstate_of
+from .connect import connect, is_lost, sqlstate_of
 
 if TYPE_CHECKING:
     from .store import PostgresStore
@@ -50,7 +50,9 @@ class Guard:
         try:
             yield
         except BaseException as error:
-            if self._tried or (not self.alive() and sqlstate_of(error) is None):
+            # Gone because the server went away, it is nobody's doing. An InterfaceError says that it was closed here.
+            lost = is_lost(error) and type(getattr(error, "orig", error)).__name__ != "InterfaceError"
+            if self._tried or (not self.alive() and sqlstate_of(error) is None and not lost):
                 raise self._ended(name) from error
             raise
         finally:

@@ -98,7 +98,7 @@ class Waker:
         self._held_back = held_back
         self._loop = asyncio.get_running_loop()
         self._conn: psycopg.Connection[Any] | None = None
-        self._socket = -1
+        self._socket = -1  # a connection that is lost no longer knows its own
         self._connecting: asyncio.Future[Any] | None = None
         self._armed = False
         self._heard = True  # until the first look
@@ -225,5 +225,5 @@ class Waker:
 
     def _forget(self, conn: psycopg.Connection[Any]) -> None:
         self._conn = None
-        self._loop.remove_reader(self._socket)  # a connection that is lost can't say which it was
+        self._loop.remove_reader(self._socket)
         conn.close()

@@ -1,10 +1,15 @@
 """The writer on a server: a connection that breaks during a COMMIT leaves its outcome open, and what was in the group must happen once. So
-each transaction knows its id, and the server is asked what became of it (``pg_xact_status``)."""
+each transaction writes its number into a row of this writer's, and that row is asked what became of it.
+
+Not pg_xact_status: a server that crashed gives out again the ids of transactions of which nothing had reached its disk, and then another's
+COMMIT would be taken for this one's."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
+import uuid
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +25,16 @@ TRIES = 5
 """A group that deadlocks, or loses its connection before its COMMIT, is run so often."""
 PAUSE = (0.05, 2.0)
 """Seconds between attempts to reach the server again: the first, and the longest."""
+KEPT_DAYS = 30
+"""So long the row of a writer that died is kept; one that lives and wrote nothing for longer makes it anew."""
+
+# One round trip and no arguments. A process that stands still in the transaction must not hold its locks against others for ever.
+BEGIN = """BEGIN; SET LOCAL idle_in_transaction_session_timeout = {milliseconds};
+    INSERT INTO tidings_writers VALUES ('{writer}', {number}, {day})
+    ON CONFLICT (writer) DO UPDATE SET done = excluded.done, at = excluded.at"""
+
+# Waits for a transaction of ours that the server is still at, and then sees what it left.
+ASK = """INSERT INTO tidings_writers VALUES (%s, 0, %s) ON CONFLICT (writer) DO UPDATE SET at = excluded.at RETURNING done"""
 
 
 class ServerWriter(Writer):
@@ -27,10 +42,14 @@ class ServerWriter(Writer):
 
     Args:
         unit: makes the statements on a connection. committed: called behind a commit, with its unit.
+        idle: seconds after which the server ends a transaction in which nothing happens.
     """
 
-    def __init__(self, url: str, unit: Callable[[Any], Any], committed: Callable[[Any], None]) -> None:
+    def __init__(self, url: str, unit: Callable[[Any], Any], committed: Callable[[Any], None], idle: Callable[[], float]) -> None:
         self._url = url
+        self._idle = idle
+        self._id = uuid.uuid4().hex
+        self._number = 0
         self._make_unit = unit
         self._unit: Any = None
         self._told = committed
@@ -39,13 +58,20 @@ class ServerWriter(Writer):
 
     def close(self) -> None:
         super().close()
+        if self._conn is not None:
+            with contextlib.suppress(psycopg.Error):  # it is only a row
+                self._conn.execute("DELETE FROM tidings_writers WHERE writer = %s OR at < %s", (self._id, _day() - KEPT_DAYS))
         self._drop()
 
     def transact(self, group: list[Job]) -> list[Any]:
         conn = self._connected()
-        begun = conn.execute("BEGIN; SELECT pg_current_xact_id()::text")
-        begun.nextset()
-        transaction = begun.fetchone()[0]  # type: ignore[index]
+        self._number += 1
+        begin = BEGIN.format(milliseconds=int(self._idle() * 1000), writer=self._id, number=self._number, day=_day())
+        try:
+            conn.execute(begin.encode())
+        except psycopg.Error:
+            self._drop()  # perhaps in a transaction that failed
+            raise
         self._unit = unit = self._make_unit(conn)
         try:
             results = [job.run(unit) for job in group]
@@ -59,7 +85,7 @@ class ServerWriter(Writer):
             if not is_lost(error):
                 raise
             self._drop()
-            if not self._was_committed(transaction, error):
+            if not self._was_committed(error):
                 raise
         return results
 
@@ -79,7 +105,7 @@ class ServerWriter(Writer):
     def explain(self, error: BaseException) -> BaseException:
         return explain(error, self._url) if isinstance(error, psycopg.Error) else error
 
-    def _was_committed(self, transaction: str, error: psycopg.Error) -> bool:
+    def _was_committed(self, error: psycopg.Error) -> bool:
         """What became of a COMMIT whose answer was lost. Asks until the server is back: whatever is done next depends on it.
 
         Raises:
@@ -88,9 +114,8 @@ class ServerWriter(Writer):
         pause, longest = PAUSE
         while True:
             try:
-                row = self._connected().execute("SELECT pg_xact_status(%s::xid8)", (transaction,)).fetchone()
-                if row is not None and row[0] in {"committed", "aborted"}:
-                    return bool(row[0] == "committed")
+                row = self._connected().execute(ASK, (self._id, _day())).fetchone()
+                return row is not None and bool(row[0] == self._number)
             except (psycopg.Error, StoreError) as trouble:
                 self._drop()
                 log.warning("%s: waiting to hear what became of a COMMIT: %s", label(self._url), trouble)
@@ -111,3 +136,7 @@ class ServerWriter(Writer):
         conn, self._conn = self._conn, None
         if conn is not None:
             conn.close()
+
+
+def _day() -> int:
+    return int(time.time() / 86_400)
