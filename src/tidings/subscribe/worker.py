@@ -282,7 +282,10 @@ class Worker:
         shares = [
             self._share(runner, by_name.get(name), workers, by_subscription.get(name, []), changed) for name, runner in self.runners.items()
         ]
-        await asyncio.gather(*shares)
+        # All of them are waited for: what one has claimed and not taken yet, the next look would find to be nobody's.
+        for result in await asyncio.gather(*shares, return_exceptions=True):
+            if isinstance(result, BaseException):
+                raise result
         self._control = control
 
     @staticmethod
