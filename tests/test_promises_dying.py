@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from servers.postgres import Postgres
 from tests.running import committed, connection, settled, sqlite, until
 from tests.storm.storm import Storm
 from tidings import App, Context, Event, Retry
@@ -73,6 +74,23 @@ def test_a_short_storm(tmp_path: Path) -> None:
     assert found.problems == []
     assert found.deposits > 50
     assert storm.under_load() >= 0.5
+
+
+@pytest.mark.promise("nothing lost")
+@pytest.mark.promise("order per key")
+@pytest.mark.promise("effects once")
+@pytest.mark.promise("death at any instruction")
+@pytest.mark.processes
+@pytest.mark.slow
+def test_a_short_storm_on_a_server(tmp_path: Path, postgres: Postgres) -> None:
+    """Its server crashes, and its connections are cut."""
+    storm = Storm(tmp_path, seed=0, kills=5, freezes=2, seconds=60, postgres=postgres.version, crashes=4, cuts=5)
+    found = storm.run()
+    print(*storm.report(found), sep="\n")
+    assert found.problems == []
+    assert found.deposits > 50
+    assert len(storm.downs) == 4
+    assert storm.cut
 
 
 @pytest.mark.promise("independence")

@@ -58,7 +58,7 @@ class Storm:
 
     Args:
         seed: decides who is hit, when and how. kills, freezes: how many. seconds: at most, without the settling.
-        postgres: on a server of this version, 0 for the newest that is here; None for SQLite. restarts, cuts: how often it crashes, and
+        postgres: on a server of this version, 0 for the newest that is here; None for SQLite. crashes, cuts: how often it crashes, and
             how often some of its connections are cut.
         lease: of the workers; a freeze lasts longer.
     """
@@ -69,7 +69,7 @@ class Storm:
     freezes: int
     seconds: float
     postgres: int | None = None
-    restarts: int = 0
+    crashes: int = 0
     cuts: int = 0
     lease: float = 0.8
     workers: int = 3
@@ -209,7 +209,7 @@ class Storm:
     def _rage(self, running: list[Process], publishing: list[Process]) -> None:
         rng, until = self.rng, time.monotonic() + self.seconds
         plan = ["kill"] * self.kills + ["freeze"] * self.freezes + ["publisher"] * max(1, self.kills // 10)
-        plan += ["crash"] * self.restarts + ["cut"] * self.cuts
+        plan += ["crash"] * self.crashes + ["cut"] * self.cuts
         rng.shuffle(plan)
         time.sleep(1.0)
         for blow in plan:
