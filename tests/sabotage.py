@@ -141,6 +141,20 @@ LIST = (
         "if False:",
         HANDLING + "what_was_read_is_durable_before_an_effect_leaves_the_machine",
     ),
+    Sabotage(
+        "an idle worker listens on when a commit brought no events",
+        "subscribe/worker.py",
+        "if not woken:",
+        "if False:",
+        "tests/subscribe/test_worker.py::test_a_commit_that_is_no_event_leaves_an_idle_worker_listening",
+    ),
+    Sabotage(
+        "a trip's events are taken back from behind a slow one",
+        "subscribe/crew.py",
+        "                self._take_back(chunk, waiting)\n            await future\n",
+        "            await future\n",
+        "tests/subscribe/test_runner.py::test_a_slow_handler_holds_back_nobody_it_shares_a_trip_with[1010]",
+    ),
     # -- order and parking
     Sabotage(
         "events of a key wait in its chain",

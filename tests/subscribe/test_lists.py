@@ -37,4 +37,4 @@ async def test_work_that_comes_just_when_it_goes_to_sleep_wakes_it() -> None:
         crew.sleepers.wake()  # for nothing: it looks, and goes to sleep again
         while not looked:
             await asyncio.sleep(0)
-        assert crew.sleepers._asleep
+        assert crew.sleepers.asleep

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import sqlite3
 import threading
 import time
@@ -13,6 +14,8 @@ from typing import Any
 import pytest
 
 from tidings import App, Context, Event, Retry
+from tidings.store.sqlite.unit import SQLiteUnit
+from tidings.subscribe.checkpointing import QUIET_SECONDS
 from tidings.testing import Harness
 
 
@@ -321,3 +324,59 @@ async def test_stop_waits_for_what_runs_and_writes_its_checkpoint(app: App, tmp_
         while len(seen) < 20:
             await asyncio.sleep(0.005)
     assert sorted(seen) == list(range(20))  # none twice
+
+
+@pytest.mark.parametrize("slow", [1_000, 1_010, 1_199])
+async def test_a_slow_handler_holds_back_nobody_it_shares_a_trip_with(app: App, slow: int) -> None:
+    """Quick synchronous handlers share a trip to a thread; then one of them takes its time."""
+    seen: list[int] = []
+    go = threading.Event()
+
+    @app.subscribe(Placed)
+    def note(event: Placed) -> None:
+        if event.order == slow:
+            go.wait(20)
+        seen.append(event.order)
+
+    async with Harness(app) as harness:
+        await publish(harness, *(Placed(order=order) for order in range(1_000)))
+        with harness.transaction() as tx:
+            for order in range(1_000, 1_200):
+                app.publish(Placed(order=order), tx=tx)
+        async with asyncio.timeout(10):
+            while len(seen) < 1_199:
+                await asyncio.sleep(0.01)
+            with harness.transaction() as tx:
+                app.publish(Placed(order=1_200), tx=tx)
+            while len(seen) < 1_200:
+                await asyncio.sleep(0.01)
+        go.set()
+        await harness.settle()
+    assert sorted(seen) == list(range(1_201))
+
+
+async def test_a_trickle_of_events_is_not_a_trickle_of_checkpoints(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+
+    @app.subscribe(Placed)
+    async def note(event: Placed) -> None:
+        seen.append(event.order)
+
+    async with Harness(app) as harness:
+        await publish(harness, Placed(order=0))
+        writes: list[float] = []
+        advance = SQLiteUnit.advance
+
+        def counted(unit: SQLiteUnit, *given: Any) -> Any:
+            writes.append(time.monotonic())
+            return advance(unit, *given)
+
+        monkeypatch.setattr(SQLiteUnit, "advance", counted)
+        for order in range(1, 40):
+            with harness.transaction() as tx:
+                app.publish(Placed(order=order), tx=tx)
+            await asyncio.sleep(0.005)
+        await harness.settle()
+    assert len(seen) == 40
+    pauses = [later - sooner for sooner, later in itertools.pairwise(writes[:-1])]  # the last one is the end of the worker
+    assert all(pause > 0.5 * QUIET_SECONDS for pause in pauses), pauses

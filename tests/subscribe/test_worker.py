@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.running import settled, until
+from tests.running import connection, settled, until
 from tidings import App, ConfigurationError, Event, ManualClock, SQLiteStore, SubscriptionNameTaken
 from tidings.testing import Harness
 
@@ -212,3 +212,29 @@ async def test_workers_of_different_concurrency_leave_no_lane_unread(tmp_path: P
         assert sorted(order for _, order in seen) == list(range(200))
         await apps[0].stop()
         await until(lambda: sum(shares(apps[1])) == 64)
+
+
+async def test_a_commit_that_is_no_event_leaves_an_idle_worker_listening(tmp_path: Path) -> None:
+    """Other processes' checkpoints, and rows of the application itself: what comes behind them is still noticed at once."""
+    seen: list[int] = []
+    app = App("shop", store=f"sqlite:///{tmp_path}/shop.db", lease=60.0)
+
+    @app.subscribe(Placed, name="mail")
+    async def handle(event: Placed) -> None:
+        seen.append(event.order)
+
+    async def came(count: int) -> None:
+        await until(lambda: len(seen) >= count, 5.0)
+
+    async with app:
+        with connection(tmp_path / "shop.db") as conn:
+            for order in range(3):
+                await settled(app)
+                conn.execute("CREATE TABLE IF NOT EXISTS orders (id INTEGER PRIMARY KEY)")
+                conn.execute("INSERT INTO orders VALUES (?)", (order,))
+                await asyncio.sleep(0.05)
+                conn.execute("BEGIN IMMEDIATE")
+                app.publish(Placed(order=order), tx=conn)
+                conn.execute("COMMIT")
+                await came(order + 1)
+    assert seen == [0, 1, 2]

@@ -28,6 +28,8 @@ log = logging.getLogger("tidings.subscribe")
 
 FLUSH_SIZE = 2000
 """Ends that are written at once; fewer at the latest after the subscription's ``checkpoint_age``."""
+QUIET_SECONDS = 0.05
+"""A reader with nothing in flight writes at once, but not again sooner than this: a trickle would hold the file half of the time."""
 AGAIN_SECONDS = 0.5
 """After a store that failed (a full disk, a locked file), the same is written again."""
 
@@ -88,6 +90,8 @@ class Checkpointing:
         self._post = post
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
+        self._resting = False
+        self._written_at = 0.0
         self._busy = False
         self.dirty: set[LaneState] = set()
         self.plain = 0
@@ -112,6 +116,19 @@ class Checkpointing:
         if self._timer is None:
             self._timer = self._loop.call_later(self._age, self.flush)
 
+    def rest(self) -> None:
+        """Nothing else is in flight."""
+        if not (self.ended or self.dirty):
+            return
+        wait = self._written_at + min(QUIET_SECONDS, self._age) - self._loop.time()
+        if wait <= 0 or self.ended:
+            self.flush()
+        elif not self._resting and not self._busy:
+            self._resting = True
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = self._loop.call_later(wait, self.flush)
+
     def end(self, ctx: Context) -> None:
         """An end with consequences: written at once."""
         self.ended.append(ctx)
@@ -123,8 +140,10 @@ class Checkpointing:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        self._resting = False
         if self._busy or not (self.ended or self.dirty):
             return
+        self._written_at = self._loop.time()
         batch, self.ended = self.ended, []
         lanes, self.dirty = self.dirty, set()
         self.plain = 0

@@ -7,6 +7,7 @@ for each key, costs twice as much.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
@@ -26,10 +27,12 @@ if TYPE_CHECKING:
 YIELD = 127
 """After this many events in one go the loop gets its turn (a power of two less one)."""
 
-
-CHUNK = 64
-CHUNK_SECONDS = 0.001
+CHUNK = 512
+CHUNK_SECONDS = 0.002
 """Synchronous handlers share a trip to a thread as long as it takes no longer than this."""
+QUICK = 64
+"""Handlers of which so many fit in a trip make one trip at a time: they have no time to wait, so more threads would only be in each other's
+way."""
 
 
 class _Raised(NamedTuple):
@@ -41,18 +44,15 @@ class Sleepers:
 
     def __init__(self, work_left: Callable[[], bool]) -> None:
         self._work_left = work_left
-        self._asleep: deque[asyncio.Future[None]] = deque()
+        self.asleep: deque[asyncio.Future[None]] = deque()
         self._waking = False
-
-    def __len__(self) -> int:
-        return len(self._asleep)
 
     def wake(self) -> None:
         """Wake one if there is work."""
-        if self._waking or not self._asleep or not self._work_left():
+        if self._waking or not self.asleep or not self._work_left():
             return
-        while self._asleep:
-            sleeper = self._asleep.popleft()
+        while self.asleep:
+            sleeper = self.asleep.popleft()
             if not sleeper.done():
                 self._waking = True
                 sleeper.set_result(None)
@@ -61,7 +61,7 @@ class Sleepers:
     async def sleep(self, seconds: float | None = None) -> None:
         """Until woken, or for ``seconds``. May be woken from the moment of the call: a task made for it would begin a little later."""
         sleeper = asyncio.get_running_loop().create_future()
-        self._asleep.append(sleeper)
+        self.asleep.append(sleeper)
         try:
             if seconds is None:
                 await sleeper
@@ -69,7 +69,7 @@ class Sleepers:
                 await asyncio.wait([sleeper], timeout=seconds)
         finally:
             if not sleeper.done():
-                self._asleep.remove(sleeper)
+                self.asleep.remove(sleeper)
             self._waking = False
 
 
@@ -84,9 +84,11 @@ class Crew:
         self._runner = runner
         self.limit = size
         self.running = 0
+        self.stepping = False
         self.sleepers = Sleepers(runner.feed_has_work)
         self._slots: list[Context | None] = [None] * size
         self._chunks: dict[int, list[Context]] = {}
+        self._alone = False  # a trip of quick ones is under way
         self._seconds = CHUNK_SECONDS  # that a synchronous handler took, lately
         self._started = [0.0] * size
         self._tasks: list[asyncio.Task[None]] = []
@@ -115,21 +117,21 @@ class Crew:
         return [ctx for ctx in (*self._slots, *(ctx for chunk in self._chunks.values() for ctx in chunk)) if ctx is not None]
 
     async def _run(self, number: int) -> None:
-        runner, slots, sleepers = self._runner, self._slots, self.sleepers
+        runner, slots, sleepers, asleep = self._runner, self._slots, self.sleepers, self.sleepers.asleep
         take, release = runner.feed.take, runner.feed.release
         parked, checkpointing = runner.parked.keys, runner.checkpointing
         timed, pace = runner.timeout is not None, runner.pace
         set_current = current.set
         count = 0
         while True:
-            ctx = take() if self.running < self.limit else None
+            ctx = take() if self.running < self.limit and not self._alone else None
             if ctx is None:
                 if self.running == 0:
-                    checkpointing.flush()  # nothing else is in flight
+                    checkpointing.rest()
                     runner.signal()
                 await sleepers.sleep()
                 continue
-            if sleepers:
+            if asleep:
                 sleepers.wake()
             if pace is not None and (pause := pace.wait()) > 0:
                 await asyncio.sleep(pause)
@@ -206,11 +208,21 @@ class Crew:
             else:
                 chunk.append(ctx)
         self._chunks[number] = chunk
+        alone = self._alone = self._seconds * QUICK < CHUNK_SECONDS
+        waiting, ended = deque(chunk), list[tuple[Context, Any]]()
+        future = asyncio.wrap_future(self._pool().submit(self._call_chunk, waiting, ended))
         try:
-            results = await asyncio.wrap_future(self._pool().submit(self._call_chunk, chunk))
+            if (len(chunk) > 1 or alone) and not (await asyncio.wait([future], timeout=5 * CHUNK_SECONDS))[0]:
+                alone = self._alone = False  # one of them is slow: the others go on in other threads
+                self._take_back(chunk, waiting)
+            await future
+            if waiting:
+                self._take_back(chunk, waiting)  # the time was over
         finally:
             del self._chunks[number]
-        for ctx, result in zip(chunk, results, strict=True):
+            if alone:
+                self._alone = False
+        for ctx, result in ended:
             if isinstance(result, _Raised):
                 runner.fail(ctx, result.error)
             elif result is not None or ctx.published is not None:
@@ -220,24 +232,38 @@ class Crew:
                     runner.fail(ctx, error)
             self._end(ctx)
 
-    def _call_chunk(self, chunk: list[Context]) -> list[Any]:
-        """In a thread: what each handler returned or raised."""
-        decode = self._runner.decode
-        results: list[Any] = []
-        began = time.perf_counter()
-        for ctx in chunk:
+    def _take_back(self, chunk: list[Context], waiting: deque[Context]) -> None:
+        """What the thread hasn't begun, for whoever is free."""
+        back: list[Context] = []
+        with contextlib.suppress(IndexError):  # the thread may take the last one meanwhile
+            while True:
+                back.append(waiting.pop())
+        back.reverse()
+        del chunk[len(chunk) - len(back) :]
+        self._runner.feed.again(back)
+        self.sleepers.wake()
+
+    def _call_chunk(self, waiting: deque[Context], ended: list[tuple[Context, Any]]) -> None:
+        """In a thread: what each handler returned or raised, until all are done or the time is over."""
+        decode, set_current, clock = self._runner.decode, current.set, time.perf_counter
+        began = now = clock()
+        while now < began + CHUNK_SECONDS:
+            try:
+                ctx = waiting.popleft()
+            except IndexError:
+                break
+            handler, result = ctx.handler, None
             try:
                 event = decode(ctx)
-                handler = ctx.handler
                 if handler.where is None or handler.where(event):
-                    current.set(ctx)
-                    results.append(handler.call(event, ctx))
-                else:
-                    results.append(None)
+                    set_current(ctx)
+                    result = handler.call(event, ctx)
             except BaseException as error:
-                results.append(_Raised(error))
-        self._seconds = 0.5 * self._seconds + 0.5 * (time.perf_counter() - began) / len(chunk)
-        return results
+                result = _Raised(error)
+            ended.append((ctx, result))
+            now = clock()
+        if ended:
+            self._seconds = 0.5 * self._seconds + 0.5 * (now - began) / len(ended)
 
     def _end(self, ctx: Context) -> None:
         """A handler without a transaction has ended."""

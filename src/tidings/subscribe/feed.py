@@ -44,7 +44,7 @@ class Feed:
         self._handlers = handlers
         self._keyed = order == "key"
         self._whole = order == "log"
-        self._chained = chained and order == "key"
+        self.chained = chained and order == "key"
         self.lanes: list[LaneState | None] = [None] * LANES
         self.cursor = 0
         self.fetched = 0
@@ -165,7 +165,7 @@ class Feed:
                     return Context(row, self._name, handler, lane, None if self._whole else position)
                 key_id = (row[KEY_NAME], key)
                 ctx = Context(row, self._name, handler, lane, key_id)
-                if not self._chained:
+                if not self.chained:
                     return ctx
                 chain = self._busy.setdefault(key_id, ctx)
                 if chain is ctx:
@@ -191,7 +191,7 @@ class Feed:
         """An event has ended or is given up: the next of its key may be taken."""
         if ctx.parked:
             self.given_up(ctx)
-        elif self._chained:
+        elif self.chained:
             chain = self._busy.pop(ctx.key_id, None)
             if type(chain) is deque and chain:
                 self._busy[ctx.key_id] = chain

@@ -38,6 +38,7 @@ class Lists:
         self._age = age
         self.limit = 1
         self.running = 0
+        self.stepping = False
         self.sleepers = Sleepers(runner.feed_has_work)
         self._gathered: list[Context] = []
         self._batch: list[Context] = []
@@ -82,7 +83,7 @@ class Lists:
                 gathered.clear()  # not begun, so still open: whoever comes next takes them
             if not gathered or not full:
                 if not gathered:
-                    runner.checkpointing.flush()
+                    runner.checkpointing.rest()
                     runner.signal()
                 await self.sleepers.sleep(left if gathered else None)
                 continue

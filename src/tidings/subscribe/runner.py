@@ -317,7 +317,7 @@ class Runner:
                 self.signal()
                 await more.wait()
                 continue
-            if not feed.wants_rows():
+            if not feed.wants_rows() or self.crew.stepping:
                 self.at_head = False
                 self.crew.sleepers.wake()
                 await more.wait()
@@ -422,7 +422,10 @@ class Runner:
                 self.parked.keys[key] = ctx.lane.lane
                 self.parked.unsettled[key] += 1
         for ctx in committed.batch:
-            self.ended(ctx)
+            if self.feed.chained or ctx.parked:
+                self.feed.release(ctx)
+            if ctx.failure is None:
+                self.handled += 1
         self.settle(committed)
         if committed.touched:
             self._ask(committed.touched)

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import HandlerTimeout, StoreError
 from ..publish.publisher import current
-from .checkpointing import Committed
 from .context import Context
 from .crew import Sleepers
 from .parking import FOLLOWS
@@ -29,7 +28,11 @@ CHUNK = 64
 
 
 class Serial:
-    """Runs handlers one after another in a thread."""
+    """Runs handlers one after another in a thread.
+
+    Attributes:
+        stepping: the thread works through many statements, and rows had better be read when it is done.
+    """
 
     def __init__(self, runner: Runner, *, shared: bool) -> None:
         self._runner = runner
@@ -41,6 +44,7 @@ class Serial:
         self._batch: list[Context] = []
         self._now: dict[Context, tuple[float, Transaction]] = {}
         self._given_up: asyncio.Future[Context] | None = None
+        self.stepping = False
         self._thread: ThreadPoolExecutor | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -69,17 +73,27 @@ class Serial:
         parked = runner.parked.keys
         loop = asyncio.get_running_loop()
         while True:
-            batch: list[Context] = []
+            self._batch = batch = list[Context]()
             most = 1 if runner.pace is not None else self._most
-            while len(batch) < most and (ctx := take()) is not None:
+            seen = 0
+            while len(batch) < most:
+                ctx = take()
+                if ctx is None:
+                    if len(batch) == seen or runner.at_head:
+                        break
+                    seen = len(batch)
+                    await asyncio.sleep(0)  # the runner reads on, if it can do so at once
+                    continue
                 if parked and not ctx.parked and ctx.key_id in parked:
                     # Its head may not be written yet: through the same queue, so that it can't be parked before it.
                     ctx.failure = FOLLOWS
                     runner.finish(ctx)
                 else:
                     batch.append(ctx)
+            if seen:
+                self._batch = batch = [ctx for ctx in batch if not runner.unbegun(ctx)]
             if not batch:
-                runner.checkpointing.flush()
+                runner.checkpointing.rest()
                 runner.signal()
                 await self.sleepers.sleep()
                 continue
@@ -91,15 +105,17 @@ class Serial:
             if self._thread is None:
                 self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"tidings-{runner.name}-tx")
             self._given_up = given_up = loop.create_future()
-            self._batch, self.running = batch, 1
-            work = loop.run_in_executor(self._thread, self.transact, batch)
-            either: list[asyncio.Future[Any]] = [work, given_up]
+            committed = loop.create_future()
+            self._batch, self.running, self.stepping = batch, 1, self._shared
+            work = loop.run_in_executor(self._thread, self.transact, batch, committed)
+            work.add_done_callback(_seen)
+            either: list[asyncio.Future[Any]] = [work, committed, given_up]
             try:
                 await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
                 if given_up.done():
                     self._give_up(work, given_up.result(), batch)
                     continue
-                _, rest = work.result()
+                rest = committed.result() if committed.done() else work.result()
             except runner.Lost as lost:
                 runner.lose(lost, batch)
                 continue
@@ -107,7 +123,8 @@ class Serial:
                 await self._failed(batch, error)
                 continue
             finally:
-                self._batch, self.running = [], 0
+                self._batch, self.running, self.stepping = [], 0, False
+                runner.feed.wanted()
             runner.feed.again(rest)
             if self._shared:
                 self._most = min(SHARED_SIZE, self._most * 2)
@@ -170,19 +187,22 @@ class Serial:
 
     # -- in the thread
 
-    def transact(self, batch: list[Context]) -> tuple[Committed, list[Context]]:
-        """Handlers, then their checkpoint, then the commit. The second part was not begun: its time was over."""
+    def transact(self, batch: list[Context], committed: asyncio.Future[list[Context]] | None = None) -> list[Context]:
+        """Handlers, then their checkpoint, then the commit. Returns what was not begun: its time was over.
+
+        ``committed`` is told so earlier, so that the next batch is gathered while this thread leaves the file to others for a moment.
+        """
         runner = self._runner
         kind = batch[0].handler.tx
         assert kind is not None
         try:
-            return self._transact(batch, kind)
+            return self._transact(batch, kind, committed)
         finally:
             if runner.timeout is not None:
                 for ctx in batch:
                     self._now.pop(ctx, None)
 
-    def _transact(self, batch: list[Context], kind: str) -> tuple[Committed, list[Context]]:
+    def _transact(self, batch: list[Context], kind: str, committed: asyncio.Future[list[Context]] | None) -> list[Context]:
         runner = self._runner
         with runner.transactions.begin(kind) as transaction:
             if self._shared:
@@ -195,12 +215,15 @@ class Serial:
                 else:
                     with transaction.guard.closed(ctx.handler.name):
                         self._call(ctx, transaction)
-            committed = runner.commit_in(transaction, batch[:done])
-        return committed, batch[done:]
+            runner.commit_in(transaction, batch[:done])
+            if committed is not None:
+                transaction.after.append(lambda: runner.on_loop(lambda: _tell(committed, batch[done:])))
+        return batch[done:]
 
     def _share(self, batch: list[Context], transaction: Transaction) -> int:
         """How many of the batch were ended before the time was over."""
-        until = time.monotonic() + SHARED_SECONDS
+        clock, call = time.monotonic, self._call
+        until = clock() + SHARED_SECONDS
         parked = self._runner.parked.keys
         failed: set[Any] = set()
         at = 0
@@ -210,13 +233,13 @@ class Serial:
             try:
                 with transaction.savepoint(), transaction.guard.closed(chunk[0].handler.name):
                     for ctx in chunk:
-                        if ended and time.monotonic() > until:
+                        if ended and clock() > until:
                             break
                         ended += 1
                         if (parked or failed) and not ctx.parked and (ctx.key_id in parked or ctx.key_id in failed):
                             ctx.failure = FOLLOWS
                         else:
-                            self._call(ctx, transaction)
+                            call(ctx, transaction)
             except Exception as error:
                 if self._is_stores(error, transaction):
                     raise
@@ -266,3 +289,14 @@ class Serial:
             transaction.flush()
         if result is not None or ctx.published is not None:
             runner.collect(ctx, result)
+
+
+def _tell(committed: asyncio.Future[list[Context]], rest: list[Context]) -> None:
+    if not committed.done():  # the worker was killed
+        committed.set_result(rest)
+
+
+def _seen(work: asyncio.Future[Any]) -> None:
+    """Nobody may ask for it any more."""
+    if not work.cancelled():
+        work.exception()

@@ -19,8 +19,8 @@ BLOCK = 1024
 KEPT = 12
 """Blocks kept at most; fewer if they are large (32 MiB of data in all)."""
 KEPT_BYTES = 32 * 1024 * 1024
-SLOW_SECONDS = 0.005
-THREAD_SECONDS = 1.0
+SLOW_SECONDS = 0.02
+THREAD_SECONDS = 0.5
 """After a read on the loop that took so long (a slow disk, large events), a thread reads for a while."""
 
 

@@ -359,9 +359,13 @@ class Worker:
     def _wake_runners(self) -> None:
         self._committed.set()
         grown = self._tail.grown()
+        woken = False
         for runner in self.runners.values():
             if grown or not runner.at_head or runner.feed.fetched < self._tail.end:
                 runner.wake()
+                woken = True
+        if not woken:  # else the runners do it, once they have come to the end
+            self._on_head()
 
     def _on_head(self) -> None:
         """A runner has reached the end of the log."""

@@ -11,10 +11,16 @@ from pathlib import Path
 import pytest
 
 from tidings import App, Event, SQLiteStore, StoreBusy, StoreNotInitialised
+from tidings.store.sqlite.store import GLANCE_ROWS
 
 
 class Placed(Event, key="order"):
     order: int
+
+
+class Noted(Event, key="order"):
+    order: int
+    text: str
 
 
 @pytest.fixture
@@ -115,3 +121,36 @@ def test_what_is_busy_or_full_is_seen_through_other_libraries_errors(store: SQLi
     assert store.is_busy(StoreBusy(""))
     assert not store.is_busy(Wrapped())
     assert not store.is_busy(ValueError())
+
+
+def test_a_glance_is_a_short_read_that_never_waits(tmp_path: Path) -> None:
+    app = App("shop", store=f"sqlite:///{tmp_path}/shop.db")
+    app.open()
+    store = app.store
+    with store.transaction() as tx:
+        for order in range(GLANCE_ROWS + 10):
+            app.publish(Placed(order=order), tx=tx)
+    rows, upto = store.read(0, 1000)
+    assert (len(rows), upto) == (GLANCE_ROWS + 10, GLANCE_ROWS + 10)
+    assert store.durable() == upto
+    assert store.glance(0, 1000) == (rows[:GLANCE_ROWS], GLANCE_ROWS)
+    assert store.glance(GLANCE_ROWS, 1000) == (rows[GLANCE_ROWS:], upto)
+    assert store.glance(3, 5) == (rows[3:5], 5)
+    assert store.glance(upto, 1000) == ([], upto)
+    with store.stepping():
+        assert store.glance(0, 1000) is None
+    assert store.glance(0, 1) == (rows[:1], 1)
+    app.close()
+
+
+def test_a_glance_at_large_events_stops_early(tmp_path: Path) -> None:
+    app = App("shop", store=f"sqlite:///{tmp_path}/shop.db")
+    app.open()
+    with app.store.transaction() as tx:
+        for order in range(100):
+            app.publish(Noted(order=order, text="x" * 50_000), tx=tx)
+    found = app.store.glance(0, 100)
+    assert found is not None
+    assert 0 < len(found[0]) < 100
+    assert found[1] == found[0][-1][0]
+    app.close()
