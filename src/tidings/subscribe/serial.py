@@ -105,17 +105,17 @@ class Serial:
             if self._thread is None:
                 self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"tidings-{runner.name}-tx")
             self._given_up = given_up = loop.create_future()
-            committed = loop.create_future()
+            committed = loop.create_future() if self._shared else None  # gathering a single event is no work
             self._batch, self.running, self.stepping = batch, 1, self._shared
             work = loop.run_in_executor(self._thread, self.transact, batch, committed)
             work.add_done_callback(_seen)
-            either: list[asyncio.Future[Any]] = [work, committed, given_up]
+            either: list[asyncio.Future[Any]] = [work, given_up] if committed is None else [work, given_up, committed]
             try:
                 await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
                 if given_up.done():
                     self._give_up(work, given_up.result(), batch)
                     continue
-                rest = committed.result() if committed.done() else work.result()
+                rest = work.result() if committed is None or not committed.done() else committed.result()
             except runner.Lost as lost:
                 runner.lose(lost, batch)
                 continue
