@@ -24,7 +24,7 @@ import pytest
 import tidings
 from tests.promises import PROMISES, ROOT
 from tidings.cli import cli
-from tidings.store.sqlite import schema
+from tidings.store import script
 
 DOCS = ROOT / "docs"
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted(DOCS.rglob("*.md"))]
@@ -115,7 +115,7 @@ def test_every_public_name_and_option_is_in_the_reference() -> None:
 
 
 def test_every_table_is_in_the_reference() -> None:
-    tables = set(re.findall(r"CREATE TABLE (\w+)", schema.sql()))
+    tables = set(re.findall(r"CREATE TABLE (\w+)", script("sqlite") + script("postgresql")))
     page = (DOCS / "reference" / "tables.md").read_text(encoding="utf-8")
     assert set(re.findall(r"^## (tidings_\w+)", page, re.MULTILINE)) == tables
 
