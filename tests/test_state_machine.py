@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-import sqlite3
 import tempfile
 from collections import defaultdict
 from pathlib import Path
@@ -21,7 +20,10 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from tests.running import committed, connection, settled
+from servers.postgres import Postgres
+from tests.running import settled
+from tests.storm.database import Database, connected, database
+from tests.storm.service import asks_for
 from tidings import App, Context, Event, Retry
 from tidings.clock import ManualClock
 
@@ -47,8 +49,6 @@ class Seen(Event, key="key"):
 class World(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
-        self.folder = Path(tempfile.mkdtemp(prefix="tidings-machine-"))
-        self.path = self.folder / "shop.db"
         self.clock = ManualClock()
         self.loop = asyncio.new_event_loop()
         # The model. position -> (key, seq); seen in memory by those without a transaction.
@@ -61,13 +61,21 @@ class World(RuleBasedStateMachine):
         self.crashes = 0
         self.rewound = False
 
+    def new_database(self) -> str:
+        """The URL of a store of this example's own."""
+        self.folder = Path(tempfile.mkdtemp(prefix="tidings-machine-"))
+        return f"sqlite:///{self.folder / 'shop.db'}"
+
+    def drop_database(self) -> None:
+        shutil.rmtree(self.folder)
+
     def run(self, work: Any) -> Any:
         return self.loop.run_until_complete(asyncio.wait_for(work, 60))
 
     # -- the real thing
 
     def make(self) -> App:
-        app = App("shop", store=f"sqlite:///{self.path}", clock=self.clock, lease=LEASE)
+        app = App("shop", store=self.db.url, clock=self.clock, lease=LEASE)
         retry = Retry(attempts=ATTEMPTS, first=10, factor=1, jitter=0)
 
         def fails(name: str, event: Changed) -> None:
@@ -86,24 +94,30 @@ class World(RuleBasedStateMachine):
             fails("strict", event)
             self.seen["strict"].append((ctx.position, ctx.attempt))
 
+        insert = self.db.sql("INSERT INTO seen (name, position, attempt) VALUES (?, ?, ?)")
+
         @app.subscribe(Changed, retry=retry)
-        def row(event: Changed, tx: sqlite3.Connection, ctx: Context) -> None:
-            tx.execute("INSERT INTO seen VALUES ('row', ?, ?)", (ctx.position, ctx.attempt))
+        @asks_for(self.db.sync)
+        def row(event: Changed, tx: Any, ctx: Context) -> None:
+            tx.execute(insert, ("row", ctx.position, ctx.attempt))
             fails("row", event)
 
         @app.subscribe(Changed, retry=retry, shared_tx=True, on_dead="hold")
-        def neighbours(event: Changed, tx: sqlite3.Connection, ctx: Context) -> None:
-            tx.execute("INSERT INTO seen VALUES ('neighbours', ?, ?)", (ctx.position, ctx.attempt))
+        @asks_for(self.db.sync)
+        def neighbours(event: Changed, tx: Any, ctx: Context) -> None:
+            tx.execute(insert, ("neighbours", ctx.position, ctx.attempt))
             fails("neighbours", event)
 
         return app
 
     @initialize()
     def begin(self) -> None:
+        self.db: Database = database(self.new_database())
         self.app = self.make()
         self.app.open()
-        with connection(self.path) as conn:
-            conn.execute("CREATE TABLE seen (name TEXT, position INTEGER, attempt INTEGER)")
+        with connected(self.db) as conn:
+            number = "INTEGER PRIMARY KEY" if self.db.url.startswith("sqlite:") else "bigserial"
+            conn.execute(f"CREATE TABLE seen (number {number}, name TEXT, position INTEGER, attempt INTEGER)")
         self.run(self.app.start())
         self.run(settled(self.app))
 
@@ -115,7 +129,8 @@ class World(RuleBasedStateMachine):
                 self.app.close()
         self.loop.run_until_complete(self.loop.shutdown_default_executor())
         self.loop.close()
-        shutil.rmtree(self.folder)
+        if hasattr(self, "db"):
+            self.drop_database()
 
     def write(self, job: Any) -> Any:
         result = self.app.store.write(job).result(5)
@@ -127,19 +142,21 @@ class World(RuleBasedStateMachine):
 
     @rule(keys=st.lists(KEYS, min_size=1, max_size=12), settle=st.booleans())
     def publish(self, keys: list[int], settle: bool) -> None:
-        with connection(self.path) as conn, committed(conn):
+        with connected(self.db) as conn:
+            conn.execute(self.db.begin[0])
             for key in keys:
                 self.seqs[key] += 1
                 receipt = self.app.publish(Changed(key, self.seqs[key]), tx=conn)
                 assert receipt.position is not None
                 self.published[receipt.position] = (key, self.seqs[key])
+            conn.execute("COMMIT")
         if settle:
             self.settle()
 
     @rule(keys=st.lists(KEYS, min_size=1, max_size=3))
     def roll_back(self, keys: list[int]) -> None:
-        with connection(self.path) as conn:
-            conn.execute("BEGIN IMMEDIATE")
+        with connected(self.db) as conn:
+            conn.execute(self.db.begin[0])
             for key in keys:
                 self.app.publish(Changed(key, 10_000), tx=conn)
             conn.execute("ROLLBACK")
@@ -206,8 +223,8 @@ class World(RuleBasedStateMachine):
 
     def forget(self, name: str, position: int) -> None:
         self.seen[name] = [one for one in self.seen[name] if one[0] <= position]
-        with connection(self.path) as conn:
-            conn.execute("DELETE FROM seen WHERE name = ? AND position > ?", (name, position))
+        with connected(self.db) as conn:
+            conn.execute(self.db.sql("DELETE FROM seen WHERE name = ? AND position > ?"), (name, position))
 
     @rule(drop=st.booleans())
     def act_on_dead_letters(self, drop: bool) -> None:
@@ -235,8 +252,8 @@ class World(RuleBasedStateMachine):
         return self.app.store.query(lambda unit: unit.parked(limit=10_000))
 
     def all_seen(self) -> dict[str, list[tuple[int, int]]]:
-        with connection(self.path) as conn:
-            rows = conn.execute("SELECT name, position, attempt FROM seen ORDER BY rowid").fetchall()
+        with connected(self.db) as conn:
+            rows = conn.execute("SELECT name, position, attempt FROM seen ORDER BY number").fetchall()
         return {name: self.seen[name] + [(p, a) for n, p, a in rows if n == name] for name in NAMES}
 
     @invariant()
@@ -266,18 +283,16 @@ class World(RuleBasedStateMachine):
             accounted = first.keys() | parked[name].keys() | self.dropped[name]
             if name not in self.paused:
                 assert accounted == self.published.keys(), f"{name}: neither seen nor parked: {self.published.keys() - accounted}"
+            # Seen behind their successors, rightly: dead letters that the key did not wait for, and that were then tried again.
+            late = {position for position, attempt in seen if attempt > ATTEMPTS}
             for key in range(4):
                 positions = [position for position, (its, _) in sorted(self.published.items()) if its == key]
-                live = [position for position in positions if position in first and position not in self.late(name)]
+                live = [position for position in positions if position in first and position not in late]
                 assert sorted(live, key=first.__getitem__) == live, f"{name}: key {key} out of order: {seen}"
                 waits = [position for position in positions if parked[name].get(position) in stopping]
                 if waits:
                     behind = [position for position in positions if position > waits[0] and position in first]
                     assert not self.newly(name, behind, waits[0]), f"{name}: key {key} passed {waits[0]}: {behind}"
-
-    def late(self, name: str) -> set[int]:
-        """Seen behind their successors, rightly: dead letters that the key did not wait for, and that were then tried again."""
-        return {position for position, attempt in self.all_seen()[name] if attempt > ATTEMPTS}
 
     def newly(self, name: str, behind: list[int], head: int) -> list[int]:
         """Of those seen behind a waiting head, the ones that its waiting should have stopped: not if it was dead and is tried again."""
@@ -295,7 +310,35 @@ class World(RuleBasedStateMachine):
             assert len(set(causes)) == len(causes)
 
 
-TestWorld = pytest.mark.promise("nothing lost")(pytest.mark.promise("order per key")(pytest.mark.promise("parking")(World.TestCase)))
-World.TestCase.settings = settings(
-    max_examples=25, stateful_step_count=25, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much]
-)
+class ServersWorld(World):
+    """The same on PostgreSQL, where handlers' transactions run side by side."""
+
+    server: Postgres
+
+    def new_database(self) -> str:
+        return self.server.new_database()
+
+    def drop_database(self) -> None:
+        self.server.drop_database(self.db.url)
+
+
+@pytest.fixture
+def worlds_server(postgres: Postgres) -> None:
+    ServersWorld.server = postgres
+
+
+@pytest.mark.promise("nothing lost")
+@pytest.mark.promise("order per key")
+@pytest.mark.promise("parking")
+class TestWorld(World.TestCase):  # type: ignore[valid-type, misc]
+    settings = settings(
+        max_examples=25, stateful_step_count=25, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much]
+    )
+
+
+@pytest.mark.promise("nothing lost")
+@pytest.mark.promise("order per key")
+@pytest.mark.promise("parking")
+@pytest.mark.usefixtures("worlds_server")
+class TestServersWorld(ServersWorld.TestCase):  # type: ignore[valid-type, misc]
+    settings = settings(TestWorld.settings, max_examples=6)

@@ -4,11 +4,13 @@ import asyncio
 import sqlite3
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
+import psycopg
 import pytest
 
-from tidings import App, ConfigurationError, Context, Event, NotFound, Retry
-from tidings.testing import Call, Harness, Unsettled
+from tidings import App, ConfigurationError, Context, Event, NotFound, PostgresStore, Retry
+from tidings.testing import Call, Harness, ManualClock, Unsettled
 
 
 class Placed(Event, key="order"):
@@ -258,3 +260,42 @@ async def test_settle_never_returns_early(tmp_path: Path) -> None:
             await harness.publish(Step[0](n=n))
             await harness.settle()
             assert len(harness.published(Step[3])) == n + 1
+
+
+@pytest.mark.parametrize("given", ["a URL", "a store", "a function"])
+async def test_on_a_database_that_the_test_brings(tmp_path: Path, postgres_url: str, given: str) -> None:
+    app = shop(tmp_path)
+
+    @app.subscribe(Placed, retry=Retry(attempts=2, first=60, jitter=0))
+    def pay(event: Placed, tx: psycopg.Connection[Any], ctx: Context) -> Paid:
+        tx.execute("INSERT INTO payments VALUES (%s, %s)", (event.order, ctx.attempt))
+        if event.order == 1 and ctx.attempt == 1:
+            raise Declined
+        return Paid(event.order)
+
+    stores: dict[str, Any] = {
+        "a URL": postgres_url,
+        "a store": PostgresStore(postgres_url, clock=ManualClock()),
+        "a function": lambda clock: PostgresStore(postgres_url, clock=clock),
+    }
+    async with Harness(app, store=stores[given]) as harness:
+        with harness.transaction() as tx:
+            tx.execute("CREATE TABLE payments (id int, attempt int)")
+            app.publish(Placed(1), tx=tx)
+            app.publish(Placed(2), tx=tx)
+        await harness.settle()
+        assert harness.published(Paid) == [Paid(2)]
+        await harness.crash()
+        await harness.restart()
+        assert harness.published(Paid) == [Paid(2)]
+        await harness.advance(60)
+        assert harness.published(Paid) == [Paid(2), Paid(1)]
+        assert harness.handled(pay) == [Placed(2), Placed(1)]
+        with psycopg.connect(harness.path) as conn:
+            assert conn.execute("SELECT * FROM payments ORDER BY id").fetchall() == [(1, 2), (2, 1)]
+    assert str(app.store.url).endswith("production.db")
+
+
+def test_a_store_on_the_real_clock_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="ManualClock"):
+        Harness(shop(tmp_path), store=PostgresStore("postgresql://nobody@127.0.0.1:1/none"))

@@ -24,13 +24,12 @@ from types import TracebackType
 from typing import Any, Literal, Self, TypeVar, cast
 
 from ..app import App
-from ..clock import ManualClock
+from ..clock import Clock, ManualClock
 from ..envelope import Envelope
 from ..errors import ConfigurationError, NotFound, TidingsError
 from ..publish.publishing import Receipt
-from ..store.port import Parked, Scheduled
-from ..store.sqlite import SQLiteStore
-from ..store.sqlite.unit import SQLiteUnit
+from ..store import store_at
+from ..store.port import Parked, Scheduled, Store, Unit
 from ..subscribe.context import Context
 from ..subscribe.middleware import Call as HandlerCall
 from ..subscribe.subscription import Subscription
@@ -74,25 +73,29 @@ class _Seen:
 
 
 class Harness:
-    """Runs apps together on a store of their own, in a temporary folder, by a ManualClock.
+    """Runs apps together on a store of their own, in a temporary folder unless given, by a ManualClock.
 
     While it is entered, the apps' own store is not touched. What ``provide`` and ``use`` were given before holds, so a test can replace a
     gateway. Due times, delays and leases are the clock's; a handler's ``timeout``, a list's ``age`` and ``rate`` are real time.
 
     Args:
         apps: one or more, not running.
-        transactions: for handlers that ask for another driver's transactions: a function from the path of the temporary store's file to
-            what ``App(transactions=…)`` takes, or one such function for each app name.
+        store: where to run instead: the URL of a database that is this test's own (``postgresql://…``), a store on a ManualClock, or a
+            function from the clock to a store. What is made there stays.
+        transactions: for handlers that ask for another driver's transactions: a function from the path of the temporary store's file (or
+            the store's URL) to what ``App(transactions=…)`` takes, or one such function for each app name.
         start: what the clock says first, with a time zone.
         patience: seconds of real time that ``settle`` waits for a worker to tell of any progress before it raises.
 
     Attributes:
-        clock: a ManualClock. path: of the store's file; connect to it as your own code would. store: the store.
+        clock: a ManualClock. path: of the store's file, or the URL of the store that was given; connect to it as your own code would.
+        store: the store.
     """
 
     def __init__(
         self,
         *apps: App,
+        store: str | Store | Callable[[Clock], Store] | None = None,
         transactions: Callable[[str], Any] | Mapping[str, Callable[[str], Any]] | None = None,
         start: datetime = datetime(2030, 1, 1, tzinfo=UTC),
         patience: float = 10.0,
@@ -103,18 +106,30 @@ class Harness:
             raise ConfigurationError(f"Harness(start={start!r}): give the time zone too, datetime(…, tzinfo=UTC)")
         self.apps = apps
         self.clock = ManualClock(start.timestamp())
+        if store is not None and not isinstance(store, str) and not callable(store):
+            if not isinstance(store.clock, ManualClock):
+                raise ConfigurationError("Harness(store=…): give the store a ManualClock, or give its URL")
+            self.clock = store.clock
+        self._given = store
         self._transactions = transactions
         self._patience = patience
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._restore: list[Callable[[], None]] = []
         self._seen: dict[str, list[_Seen]] = {}
         self.path = ""
-        self.store: SQLiteStore
+        self.store: Store
 
     async def __aenter__(self) -> Self:
-        self._folder = tempfile.TemporaryDirectory(prefix="tidings-")
-        self.path = str(Path(self._folder.name) / "store.db")
-        self.store = SQLiteStore(f"sqlite:///{self.path}", clock=self.clock)
+        given = self._given
+        if given is None:
+            self._folder = tempfile.TemporaryDirectory(prefix="tidings-")
+            self.path = str(Path(self._folder.name) / "store.db")
+            given = f"sqlite:///{self.path}"
+        if isinstance(given, str):
+            self.store = store_at(given, clock=self.clock)
+        else:
+            self.store = given(self.clock) if callable(given) else given
+        self.path = self.path or self.store.url
         self.store.open()
         try:
             for app in self.apps:
@@ -166,8 +181,13 @@ class Harness:
         return await (app or self.apps[0]).publish(event, tx="own", at=at, after=after, headers=headers)
 
     @contextmanager
-    def transaction(self) -> Iterator[sqlite3.Connection]:
-        """A transaction on the store's file, to make tables, to put rows there and to publish with them; commits at the end."""
+    def transaction(self) -> Iterator[Any]:
+        """A transaction on the store's file (or database: a psycopg connection), to make tables, to put rows there and to publish with
+        them; commits at the end."""
+        if self._folder is None:
+            with self.store.transaction() as conn:
+                yield conn
+            return
         conn = sqlite3.connect(self.path)
         try:
             with conn:
@@ -364,7 +384,7 @@ class Harness:
             seen.append(_Seen(its.position, Call(one, its.attempt, error)))
 
 
-def _renew(worker: str, until: float, unit: SQLiteUnit) -> bool:
+def _renew(worker: str, until: float, unit: Unit) -> bool:
     return unit.renew(worker, until, None)
 
 

@@ -15,7 +15,7 @@ from servers.postgres import Postgres
 from tests.running import settled, until
 from tidings import App, Event, PostgresStore, Retry
 from tidings.errors import StoreError
-from tidings.store.port import Unit
+from tidings.store.port import Unit, WorkerRow
 from tidings.testing.contracts.store import an_event
 
 
@@ -289,3 +289,57 @@ async def test_a_key_whose_promotion_could_not_be_written_is_not_forgotten(store
         runner.parked._promote = promoting  # type: ignore[method-assign]
         write(lambda unit: unit.drop_dead("pay", 1, 1)).result(5)
         await until(lambda: seen == [0, 1])
+
+
+def worker(name: str) -> WorkerRow:
+    return WorkerRow(name, "shop", "here", 1, 1, ("mail",), True, 0.0, {})
+
+
+@pytest.fixture
+def expired(store: PostgresStore) -> Iterator[PostgresStore]:
+    """Another process's store, on which the lease of ``slow``, which has all lanes, is over."""
+    other = PostgresStore(store.url)
+    other.open()
+
+    def begin(unit: Unit) -> None:
+        unit.register("mail", "shop", ["shop.Placed"], "key", 0, 1)
+        unit.enrol(worker("slow"), time.monotonic() + 0.1)
+        unit.enrol(worker("next"), time.monotonic() + 60)
+        assert len(unit.claim("mail", "slow", 1, 1)) == 64
+
+    store.write(begin).result(5)
+    time.sleep(0.2)
+    yield other
+    other.close()
+
+
+@pytest.mark.promise("order per key")
+def test_a_lease_that_is_being_renewed_is_not_taken_for_one_that_is_over(store: PostgresStore, expired: PostgresStore) -> None:
+    renewed = threading.Event()
+
+    def renew(unit: Unit) -> None:
+        assert unit.renew("slow", time.monotonic() + 60, {})
+        renewed.set()
+        time.sleep(0.3)
+
+    renewing = expired.write(renew)
+    assert renewed.wait(5)
+    assert store.write(lambda unit: unit.claim("mail", "next", 1, 1)).result(5) == []
+    renewing.result(5)
+
+
+@pytest.mark.promise("order per key")
+def test_whoever_has_renewed_a_lease_sees_what_was_taken_before(store: PostgresStore, expired: PostgresStore) -> None:
+    """Otherwise two would handle the same events side by side: each sees the lanes as his."""
+    claimed = threading.Event()
+
+    def claim(unit: Unit) -> None:
+        assert len(unit.claim("mail", "next", 1, 1)) == 64
+        claimed.set()
+        time.sleep(0.3)
+
+    claiming = expired.write(claim)
+    assert claimed.wait(5)
+    store.write(lambda unit: unit.renew("slow", time.monotonic() + 60, {})).result(5)
+    assert {lane.worker for lane in store.query(lambda unit: unit.lanes("mail"))} == {"next"}
+    claiming.result(5)

@@ -345,12 +345,16 @@ class PostgresUnit:
         return [_lane(row) for row in rows]
 
     def claim(self, subscription: str, worker: str, groups: int, share: int) -> list[Lane]:
+        # A lease that its owner is renewing is waited for, and is not over then; one that is over can't be renewed before its lanes are
+        # seen to be gone. Beside each other, both would have them.
+        over = {row[0] for row in self._all(f"SELECT worker FROM tidings_workers WHERE until <= {_CLOCK} ORDER BY 1 FOR UPDATE",
+                                            self._seconds())}  # fmt: skip
         # A checkpoint that its owner is committing is waited for, so that what is taken stands as it left it.
         rows = self._all(
             "SELECT subscription, lane, position, open, worker, epoch FROM tidings_lanes WHERE subscription = %s ORDER BY lane FOR UPDATE",
             subscription,
         )
-        alive = {row.worker for row in self.workers() if row.alive}
+        alive = {row.worker for row in self.workers()} - over
         by_group: dict[int, list[Lane]] = {}
         for row in rows:
             by_group.setdefault(row[1] * groups // LANES, []).append(_lane(row))
