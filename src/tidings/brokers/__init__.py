@@ -1,0 +1,1 @@
+"""Brokers carry events between services: the port, and an adapter for each technology."""

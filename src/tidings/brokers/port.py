@@ -1,0 +1,135 @@
+"""What Tidings asks of a broker.
+
+A broker keeps topics of records in numbered partitions, each in order. Two things are asked of it: to take what a relay sends together with
+how far the relay has come, and to give an intake what is there from an offset on. What an implementation must keep:
+
+- *Together.* What one ``Slot.send`` was given appears whole, with its mark, to those who read committed records only; or nothing of it.
+- *Order.* Records of one key go to one partition, in the order in which they were sent. Which partition is what the technology's own
+  clients would choose, so that others who produce with the same key agree.
+- *Fencing.* ``open_slot`` shuts out whoever had that slot before: nothing that he sends afterwards appears, and what he had sent and not
+  committed never does. Only then the mark is read, so nobody can move it any more.
+- *Unknown is said.* If nobody knows whether a ``send`` took place, it raises, and the slot has to be opened anew to find out.
+- *Threads.* Everything here blocks. A Slot and a Reader belong to the thread that uses them; ``Broker`` may be used from any.
+- *Closing.* Whoever opens closes, on every path, errors included.
+
+The mark is the relay's own text; a broker doesn't look into it. It is kept per relay and slot, and nobody else's open transaction hides it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+Headers = Sequence[tuple[str, bytes]]
+
+
+class Record(NamedTuple):
+    """One record to be sent. ``time``: milliseconds since 1970."""
+
+    topic: str
+    key: bytes | None
+    value: bytes | None
+    headers: Headers
+    time: int
+
+
+class Received(NamedTuple):
+    """One record that was read. ``time``: milliseconds since 1970."""
+
+    topic: str
+    partition: int
+    offset: int
+    key: bytes | None
+    value: bytes | None
+    headers: Headers
+    time: int
+
+
+class Topic(NamedTuple):
+    """``id`` is another one if the topic was deleted and made anew."""
+
+    name: str
+    id: str
+    partitions: int
+
+
+class Partition(NamedTuple):
+    topic: str
+    partition: int
+
+
+class Range(NamedTuple):
+    """Offsets that a partition still has: ``first`` up to before ``end`` (of what is committed)."""
+
+    first: int
+    end: int
+
+
+class Slot(Protocol):
+    """A relay's way to the broker for its share of the lanes. ``mark``: what its last committed ``send`` was given; None if there was none."""
+
+    mark: bytes | None
+
+    def send(self, records: Sequence[Record], mark: bytes) -> None:
+        """All records and the mark, together.
+
+        Raises:
+            RecordTooLarge, TopicMissing, NotAllowed: before anything was sent; the slot can be used again.
+            SlotFenced: somebody opened it after us, or the broker gave up on us. Nothing was sent.
+            BrokerUnavailable: nobody knows. Close it.
+        """
+        ...
+
+    def close(self) -> None: ...
+
+
+class Reader(Protocol):
+    """A member of the group of processes that share the partitions of some topics."""
+
+    def poll(self, most: int, seconds: float) -> list[Received]:
+        """Records of the partitions that are ours, each partition's in order; none if nothing came for so long. Calls the callbacks that
+        ``Broker.reader`` was given, in this thread.
+
+        Raises:
+            OffsetLost: a partition doesn't have the offset any more that was asked for; with the range that is gone.
+            BrokerUnavailable
+        """
+        ...
+
+    def close(self) -> None: ...
+
+
+class Broker(Protocol):
+    """A connection to one cluster. ``label``: its address as it may be shown."""
+
+    label: str
+
+    def topics(self, names: Sequence[str]) -> Mapping[str, Topic]:
+        """Those that exist. Raises BrokerUnavailable, NotAllowed."""
+        ...
+
+    def create(self, topic: str, partitions: int) -> None:
+        """Does nothing if it exists. Raises BrokerUnavailable, NotAllowed."""
+        ...
+
+    def ranges(self, partitions: Sequence[Partition]) -> Mapping[Partition, Range]: ...
+    def fits(self, record: Record) -> bool:
+        """Whether it is small enough to be taken."""
+        ...
+
+    def open_slot(self, relay: str, slot: int, slots: int) -> Slot:
+        """Shut out whoever had it, then read its mark. Raises BrokerUnavailable, NotAllowed."""
+        ...
+
+    def reader(
+        self,
+        group: str,
+        topics: Sequence[str],
+        assigned: Callable[[Sequence[Partition]], Mapping[Partition, int]],
+        revoked: Callable[[Sequence[Partition]], None],
+    ) -> Reader:
+        """Args: called with partitions that became ours, gives the offset from which each is read (never the broker's own idea of it);
+        called with those that are no longer ours."""
+        ...
+
+    def close(self) -> None: ...
