@@ -22,12 +22,20 @@ _AGAIN = (0.0003, 0.001, 0.004, 0.02)
 class Waker:
     """Calls ``woken`` on the loop when the file has changed; ``conn`` is its own from now on.
 
-    Armed by whoever goes idle, so that a busy worker pays nothing for it.
+    Armed by whoever goes idle, so that a busy worker pays nothing for it; ``armed`` is told.
     """
 
     def __init__(
-        self, path: str, conn: sqlite3.Connection, woken: Callable[[], None], *, poll: float = 0.02, slow_poll: float = 1.0
+        self,
+        path: str,
+        conn: sqlite3.Connection,
+        woken: Callable[[], None],
+        *,
+        armed: Callable[[bool], None] = lambda armed: None,
+        poll: float = 0.02,
+        slow_poll: float = 1.0,
     ) -> None:
+        self._told = armed
         self._path = path
         self._conn = conn
         self._woken = woken
@@ -46,6 +54,7 @@ class Waker:
         if self._armed:
             return
         self._armed = True
+        self._told(True)
         if self._inotify is not None:
             self._loop.add_reader(self._inotify, self._on_inotify)
         if not self._look():
@@ -55,6 +64,7 @@ class Waker:
         if not self._armed:
             return
         self._armed = False
+        self._told(False)
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
