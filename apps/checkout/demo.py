@@ -227,7 +227,7 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=2, help="processes that run the six services")
     parser.add_argument("--fail", type=float, default=usual.fail, help="part of the outside requests that fail")
     parser.add_argument("--decline", type=float, default=usual.decline, help="part of the cards that are declined")
-    parser.add_argument("--patience", type=float, default=60.0, help="seconds to wait for everything to settle")
+    parser.add_argument("--patience", type=float, default=120.0, help="seconds to wait for everything to settle")
     parser.add_argument(
         "--store",
         metavar="STORE",
