@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 SHARED_SIZE = 1000
 SHARED_SECONDS = (0.02, 0.25)
-"""A shared transaction ends after so many events or so much time. Where transactions take turns publishers wait for it; elsewhere only who wants
-the same rows, and readers wait for what it publishes."""
+"""A shared transaction ends after so many events or so much time. Where transactions take turns publishers wait for it; elsewhere who wants
+the same rows does, and readers wait for what it publishes."""
 CHUNK = 64
 
 
