@@ -297,7 +297,8 @@ class Transactions:
             import asyncpg
 
             given = self._find_callable()
-            conn = given() if given is not None else asyncpg.connect(self._store.url)
+            cache = {"statement_cache_size": 0} if self._store.pooled else {}
+            conn = given() if given is not None else asyncpg.connect(self._store.url, **cache)
             if hasattr(conn, "__await__"):
                 conn = await conn
             try:
@@ -308,7 +309,12 @@ class Transactions:
         else:
             conn = self._idle_async.pop() if self._idle_async else None
             if conn is None or conn.closed:
-                conn = await psycopg.AsyncConnection.connect(self._store.url, autocommit=True, application_name="tidings handler")
+                conn = await psycopg.AsyncConnection.connect(
+                    self._store.url,
+                    autocommit=True,
+                    application_name="tidings handler",
+                    prepare_threshold=None if self._store.pooled else 5,
+                )
             try:
                 yield conn
             finally:
