@@ -288,7 +288,7 @@ class PostgresUnit:
         self._all(LOCK_LANES, name, list(range(LANES)))
         self._count(
             "UPDATE tidings_lanes l SET open = ARRAY(SELECT p FROM unnest(l.open) p WHERE p <= least(%s::bigint, l.position) ORDER BY 1),"
-            " position = %s, worker = NULL, epoch = epoch + 1 WHERE subscription = %s",
+            " position = %s, worker = NULL, epoch = epoch + 1, begun = NULL WHERE subscription = %s",
             position, position, name,
         )  # fmt: skip
         self._count("UPDATE tidings_subscriptions SET start = least(start, %s) WHERE name = %s", position, name)
@@ -338,7 +338,7 @@ class PostgresUnit:
 
     def lanes(self, subscription: str | None = None) -> list[Lane]:
         rows = self._all(
-            "SELECT subscription, lane, position, open, worker, epoch FROM tidings_lanes"
+            "SELECT subscription, lane, position, open, worker, epoch, begun FROM tidings_lanes"
             " WHERE %s::text IS NULL OR subscription = %s ORDER BY subscription, lane",
             subscription, subscription,
         )  # fmt: skip
@@ -351,7 +351,8 @@ class PostgresUnit:
                                             self._seconds())}  # fmt: skip
         # A checkpoint that its owner is committing is waited for, so that what is taken stands as it left it.
         rows = self._all(
-            "SELECT subscription, lane, position, open, worker, epoch FROM tidings_lanes WHERE subscription = %s ORDER BY lane FOR UPDATE",
+            "SELECT subscription, lane, position, open, worker, epoch, begun FROM tidings_lanes WHERE subscription = %s ORDER BY lane"
+            " FOR UPDATE",
             subscription,
         )
         alive = {row.worker for row in self.workers()} - over
@@ -370,6 +371,7 @@ class PostgresUnit:
             held += 1
             for lane in lanes:
                 if lane.worker != worker:
+                    lane.died = lane.worker is not None
                     lane.worker, lane.epoch = worker, lane.epoch + 1
                     taken.append(lane)
         if taken:
@@ -408,6 +410,15 @@ class PostgresUnit:
             )
         kept = set(written)
         return [(lane, epoch) for lane, epoch, _, _ in rows if (lane, epoch) not in kept]
+
+    def note_begun(self, subscription: str, worker: str, rows: Sequence[tuple[int, int, str | None]]) -> list[tuple[int, int]]:
+        self._all(LOCK_LANES, subscription, [row[0] for row in rows])
+        written = self._all(
+            "UPDATE tidings_lanes l SET begun = v.begun FROM unnest(%s::int[], %s::bigint[], %s::text[]) v (lane, epoch, begun)"
+            " WHERE l.subscription = %s AND l.lane = v.lane AND l.worker = %s AND l.epoch = v.epoch RETURNING l.lane, l.epoch",
+            [row[0] for row in rows], [row[1] for row in rows], [row[2] for row in rows], subscription, worker,
+        )  # fmt: skip
+        return [(lane, epoch) for lane, epoch, _ in rows if (lane, epoch) not in set(written)]
 
     def release(self, subscription: str, worker: str, lanes: Iterable[int]) -> None:
         numbers = list(lanes)
@@ -573,7 +584,7 @@ def _of_key(subscription: str, lane: int, key: tuple[str | None, str] | int | No
 
 
 def _lane(row: tuple[Any, ...]) -> Lane:
-    return Lane(row[0], row[1], row[2], tuple(row[3]), row[4], row[5])
+    return Lane(row[0], row[1], row[2], tuple(row[3]), row[4], row[5], row[6])
 
 
 def _parked(row: tuple[Any, ...]) -> Parked:
