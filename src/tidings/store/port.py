@@ -318,11 +318,20 @@ class Unit(Protocol):
         ...
 
 
+class RaisedByHandler(Exception):
+    """An error that looks like the store's trouble and came out of a handler, about something else: its failure, and an attempt."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
 class Guard(Protocol):
     """Keeps a handler from ending a transaction that isn't its own."""
 
     def closed(self, name: str) -> AbstractContextManager[None]:
-        """Around a handler's call. Raises TransactionEnded if it tried to end the transaction, whatever error that gave it."""
+        """Around a handler's call. Raises TransactionEnded if it tried to end the transaction, whatever error that gave it, and
+        RaisedByHandler for an error that ``Store.is_busy`` would take for the store's although this transaction is well."""
         ...
 
     def alive(self) -> bool:

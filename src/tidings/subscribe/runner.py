@@ -21,13 +21,12 @@ from typing import TYPE_CHECKING, Any
 from ..envelope import LANES
 from ..errors import Fenced, StoreError, UndecodableEvent
 from ..publish.publisher import current
-from ..store.port import KeyState, Lane
+from ..store.port import KeyState, Lane, RaisedByHandler
 from .caution import Caution, Turn
 from .checkpointing import Checkpointing, Committed
 from .context import DATA, POSITION, TYPE, VERSION, Context
 from .crew import Crew
 from .feed import Feed
-from .handler import RaisedByHandler
 from .lanes import LaneState
 from .lists import Lists
 from .pace import Pace
@@ -48,7 +47,8 @@ log = logging.getLogger("tidings.subscribe")
 SWEEP_SECONDS = 2.0
 """Lanes whose events were all somebody else's get their position written this often."""
 DECODED = 8192
-"""So many decoded events of a class are kept for other subscriptions."""
+DECODED_BYTES = 4 * 1024 * 1024
+"""So many decoded events of a class are kept for other subscriptions, and of so much data: as objects they take a few times that."""
 SLOW_HOLD_SECONDS = 0.25
 """An async handler that holds the file's write lock for longer is reported."""
 
@@ -386,8 +386,10 @@ class Runner:
                 type=row[TYPE],
             ) from error
         if shared is not None:
-            if len(shared) >= DECODED:
+            shared.size += len(row[DATA])
+            if len(shared) >= DECODED or shared.size > DECODED_BYTES:
                 shared.clear()
+                shared.size = len(row[DATA])
             shared[row[POSITION]] = event
         return event
 
