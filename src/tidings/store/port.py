@@ -213,7 +213,7 @@ class Unit(Protocol):
         ...
 
     def trim(self, upto: int, limit: int) -> int:
-        """Delete at most ``limit`` of the rows up to ``upto``, the oldest first; how many."""
+        """Delete at most ``limit`` of the rows up to ``upto``, the oldest first; how many. 0: nothing is left but for ``Store.upkeep``."""
         ...
 
     # -- scheduled events
@@ -447,6 +447,11 @@ class Store(Protocol):
 
     def unit(self, connection: Any) -> Unit:
         """The statements on a driver connection that is the user's."""
+        ...
+
+    def upkeep(self, upto: int) -> int:
+        """See that there is room for what comes, and let go of whole parts of the log that end at or below ``upto`` and that everyone has
+        passed; how many. What ``Unit.trim`` leaves for a whole part to go is let go here. Called now and then by each worker; blocks."""
         ...
 
     def transaction(self) -> AbstractContextManager[Any]:

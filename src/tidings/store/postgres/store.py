@@ -16,7 +16,7 @@ import psycopg
 from ...clock import Clock, SystemClock
 from ...errors import StoreError, StoreNotInitialised, WrongStore
 from ..port import Examination, Row, size_text
-from . import enlist, schema
+from . import enlist, partitions, schema
 from .connect import check_url, connect, explain, is_busy, is_lost, is_open, label
 from .horizon import Horizon
 from .transactions import Transactions
@@ -71,6 +71,7 @@ class PostgresStore:
         self._reading: psycopg.Connection[Any] | None = None
         self._horizon = Horizon()
         self._held_back = False
+        self._may_keep_up = True
         self._durable = 0
         self._frozen = FROZEN_SECONDS
         self._rows = 256
@@ -153,6 +154,23 @@ class PostgresStore:
         if self._writer is None:
             raise StoreError("the store is not open; use `async with app:` or app.open() first", url=self.label)
         return self._writer
+
+    def upkeep(self, upto: int) -> int:
+        """Room in the log for what comes, and whole parts of it dropped that end at or below ``upto``; how many. A role that doesn't own
+        the tables leaves both: what comes has a place anyway, and what is old is deleted row by row."""
+        dropped = 0
+        try:
+            with self._connection() as conn:
+                partitions.patiently(partitions.make_room, conn)
+                while partitions.patiently(lambda conn: partitions.drop_passed(conn, upto), conn):
+                    dropped += 1
+        except psycopg.errors.InsufficientPrivilege as error:
+            if self._may_keep_up:
+                self._may_keep_up = False
+                log.info("%s: old events are deleted row by row, since this role doesn't own the tables: %s", self.label, error)
+        except psycopg.Error as error:
+            raise explain(error, self.url) from error
+        return dropped
 
     @contextmanager
     def transaction(self) -> Iterator[psycopg.Connection[Any]]:
