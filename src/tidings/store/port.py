@@ -148,6 +148,17 @@ class Scheduled:
 
 
 @dataclass(slots=True)
+class Holder:
+    """A transaction under way that has written to the log, so that nobody may read past it yet.
+
+    ``seconds``: since it began, None if this role may not see it; ``who``: which one it is, in words.
+    """
+
+    seconds: float | None
+    who: str
+
+
+@dataclass(slots=True)
 class Examination:
     """What ``tidings store check`` finds: damage and what to do about it, and what is worth knowing of this kind of store, for programs
     (``figures``) and for people (``lines``)."""
@@ -157,6 +168,12 @@ class Examination:
     advice: str
     figures: dict[str, Any]
     lines: list[str]
+
+
+def holder_text(holder: Holder) -> str:
+    """One line about it."""
+    age = "" if holder.seconds is None else f" for {holder.seconds:.1f} s"
+    return f"readers are held back{age} by {holder.who}"
 
 
 def size_text(size: float) -> str:
@@ -467,6 +484,13 @@ class Store(Protocol):
         ...
 
     def examine(self, full: bool) -> Examination: ...
+    def holders(self) -> list[Holder]:
+        """Who keeps readers now from what was published after them, the oldest first. Nobody where transactions write one after another."""
+        ...
+
+    def held_back(self) -> float:
+        """For how many seconds this process has seen what it may read stand still before such a transaction; 0 if it doesn't. At once."""
+        ...
 
     # -- waking up
 

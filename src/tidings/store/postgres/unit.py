@@ -541,6 +541,10 @@ class PostgresUnit:
         assert row is not None
         return int(row[0])
 
+    def count_parts(self) -> int:
+        """Partitions of the log."""
+        return len(self._all(partitions.LIST))
+
     def bytes(self) -> int:
         """What our tables and their indexes take."""
         row = self._one(
