@@ -38,6 +38,7 @@ PUBLISHING = "tests/test_promises_publishing.py::test_"
 RACES = "tests/test_promises_races.py::test_"
 SURROUNDINGS = "tests/test_promises_surroundings.py::test_"
 HORIZON = "tests/store/postgres/test_horizon.py::"
+PARTITIONS = "tests/store/postgres/test_partitions.py::"
 
 LIST = (
     # -- leases, epochs, lanes
@@ -404,6 +405,27 @@ LIST = (
         "coalesce(pg_sequence_last_value('{SEQUENCE}'), 0)",
         "(SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM {SEQUENCE})",
         HORIZON + "test_what_is_read_of_the_sequence_has_been_drawn",
+    ),
+    Sabotage(
+        "the log's last part has no end",
+        "store/postgres/schema.py",
+        "FOR VALUES FROM (%s) TO (MAXVALUE)'",
+        "FOR VALUES FROM (%s) TO (9000000000000)'",
+        PARTITIONS + "test_there_is_room_for_weeks_without_a_worker",
+    ),
+    Sabotage(
+        "a part of the log goes when every subscription has passed it",
+        "store/postgres/partitions.py",
+        "passed[0] < last:",
+        "passed[0] < 0:",
+        PARTITIONS + "test_parts_go_when_everyone_has_passed_and_not_before",
+    ),
+    Sabotage(
+        "who wants the log for himself waits for a moment only",
+        "store/postgres/partitions.py",
+        "int(LOCK_SECONDS * 1000)",
+        "int(LOCK_SECONDS * 30_000)",
+        PARTITIONS + "test_who_holds_the_log_is_not_waited_for",
     ),
     Sabotage(
         "behind a pooler no statement is prepared",

@@ -153,6 +153,17 @@ class Scheduled:
 
 
 @dataclass(slots=True)
+class Holder:
+    """A transaction under way that has written to the log, so that nobody may read past it yet.
+
+    ``seconds``: since it began, None if this role may not see it; ``who``: which one it is, in words.
+    """
+
+    seconds: float | None
+    who: str
+
+
+@dataclass(slots=True)
 class Examination:
     """What ``tidings store check`` finds: damage and what to do about it, and what is worth knowing of this kind of store, for programs
     (``figures``) and for people (``lines``)."""
@@ -162,6 +173,12 @@ class Examination:
     advice: str
     figures: dict[str, Any]
     lines: list[str]
+
+
+def holder_text(holder: Holder) -> str:
+    """One line about it."""
+    age = "" if holder.seconds is None else f" for {holder.seconds:.1f} s"
+    return f"readers are held back{age} by {holder.who}"
 
 
 def size_text(size: float) -> str:
@@ -218,7 +235,7 @@ class Unit(Protocol):
         ...
 
     def trim(self, upto: int, limit: int) -> int:
-        """Delete at most ``limit`` of the rows up to ``upto``, the oldest first; how many."""
+        """Delete at most ``limit`` of the rows up to ``upto``, the oldest first; how many. 0: nothing is left but for ``Store.upkeep``."""
         ...
 
     # -- scheduled events
@@ -474,6 +491,11 @@ class Store(Protocol):
         """The statements on a driver connection that is the user's."""
         ...
 
+    def upkeep(self, upto: int) -> int:
+        """See that there is room for what comes, and let go of whole parts of the log that end at or below ``upto`` and that everyone has
+        passed; how many. What ``Unit.trim`` leaves for a whole part to go is let go here. Called now and then by each worker; blocks."""
+        ...
+
     def transaction(self) -> AbstractContextManager[Any]:
         """A driver connection with a write transaction open: commits at the end, rolls back on an error."""
         ...
@@ -487,6 +509,13 @@ class Store(Protocol):
         ...
 
     def examine(self, full: bool) -> Examination: ...
+    def holders(self) -> list[Holder]:
+        """Who keeps readers now from what was published after them, the oldest first. Nobody where transactions write one after another."""
+        ...
+
+    def held_back(self) -> float:
+        """For how many seconds this process has seen what it may read stand still before such a transaction; 0 if it doesn't. At once."""
+        ...
 
     # -- waking up
 

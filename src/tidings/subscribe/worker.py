@@ -43,6 +43,7 @@ CONDENSE_SECONDS = (0.1, 1.0, 30.0)
 """Pace of condensing blocks of the log (search.py): when everything is handled, when not, and when no block was full."""
 TRIM_CHUNK = 5_000
 TRIM_SECONDS = 5.0
+UPKEEP_SECONDS = 30.0
 
 
 def _add_block(unit: Any, block: Any) -> None:
@@ -142,8 +143,7 @@ class Worker:
             self._loop.create_task(self._schedule(), name="tidings-schedule"),
         ]
         self._tasks.append(self._loop.create_task(self._condense(), name="tidings-condense"))
-        if self._retention is not None:
-            self._tasks.append(self._loop.create_task(self._trim(), name="tidings-trim"))
+        self._tasks.append(self._loop.create_task(self._trim(), name="tidings-trim"))
         self._waker.arm()
 
     async def stop(self) -> None:
@@ -438,16 +438,20 @@ class Worker:
         return 0.0 if moved else 0.01
 
     async def _trim(self) -> None:
-        assert self._retention is not None
+        """Keep the log in shape, and let go of what is older than the retention. Every worker does; the store sees that one is enough."""
         while True:
-            await asyncio.sleep(TRIM_SECONDS)
-            before = int((self._clock.time() - self._retention.total_seconds()) * 1_000_000)
-
-            def old(unit: Any, before: int = before) -> int:
-                return min(unit.trimmable(), unit.first_position_at(before))  # type: ignore[no-any-return]
-
+            await asyncio.sleep(TRIM_SECONDS if self._retention is not None else UPKEEP_SECONDS)
             try:
+                if self._retention is None:
+                    await asyncio.to_thread(self._store.upkeep, 0)
+                    continue
+                before = int((self._clock.time() - self._retention.total_seconds()) * 1_000_000)
+
+                def old(unit: Any, before: int = before) -> int:
+                    return min(unit.trimmable(), unit.first_position_at(before))  # type: ignore[no-any-return]
+
                 upto = await self._loop.run_in_executor(self._readers, self._store.query, old)
+                await asyncio.to_thread(self._store.upkeep, upto)
                 while await self._trim_chunk(upto):  # noqa: ASYNC110 (a pace, not a wait for something)
                     await asyncio.sleep(0.05)
             except StoreError as error:

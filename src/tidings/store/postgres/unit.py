@@ -10,6 +10,7 @@ from ...clock import Clock, SystemClock
 from ...envelope import LANES, Envelope
 from ...errors import SubscriptionNameTaken, TransactionEnded
 from ..port import Behind, FailedAttempt, KeyState, Lane, Parked, Scheduled, SubscriptionRow, WorkerRow
+from . import partitions
 
 EVENT = "lane, topic, type, version, key_name, key, event_id, time, source, data, correlation_id, causation_id, traceparent, headers"
 """The columns of an event, in the order of ``Envelope``'s fields after the position."""
@@ -176,14 +177,18 @@ class PostgresUnit:
         return 0
 
     def trim(self, upto: int, limit: int) -> int:
-        """Deletes by range in chunks; the mark goes up first, so that a reader knows that what is missing below it was trimmed."""
-        row = self._one("SELECT min(position) FROM tidings_log")
-        assert row is not None
-        first = row[0]
-        if first is None or first > upto:
+        """Deletes by range in chunks; the mark goes up first, so that a reader knows that what is missing below it was trimmed.
+
+        Only in the part of the log that is written now. One that is full waits until it can be dropped whole (``PostgresStore.upkeep``),
+        and is emptied row by row only if that was not possible."""
+        first = self._one("SELECT position, tableoid FROM tidings_log ORDER BY position LIMIT 1")
+        if first is None or first[0] > upto:
             return 0
-        last = min(upto, first + limit - 1)
-        self._count("UPDATE tidings_meta SET value = %s WHERE name = 'retained' AND value::bigint < %s", str(last), last)
+        end = self._one(partitions.END_OF_PART, first[1])
+        if end is not None and end[0] is not None and upto < end[0] <= self.head():
+            return 0
+        last = min(upto, first[0] + limit - 1)
+        self._count(partitions.RETAINED, str(last), last)
         self._count("DELETE FROM tidings_attempts WHERE position <= %s", last)
         return self._count("DELETE FROM tidings_log WHERE position <= %s", last)
 
@@ -546,6 +551,10 @@ class PostgresUnit:
         row = self._one("SELECT count(*) FROM tidings_log")
         assert row is not None
         return int(row[0])
+
+    def count_parts(self) -> int:
+        """Partitions of the log."""
+        return len(self._all(partitions.LIST))
 
     def bytes(self) -> int:
         """What our tables and their indexes take."""

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from ...clock import Clock, SystemClock
 from ...errors import ConfigurationError, StoreBusy, StoreError, StoreNotInitialised, WrongStore
-from ..port import Examination, Row, size_text
+from ..port import Examination, Holder, Row, size_text
 from . import enlist, schema
 from .connect import BUSY_SECONDS, boot_id, connect, explain, is_busy, is_store_failure, path_of, plain, write_lock_holder
 from .transactions import Transactions
@@ -268,6 +268,18 @@ class SQLiteStore:
 
     def unit(self, connection: sqlite3.Connection) -> SQLiteUnit:
         return SQLiteUnit(plain(connection), self.clock, self._boot)
+
+    def holders(self) -> list[Holder]:
+        """Nobody: what is committed can be read."""
+        return []
+
+    def held_back(self) -> float:
+        """Never."""
+        return 0.0
+
+    def upkeep(self, upto: int) -> int:
+        """Nothing: the file grows as it must, and is trimmed in chunks."""
+        return 0
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
