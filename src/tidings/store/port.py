@@ -28,6 +28,7 @@ from typing import Any, Protocol, TypeVar
 
 from ..clock import Clock
 from ..envelope import Envelope
+from .intakes import IntakeRow, IntakeUnit
 from .writer import Writer
 
 T = TypeVar("T")
@@ -176,6 +177,10 @@ class Unit(Protocol):
         """Write events to the end of the log; their positions."""
         ...
 
+    def append_many(self, envelopes: Sequence[Envelope]) -> None:
+        """``append`` in bulk, on a connection of the store's own: in this order, and their positions are not told."""
+        ...
+
     def insert(self, statement: str, values: Sequence[Any]) -> int:
         """Run the INSERT of a ``Row``; the position, or any number if it is scheduled."""
         ...
@@ -296,6 +301,10 @@ class Unit(Protocol):
     def drop_dead(self, subscription: str, position: int, now: int) -> bool:
         """Delete a dead letter; an attempt with the outcome ``dropped`` says that somebody did."""
         ...
+
+    # -- what comes in from a broker
+    def intake(self, name: str) -> IntakeUnit: ...
+    def intakes(self) -> list[IntakeRow]: ...
 
     # -- operators' commands
     def control(self) -> int:

@@ -151,9 +151,10 @@ class PostgresStore:
 
     @contextmanager
     def transaction(self) -> Iterator[psycopg.Connection[Any]]:
-        """A psycopg connection with a transaction open: commits at the end, rolls back on an error."""
+        """A psycopg connection with a transaction open: commits at the end, rolls back on an error. The server ends it if nothing
+        happens in it for too long, so that a process that is frozen holds nobody up."""
         with self._connection() as conn:
-            conn.execute("BEGIN")
+            conn.execute(f"BEGIN; SET LOCAL idle_in_transaction_session_timeout = {int(self._frozen * 1000)}".encode())
             try:
                 yield conn
                 conn.execute("COMMIT")

@@ -6,6 +6,7 @@ import os
 import shutil
 import sqlite3
 import threading
+import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import closing, contextmanager
@@ -268,6 +269,7 @@ class SQLiteStore:
                 conn.execute("BEGIN IMMEDIATE")
             except sqlite3.Error as error:
                 raise explain(error, self.path) from error
+            began = time.monotonic()
             try:
                 yield conn
                 conn.commit()
@@ -276,6 +278,7 @@ class SQLiteStore:
                     conn.rollback()
                 raise
             self.announce()
+            time.sleep(self.turn.rest(time.monotonic() - began))
 
     def handling_connection(self) -> sqlite3.Connection:
         """This thread's connection for handlers' transactions."""
