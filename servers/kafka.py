@@ -134,7 +134,7 @@ class Kafka:
 
     def new_topic(self, partitions: int = 8, *, name: str | None = None, settings: Mapping[str, str] | None = None) -> str:
         """Make a topic, and wait until it can be used; its name."""
-        from confluent_kafka.admin import NewTopic
+        from confluent_kafka.cimpl import NewTopic
 
         name = name or self.new_name()
         self.admin().create_topics([NewTopic(name, partitions, 1, config=dict(settings or {}))])[name].result(20)

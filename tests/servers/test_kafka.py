@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
@@ -20,7 +21,7 @@ from servers.kafka import Kafka
 from tests.promises import ROOT
 
 
-def everything(kafka, topic, partition=0):
+def everything(kafka: Kafka, topic: str, partition: int = 0) -> list[bytes | None]:
     """What a plain read-committed consumer sees of a partition."""
     reader = Consumer(
         {
@@ -42,7 +43,7 @@ def everything(kafka, topic, partition=0):
         reader.close()
 
 
-def producer(kafka, **settings):
+def producer(kafka: Kafka, **settings: Any) -> Producer:
     return Producer({"bootstrap.servers": kafka.address, "reconnect.backoff.max.ms": 200, **settings})
 
 
