@@ -16,6 +16,11 @@
     │   ├── StoreNewer                 the tables were made by a newer Tidings
     │   ├── StoreBusy                  somebody else holds the file's write lock
     │   └── StoreFailed                full disk, read-only file, damaged file
+    ├── BrokerError                the broker can't be used as it is
+    │   ├── BrokerUnavailable          nobody answers, or nobody knows what became of it
+    │   ├── NotAllowed                 a right is missing
+    │   ├── OffsetLost                 a partition hasn't the offset any more that is to be read next
+    │   └── PartitionTaken             another process has read on in a partition; nothing was written
     ├── HandlingError              about one event in one subscription
     │   ├── UndecodableEvent           the data doesn't fit the class that the handler asks for
     │   ├── HandlerTimeout             the handler ran past its timeout
@@ -99,6 +104,26 @@ class StoreBusy(StoreError):
 
 class StoreFailed(StoreError):
     """The file can't be read or written: full disk, read-only, damaged."""
+
+
+class BrokerError(TidingsError):
+    """The broker can't be used as it is."""
+
+
+class BrokerUnavailable(BrokerError):
+    """The broker doesn't answer, or nobody knows what became of what it was given."""
+
+
+class NotAllowed(BrokerError):
+    """The broker refuses: a right is missing."""
+
+
+class OffsetLost(BrokerError):
+    """A partition hasn't the offset any more that is to be read next: ``topic``, ``partition``, ``offset``."""
+
+
+class PartitionTaken(BrokerError):
+    """Another process has read on in a partition that this one believed to be its own; nothing was written."""
 
 
 class HandlingError(TidingsError):

@@ -111,9 +111,12 @@ class IntakeUnit(Protocol):
         """Leave the ``keep`` newest in the window; how many went."""
         ...
 
+    def lock(self) -> None:
+        """Nobody else has this, or asks for ``next_dead``, until the end of the transaction."""
+        ...
+
     def next_dead(self) -> int:
-        """A position for a record that could not be read, among this intake's dead letters. Whoever asks at the same time waits for the
-        end of the transaction."""
+        """A number for a record that could not be read, which stands where others have their position."""
         ...
 
 

@@ -129,6 +129,9 @@ class PostgresIntake:
         ).rowcount
         return int(done)
 
+    def lock(self) -> None:
+        self._conn.execute("SELECT 1 FROM tidings_intakes WHERE intake = %s FOR UPDATE", (self._name,))
+
     def next_dead(self) -> int:
         statement = "UPDATE tidings_intakes SET dead = dead + 1 WHERE intake = %s RETURNING dead"
         return int(self._conn.execute(statement, (self._name,)).fetchone()[0])

@@ -101,6 +101,9 @@ class SQLiteIntake:
             f"DELETE FROM tidings_window WHERE intake = ? AND number < ({oldest_kept})", (self._name, self._name, keep - 1)
         ).rowcount
 
+    def lock(self) -> None:
+        pass
+
     def next_dead(self) -> int:
         self._conn.execute("UPDATE tidings_intakes SET dead = dead + 1 WHERE intake = ?", (self._name,))
         return int(self._conn.execute("SELECT dead FROM tidings_intakes WHERE intake = ?", (self._name,)).fetchone()[0])
