@@ -17,10 +17,14 @@
     │   ├── StoreBusy                  somebody else holds the file's write lock
     │   └── StoreFailed                full disk, read-only file, damaged file
     ├── BrokerError                the broker can't be used as it is
-    │   ├── BrokerUnavailable          nobody answers, or nobody knows what became of it
-    │   ├── NotAllowed                 a right is missing
-    │   ├── OffsetLost                 a partition hasn't the offset any more that is to be read next
-    │   └── PartitionTaken             another process has read on in a partition; nothing was written
+    │   ├── BrokerUnavailable          no answer, or nobody knows what became of a request
+    │   ├── NotAllowed                 wrong password, or a right is missing
+    │   ├── TopicMissing               there is no such topic
+    │   ├── RecordTooLarge             larger than the topic takes
+    │   ├── SlotFenced                 somebody else opened the relay's slot since
+    │   ├── OffsetLost                 records that were to be read are gone
+    │   ├── PartitionTaken             another process has read on in a partition; nothing was written
+    │   └── PositionUnclear            the broker, the log and the store don't agree on how far the relay has come
     ├── HandlingError              about one event in one subscription
     │   ├── UndecodableEvent           the data doesn't fit the class that the handler asks for
     │   ├── HandlerTimeout             the handler ran past its timeout
@@ -111,19 +115,35 @@ class BrokerError(TidingsError):
 
 
 class BrokerUnavailable(BrokerError):
-    """The broker doesn't answer, or nobody knows what became of what it was given."""
+    """No answer in time, or nobody knows what became of a request."""
 
 
 class NotAllowed(BrokerError):
-    """The broker refuses: a right is missing."""
+    """Wrong user or password, or a right is missing."""
+
+
+class TopicMissing(BrokerError):
+    """There is no such topic. ``topic`` names it."""
+
+
+class RecordTooLarge(BrokerError):
+    """The topic takes no record of this size."""
+
+
+class SlotFenced(BrokerError):
+    """Somebody else opened the relay's slot since, or the broker gave up on us; nothing was sent."""
 
 
 class OffsetLost(BrokerError):
-    """A partition hasn't the offset any more that is to be read next: ``topic``, ``partition``, ``offset``."""
+    """Records that were to be read are gone from the broker: ``topic``, ``partition``, ``offset``."""
 
 
 class PartitionTaken(BrokerError):
     """Another process has read on in a partition that this one believed to be its own; nothing was written."""
+
+
+class PositionUnclear(BrokerError):
+    """How far a relay has come is not what the broker, the log and the store say together. Somebody has to choose where it goes on."""
 
 
 class HandlingError(TidingsError):

@@ -163,7 +163,8 @@ class KafkaReader:
         except BaseException as error:  # it would be lost in librdkafka
             self._raised = error
         self._ours |= set(offsets)
-        partitions = [TopicPartition(one.topic, one.partition, offsets.get((one.topic, one.partition), OFFSET_END)) for one in given]
+        ours = [Partition(one.topic, one.partition) for one in given]
+        partitions = [TopicPartition(*one, offsets.get(one, OFFSET_END)) for one in ours]
         consumer.incremental_assign(partitions)
         if left := [one for one in partitions if one.offset == OFFSET_END]:
             consumer.pause(left)
@@ -200,7 +201,7 @@ def topics(admin: Any, names: Sequence[str]) -> Mapping[str, Topic]:
 def ranges(admin: Any, partitions: Sequence[Partition]) -> Mapping[Partition, Range]:
     """What they still have, of what is committed."""
     from confluent_kafka import IsolationLevel, KafkaException, TopicPartition
-    from confluent_kafka.admin import OffsetSpec
+    from confluent_kafka.admin import OffsetSpec  # type: ignore[attr-defined]
 
     def ask(which: Any) -> dict[Partition, int]:
         wanted = {TopicPartition(*one): which for one in partitions}
@@ -210,7 +211,7 @@ def ranges(admin: Any, partitions: Sequence[Partition]) -> Mapping[Partition, Ra
     if not partitions:
         return {}
     try:
-        first, end = ask(OffsetSpec.earliest()), ask(OffsetSpec.latest())
+        first, end = ask(OffsetSpec.earliest()), ask(OffsetSpec.latest())  # type: ignore[no-untyped-call]
     except KafkaException as error:
         raise BrokerUnavailable(f"the broker doesn't tell what its partitions hold: {error.args[0].str()}") from error
     return {one: Range(first[one], end[one]) for one in partitions}
@@ -232,7 +233,8 @@ class KafkaReading:
         from confluent_kafka.admin import AdminClient
 
         if self._admin_client is None:
-            self._admin_client = AdminClient({**self._settings, "logger": log})
+            settings: dict[str, Any] = {**self._settings, "logger": log}
+            self._admin_client = AdminClient(settings)
         return self._admin_client
 
     def topics(self, names: Sequence[str]) -> Mapping[str, Topic]:

@@ -66,7 +66,7 @@ class DebeziumOutbox:
     def read(self, record: Received, topic_id: str) -> Arrival | None:
         if record.value is None:  # route.tombstone.on.empty.payload
             return None
-        headers = {name: raw for name, raw in record.headers}
+        headers = dict(record.headers)
         event_id = _plain(_text(headers, "id"))
         said = _plain(_text(headers, self.type))
         payload = record.value

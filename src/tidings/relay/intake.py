@@ -91,7 +91,7 @@ class _Part:
 
 @dataclass
 class _Batch:
-    """What becomes of some records. ``doubtful``: the digests of events, by their index, of which the store must say whether they are new."""
+    """What becomes of some records. ``doubtful``: digests of events, by their index, of which the store must say whether they are new."""
 
     events: list[Envelope] = field(default_factory=list)
     doubtful: dict[int, bytes] = field(default_factory=dict)
@@ -177,9 +177,7 @@ class RunningIntake:
 
     def _session(self) -> None:
         """Read until something is wrong, or is to be begun anew; then all that is in memory goes, with the reader."""
-        self._given.clear()
-        self._parts.clear()
-        self._told = None
+        self._know_nothing()
         group = f"tidings.{self._store.log_id}.{self.name}"
         with closing(self._broker.reader(group, self.topics, self._assigned, self._revoked)) as reader:
             while not self._stopping.is_set():
@@ -196,9 +194,13 @@ class RunningIntake:
                         part.next = offset
                 if records or self._given:
                     self.trouble = reader.trouble
-                if self._told != self._given or time.monotonic() - self._looked > LOOK_SECONDS:
-                    if self._look(reader):
-                        return
+                if (self._told != self._given or time.monotonic() - self._looked > LOOK_SECONDS) and self._look(reader):
+                    return
+
+    def _know_nothing(self) -> None:
+        self._given.clear()
+        self._parts.clear()
+        self._told = None
 
     # -- partitions come and go, in the reader's thread
 
@@ -277,14 +279,11 @@ class RunningIntake:
         try:
             self._write(batch)
         except Exception as error:
-            if isinstance(error, TidingsError) or self._store.is_busy(error) or self._store.is_lost(error):
+            if not self._store.is_refusal(error):
                 raise
-            # The store refuses something among them, a zero byte in a text perhaps. Each alone, from where the store stands.
-            if len(records) > 1:
+            if len(records) > 1:  # each alone, from where the store stands
                 self._careful = len(records)
-                raise PartitionTaken(
-                    f"{len(records)} records are taken one by one, since the store refuses one of them: {error}"
-                ) from error
+                raise PartitionTaken(f"the store refuses one of {len(records)} records, so they are taken one by one: {error}") from error
             self._write(_Batch(unread=[(records[0], f"the store refuses it: {error}")], parts=batch.parts))
 
     def _sift(self, records: Sequence[Received]) -> _Batch:

@@ -45,14 +45,12 @@ class Marks:
     def changed(self) -> list[MarkRow]:
         """What the store is to be told, once."""
         rows = [
-            MarkRow(
-                self._topic,
-                self._partition,
-                log,
-                str(incarnation),
-                ["" if mark < 0 else str(mark) for mark in self._lanes[log, incarnation]],
-            )
+            MarkRow(self._topic, self._partition, log, str(incarnation), _texts(self._lanes[log, incarnation]))
             for log, incarnation in self._changed
         ]
         self._changed.clear()
         return rows
+
+
+def _texts(marks: list[int]) -> list[str]:
+    return ["" if mark < 0 else str(mark) for mark in marks]

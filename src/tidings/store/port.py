@@ -494,6 +494,10 @@ class Store(Protocol):
         SQLAlchemy and Django make of their driver's errors."""
         ...
 
+    def is_refusal(self, error: BaseException) -> bool:
+        """Whether an error means that a value can't be kept by this kind of database, now or ever."""
+        ...
+
     def is_lost(self, error: BaseException) -> bool:
         """Whether nobody knows if what was being committed is."""
         ...

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -17,7 +18,7 @@ from ...clock import Clock, SystemClock
 from ...errors import StoreError, StoreNotInitialised, WrongStore
 from ..port import Examination, Row, size_text
 from . import enlist, schema
-from .connect import check_url, connect, explain, is_busy, is_lost, is_open, label
+from .connect import check_url, connect, explain, is_busy, is_lost, is_open, label, sqlstate_of
 from .horizon import Horizon
 from .transactions import Transactions
 from .unit import APPEND, READ, SCHEDULE, PostgresUnit, append_with
@@ -294,6 +295,10 @@ class PostgresStore:
 
     def is_busy(self, error: BaseException) -> bool:
         return is_busy(error)
+
+    def is_refusal(self, error: BaseException) -> bool:
+        """A zero byte in a text, numbers beyond their column, values that are too large."""
+        return (sqlstate_of(error) or "").startswith(("22", "54")) or isinstance(error, (UnicodeEncodeError, OverflowError, struct.error))
 
     def is_lost(self, error: BaseException) -> bool:
         return is_lost(error)

@@ -304,6 +304,10 @@ class SQLiteStore:
         cause = getattr(error, "orig", None) or error.__cause__
         return isinstance(error, StoreBusy) or any(is_busy(one) or is_store_failure(one) for one in (error, cause) if one is not None)
 
+    def is_refusal(self, error: BaseException) -> bool:
+        """Text that is no UTF-8, numbers beyond 64 bits, values that are too large."""
+        return isinstance(error, (sqlite3.DataError, UnicodeEncodeError, OverflowError))
+
     def is_lost(self, error: BaseException) -> bool:
         """Never: a commit that failed was rolled back."""
         return False
