@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -10,7 +11,8 @@ from tidings.brokers.port import Record
 from tidings.envelope import Envelope, lane_of
 from tidings.relay.cloudevents import recorder
 
-NOW = 1_700_000_000_000_000
+NOW = time.time_ns() // 1000
+"""Of today: by default Kafka deletes records whose own time is more than a week ago."""
 
 
 def an_event(number: int, key: str | None = None, *, topic: str = "shop", source: str = "shop", **fields: Any) -> Envelope:
@@ -31,7 +33,12 @@ class Sender:
     def __init__(self, kafka: Kafka, *, transactional: bool = False, log: str = "log-a", incarnation: int = 1) -> None:
         from confluent_kafka import Producer
 
-        settings: dict[str, Any] = {"bootstrap.servers": kafka.address, "partitioner": "murmur2_random", "enable.idempotence": True, "log_level": 0}
+        settings: dict[str, Any] = {
+            "bootstrap.servers": kafka.address,
+            "partitioner": "murmur2_random",
+            "enable.idempotence": True,
+            "log_level": 0,
+        }
         if transactional:
             settings["transactional.id"] = kafka.new_name("sender")
         self._transactional = transactional
@@ -40,9 +47,7 @@ class Sender:
             self._producer.init_transactions(20)
         self._record = recorder(log, incarnation)
 
-    def send(
-        self, topic: str, events: Iterable[Envelope], *, in_order: bool = True, partition: int = -1, commit: bool = True
-    ) -> None:
+    def send(self, topic: str, events: Iterable[Envelope], *, in_order: bool = True, partition: int = -1, commit: bool = True) -> None:
         records = [self._record(tuple(event), in_order)._replace(topic=topic) for event in events]
         self.send_records(records, partition=partition, commit=commit)
 

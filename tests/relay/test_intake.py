@@ -12,7 +12,7 @@ import pytest
 from confluent_kafka import TopicPartition
 
 from servers.kafka import Kafka
-from tests.relay.sending import Sender, an_event
+from tests.relay.sending import NOW, Sender, an_event
 from tidings import PostgresStore, SQLiteStore
 from tidings.brokers.kafka_reader import KafkaReading
 from tidings.brokers.port import Record
@@ -137,7 +137,7 @@ def test_what_is_out_of_order_or_others_is_told_by_its_id(store: Store, intakes:
         sender.send(topic, [an_event(number) for number in range(1, 4)], in_order=False)
     foreign = [
         Record(topic, b"7", b'{"n":%d}' % number, [("ce_specversion", b"1.0"), ("ce_id", b"x%d" % number), ("ce_source", b"java"),
-            ("ce_type", b"java.Done")], 0)
+            ("ce_type", b"java.Done")], NOW // 1000)
         for number in (1, 2, 1, 3, 3)
     ]  # fmt: skip
     for _ in range(2):
@@ -216,7 +216,9 @@ def test_a_range_that_retention_took_is_named_and_waits_for_an_operator(
 
 @pytest.mark.promise("nothing lost")
 @pytest.mark.parametrize("running", [True, False], ids=["while it is read", "while nobody reads"])
-def test_a_topic_made_anew_with_more_records_than_before_is_not_read_on(store: Store, intakes: Intakes, kafka: Kafka, running: bool) -> None:
+def test_a_topic_made_anew_with_more_records_than_before_is_not_read_on(
+    store: Store, intakes: Intakes, kafka: Kafka, running: bool
+) -> None:
     topic = kafka.new_topic(1)
     sender = intakes.sender()
     sender.send(topic, [an_event(number) for number in range(1, 11)])
@@ -242,12 +244,12 @@ def test_a_record_that_cannot_be_read_is_kept_and_tried_again(store: Store, inta
     topic = kafka.new_topic(1)
     sender = intakes.sender()
     bad = [
-        Record(topic, b"\xff", b"no event", [("a", b"\xff")], 1_700_000_000_000),
-        Record(topic, None, None, [], 1_700_000_000_000),
-        Record(topic, b"k", b"{", [("content-type", b"application/cloudevents+json")], 1_700_000_000_000),
-        Record(topic, b"k\0", b"{}", [("ce_specversion", b"1.0"), ("ce_id", b"1"), ("ce_source", b"j"), ("ce_type", b"a\0b")], 0),
+        Record(topic, b"\xff", b"no event", [("a", b"\xff")], NOW // 1000),
+        Record(topic, None, None, [], NOW // 1000),
+        Record(topic, b"k", b"{", [("content-type", b"application/cloudevents+json")], NOW // 1000),
+        Record(topic, b"k\0", b"{}", [("ce_specversion", b"1.0"), ("ce_id", b"1"), ("ce_source", b"j"), ("ce_type", b"a\0b")], NOW // 1000),
         Record(topic, b"k", b"{}", [("ce_specversion", b"1.0"), ("ce_id", b"2"), ("ce_source", b"j"), ("ce_type", b"j.A"),
-            ("ce_dataschemaversion", b"99999999999999999999")], 0),
+            ("ce_dataschemaversion", b"99999999999999999999")], NOW // 1000),
     ]  # fmt: skip
     sender.send(topic, [an_event(1)])
     sender.send_records(bad)
