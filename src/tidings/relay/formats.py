@@ -158,7 +158,7 @@ def _envelope(
         key_name=None if key is None else key_name,
         key=key,
         event_id=event_id,
-        time=record.time * 1000 if time is None else micros(time) if isinstance(time, str) else int(time) * 1000,
+        time=record.time * 1000 if time is None else _micros(time),
         source=source or record.topic,
         data=data,
         correlation_id=event_id,
@@ -166,6 +166,14 @@ def _envelope(
         traceparent=None,
         headers=None,
     )
+
+
+def _micros(time: Any) -> int:
+    if isinstance(time, str):
+        return micros(time)
+    if not isinstance(time, (int, float)):
+        raise InvalidEvent(f"its time ({time!r}) is neither RFC 3339 nor milliseconds since 1970", attribute="time")
+    return int(time * 1000)
 
 
 def _json(record: Received, raw: bytes) -> Any:
