@@ -15,7 +15,8 @@
     │   ├── WrongStore                 the transaction is another database's
     │   ├── StoreNewer                 the tables were made by a newer Tidings
     │   ├── StoreBusy                  somebody else holds the file's write lock
-    │   └── StoreFailed                full disk, read-only file, damaged file
+    │   ├── StoreFailed                full disk, read-only file, damaged file
+    │   └── LogWentBack                the log lacks what was read of it before
     ├── BrokerError                the broker can't be used as it is
     │   ├── BrokerUnavailable          no answer, or nobody knows what became of a request
     │   ├── NotAllowed                 wrong password, or a right is missing
@@ -108,6 +109,10 @@ class StoreBusy(StoreError):
 
 class StoreFailed(StoreError):
     """The file can't be read or written: full disk, read-only, damaged."""
+
+
+class LogWentBack(StoreError):
+    """The log lacks what was read of it before: it was restored from a backup, or a standby that was behind took over."""
 
 
 class BrokerError(TidingsError):

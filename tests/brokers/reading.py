@@ -27,7 +27,7 @@ def everything(kafka: Kafka, topic: str, *, isolation: str = "read_committed") -
         reader.assign([TopicPartition(topic, number, 0) for number in partitions])
         open_ones = len(partitions)
         while open_ones:
-            for record in reader.consume(10_000, 10):
+            for record in reader.consume(10_000, 0.05):
                 if record.error() is not None:
                     open_ones -= 1
                     continue

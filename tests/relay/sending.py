@@ -20,7 +20,8 @@ def an_event(number: int, key: str | None = None, *, topic: str = "shop", source
     key = str(number % 10) if key is None else key
     event_id = f"{source}-{number:08d}"
     values = {
-        "position": number, "lane": lane_of("order_id", key), "topic": topic, "type": f"{source}.Placed", "version": 1, "key_name": "order_id",
+        "position": number, "lane": lane_of("order_id", key), "topic": topic, "type": f"{source}.Placed", "version": 1,
+        "key_name": "order_id",
         "key": key, "event_id": event_id, "time": NOW + number, "source": source, "data": b'{"order_id":%d}' % number,
         "correlation_id": event_id, "causation_id": None, "traceparent": None, "headers": None,
     }  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,12 @@ from confluent_kafka import TopicPartition
 from servers.kafka import Kafka
 from tests.relay.sending import NOW, Sender, an_event
 from tidings import PostgresStore, SQLiteStore
-from tidings.brokers.kafka_reader import KafkaReading
+from tidings.brokers.kafka import KafkaBroker
 from tidings.brokers.port import Record
 from tidings.envelope import Envelope
 from tidings.relay import intake as module
 from tidings.relay.intake import Intake, RunningIntake
-from tidings.store.port import Store
+from tidings.store.port import Store, Unit
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -41,7 +42,7 @@ class Intakes:
         self._open = ExitStack()
 
     def start(self, store: Store, *topics: str, app: str = "payment", worker: str = "a", **options: Any) -> RunningIntake:
-        broker = KafkaReading(self.kafka.address)
+        broker = KafkaBroker(self.kafka.url)
         running = RunningIntake(Intake(**options), store, broker, app, topics, worker, {app})
         running.start()
         self._open.callback(broker.close)
@@ -274,7 +275,11 @@ def test_a_record_that_cannot_be_read_is_kept_and_tried_again(store: Store, inta
 
     intakes.start(store, topic, formats={topic: Whatever()})
     for row in dead[:2]:
-        assert store.write(lambda unit, row=row: unit.retry_dead("intake", row.envelope.position, 0)).result()
+        assert store.write(partial(_retry, position=row.envelope.position)).result()
     until(lambda: {"mended-1", "mended-2"} <= set(ids(store)))
     assert [row.envelope.position for row in store.query(lambda unit: unit.parked("intake"))] == [row.envelope.position for row in dead[2:]]
     assert len(ids(store)) == len(set(ids(store)))
+
+
+def _retry(unit: Unit, position: int) -> bool:
+    return unit.retry_dead("intake", position, 0)

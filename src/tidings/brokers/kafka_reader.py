@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from ..errors import BrokerUnavailable, NotAllowed, OffsetLost
-from .port import Partition, Range, Received, Topic
+from .port import Partition, Range, Received
 
 log = logging.getLogger("tidings.broker")
 
@@ -179,25 +179,6 @@ class KafkaReader:
         consumer.incremental_unassign(taken)
 
 
-def topics(admin: Any, names: Sequence[str]) -> Mapping[str, Topic]:
-    """Those that exist, by a confluent_kafka AdminClient."""
-    from confluent_kafka import KafkaError, KafkaException, TopicCollection
-
-    found = {}
-    for name, future in admin.describe_topics(TopicCollection(list(names)), request_timeout=SECONDS).items():
-        try:
-            told = future.result()
-        except KafkaException as error:
-            code = error.args[0].code()
-            if code == KafkaError.UNKNOWN_TOPIC_OR_PART:
-                continue
-            if code == KafkaError.TOPIC_AUTHORIZATION_FAILED:
-                raise NotAllowed(f"the broker doesn't show the topic {name}: give this user DESCRIBE on it") from error
-            raise BrokerUnavailable(f"the broker doesn't tell of the topic {name}: {error.args[0].str()}") from error
-        found[name] = Topic(name, str(told.topic_id), len(told.partitions))
-    return found
-
-
 def ranges(admin: Any, partitions: Sequence[Partition]) -> Mapping[Partition, Range]:
     """What they still have, of what is committed."""
     from confluent_kafka import IsolationLevel, KafkaException, TopicPartition
@@ -215,42 +196,3 @@ def ranges(admin: Any, partitions: Sequence[Partition]) -> Mapping[Partition, Ra
     except KafkaException as error:
         raise BrokerUnavailable(f"the broker doesn't tell what its partitions hold: {error.args[0].str()}") from error
     return {one: Range(first[one], end[one]) for one in partitions}
-
-
-class KafkaReading:
-    """The half of a broker that an intake needs.
-
-    Args:
-        address: ``host:port``, several with commas between them. settings: librdkafka's, passed through.
-    """
-
-    def __init__(self, address: str, **settings: Any) -> None:
-        self.label = address
-        self._settings: dict[str, Any] = {"bootstrap.servers": address, "reconnect.backoff.max.ms": 1000, **settings}
-        self._admin_client: Any = None
-
-    def _admin(self) -> Any:
-        from confluent_kafka.admin import AdminClient
-
-        if self._admin_client is None:
-            settings: dict[str, Any] = {**self._settings, "logger": log}
-            self._admin_client = AdminClient(settings)
-        return self._admin_client
-
-    def topics(self, names: Sequence[str]) -> Mapping[str, Topic]:
-        return topics(self._admin(), names)
-
-    def ranges(self, partitions: Sequence[Partition]) -> Mapping[Partition, Range]:
-        return ranges(self._admin(), partitions)
-
-    def reader(
-        self,
-        group: str,
-        topics: Sequence[str],
-        assigned: Callable[[Sequence[Partition]], Mapping[Partition, int]],
-        revoked: Callable[[Sequence[Partition]], None],
-    ) -> KafkaReader:
-        return KafkaReader(self._settings, group, topics, assigned, revoked)
-
-    def close(self) -> None:
-        self._admin_client = None

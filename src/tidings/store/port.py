@@ -38,6 +38,10 @@ Row = tuple[str, int, str, tuple[Any, ...], bool]
 """An event as the one INSERT that publishes it: event id, lane, the statement, its values, whether it is scheduled."""
 
 
+EVERYTHING = "*"
+"""Among the types of a subscription: whatever its own app published."""
+
+
 @dataclass(slots=True)
 class Lane:
     """Progress of one subscription in one lane: done up to ``position`` but for ``open``; held by ``worker`` under ``epoch``."""
@@ -67,7 +71,8 @@ class WorkerRow:
 
 @dataclass(slots=True)
 class SubscriptionRow:
-    """A subscription as the store knows it. ``types`` are the type names it reads; times are microseconds since 1970."""
+    """A subscription as the store knows it. ``types``: the type names it reads, or ``EVERYTHING``, which is what its app published itself;
+    times are microseconds since 1970."""
 
     name: str
     app: str
@@ -312,7 +317,19 @@ class Unit(Protocol):
         ...
 
     def facts(self) -> dict[str, str]:
-        """What the store knows about itself: schema, log_id, incarnation, retained, control."""
+        """What the store knows about itself: schema, log_id, incarnation, retained, control; and what was noted."""
+        ...
+
+    def note(self, name: str, value: str | None) -> None:
+        """Remember a fact under a name of the caller's, or forget it; workers are told that something has changed."""
+        ...
+
+    def free(self, subscription: str) -> None:
+        """Take every lane of it from whoever holds it: he is fenced."""
+        ...
+
+    def raise_incarnation(self) -> int:
+        """The log went back in time and somebody knows it: what is published from now on is of another series. The new one."""
         ...
 
 
@@ -406,6 +423,34 @@ class SomeWaker(Protocol):
         ...
 
 
+class Cursor(Protocol):
+    """Reads a part of the log through a connection of its own, for whoever takes events out of this machine. It belongs to one thread.
+
+    Attributes:
+        held_back: whether the last reading saw positions that open transactions keep from being read.
+    """
+
+    held_back: bool
+
+    def read(
+        self, lanes: Sequence[int], after: int, rows: int, known: tuple[int, str] | None = None
+    ) -> tuple[list[tuple[Any, ...]], int]:  # fmt: skip
+        """Rows of these lanes and of the cursor's source behind ``after``, ascending, in the order of ``Envelope``'s fields, and how far
+        that is complete. ``rows`` of them at most, and bounded in bytes: it may stop early. What is returned survives a crash of the
+        machine, and no other row up to there will come, whatever the writers' settings are.
+
+        Args:
+            known: position and event id of a row that was read before: it must still be there, unless it was trimmed.
+
+        Raises:
+            LogWentBack: another event is at that position, or the log ends before it or before ``after``.
+            StoreError
+        """
+        ...
+
+    def close(self) -> None: ...
+
+
 class Store(Protocol):
     """A log, its readers' progress, and where transactions come from.
 
@@ -443,6 +488,10 @@ class Store(Protocol):
     def read(self, after: int, upto: int) -> tuple[list[tuple[Any, ...]], int]:
         """Rows with ``after < position <= upto``, ascending, in the order of ``Envelope``'s fields, and how far that is complete: no row up
         to there is missing or will come. Bounded in bytes: it may stop early. For the hot path."""
+        ...
+
+    def cursor(self, source: str) -> Cursor:
+        """A reader of its own of what ``source`` published."""
         ...
 
     def glance(self, after: int, upto: int) -> tuple[list[tuple[Any, ...]], int] | None:

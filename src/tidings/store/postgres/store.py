@@ -19,6 +19,7 @@ from ...errors import StoreError, StoreNotInitialised, WrongStore
 from ..port import Examination, Row, size_text
 from . import enlist, schema
 from .connect import check_url, connect, explain, is_busy, is_lost, is_open, label, sqlstate_of
+from .cursor import PostgresCursor
 from .horizon import Horizon
 from .transactions import Transactions
 from .unit import APPEND, READ, SCHEDULE, PostgresUnit, append_with
@@ -72,6 +73,8 @@ class PostgresStore:
         self._frozen = FROZEN_SECONDS
         self._rows = 256
         self._ours: WeakSet[Any] = WeakSet()
+        self._cursors: WeakSet[PostgresCursor] = WeakSet()
+        self._cursors_lock = threading.Lock()
 
     # -- lifecycle
 
@@ -235,6 +238,12 @@ class PostgresStore:
             self._reading.close()
             self._reading = None
 
+    def cursor(self, source: str) -> PostgresCursor:
+        cursor = PostgresCursor(self.url, source, self._flush)
+        with self._cursors_lock:
+            self._cursors.add(cursor)
+        return cursor
+
     def glance(self, after: int, upto: int) -> None:
         """Never without waiting for the server."""
 
@@ -260,7 +269,11 @@ class PostgresStore:
 
     def watch(self, woken: Callable[[], None]) -> Waker:
         """What calls ``woken`` on the running loop when there may be something new; it is closed by whoever asked."""
-        return Waker(self.url, self._channel, woken, lambda: self._held_back)
+        return Waker(self.url, self._channel, woken, self._anything_held_back)
+
+    def _anything_held_back(self) -> bool:
+        with self._cursors_lock:
+            return self._held_back or any(cursor.held_back for cursor in self._cursors)
 
     def on_commit(self, callback: Callable[[], None]) -> None:
         """Call ``callback`` (from any thread) after commits of this process that readers want to know of."""

@@ -273,8 +273,9 @@ class PostgresUnit:
         row = self._one(
             "SELECT count(*), min(g.time) FROM tidings_log g JOIN tidings_lanes l ON l.subscription = %s AND l.lane = g.lane"
             " WHERE g.position > %s AND g.position <= %s AND g.position > l.position"
-            " AND g.type = ANY (SELECT unnest(types) FROM tidings_subscriptions WHERE name = %s)",
-            name, first, upto, name,
+            " AND (g.type = ANY (SELECT unnest(types) FROM tidings_subscriptions WHERE name = %s)"
+            " OR g.source = (SELECT app FROM tidings_subscriptions WHERE name = %s AND '*' = ANY (types)))",
+            name, first, upto, name, name,
         )  # fmt: skip
         waiting = self._one("SELECT count(*), min(time) FROM tidings_log WHERE position = ANY (%s::bigint[])", opened)
         assert row is not None
@@ -547,6 +548,23 @@ class PostgresUnit:
     def facts(self) -> dict[str, str]:
         """What the meta table says: schema, log_id, incarnation, retained, control."""
         return dict(self._all("SELECT name, value FROM tidings_meta"))
+
+    def note(self, name: str, value: str | None) -> None:
+        if value is None:
+            self._count("DELETE FROM tidings_meta WHERE name = %s", name)
+        else:
+            self._count("INSERT INTO tidings_meta VALUES (%s, %s) ON CONFLICT (name) DO UPDATE SET value = excluded.value", name, value)
+        self._raise_control()
+
+    def free(self, subscription: str) -> None:
+        self._all(LOCK_LANES, subscription, list(range(LANES)))
+        self._count("UPDATE tidings_lanes SET worker = NULL, epoch = epoch + 1 WHERE subscription = %s", subscription)
+        self._raise_control()
+
+    def raise_incarnation(self) -> int:
+        self._count("UPDATE tidings_meta SET value = value::bigint + 1 WHERE name = 'incarnation'")
+        self._raise_control()
+        return int(self._meta("incarnation"))
 
     def count(self) -> int:
         """Events in the log."""

@@ -17,6 +17,7 @@ from ...errors import ConfigurationError, StoreBusy, StoreError, StoreNotInitial
 from ..port import Examination, Row, size_text
 from . import enlist, schema
 from .connect import BUSY_SECONDS, boot_id, connect, explain, is_busy, is_store_failure, path_of, plain, write_lock_holder
+from .cursor import SQLiteCursor
 from .transactions import Transactions
 from .unit import APPEND, HEAD, READ, SCHEDULE, SQLiteUnit, append_with, only_in
 from .waker import Waker
@@ -218,6 +219,9 @@ class SQLiteStore:
                 cursor.close()
                 return rows, rows[-1][0]
         return rows, safe
+
+    def cursor(self, source: str) -> SQLiteCursor:
+        return SQLiteCursor(self.connect, self.path, source)
 
     def glance(self, after: int, upto: int) -> tuple[list[tuple[Any, ...]], int] | None:
         if not self.stepping.begin():
