@@ -3,6 +3,8 @@
 from typing import TYPE_CHECKING
 
 from .errors import (
+    BrokerError,
+    BrokerUnavailable,
     ConfigurationError,
     EventDefinitionError,
     Fenced,
@@ -10,8 +12,11 @@ from .errors import (
     HandlerTimeout,
     HandlingError,
     InvalidEvent,
+    NotAllowed,
     NotFound,
+    OffsetLost,
     OutsideTransaction,
+    PartitionTaken,
     PublishError,
     StoreBusy,
     StoreError,
@@ -33,6 +38,8 @@ if TYPE_CHECKING:
     from .clock import Clock, ManualClock, SystemClock
     from .envelope import Envelope
     from .publish.publishing import Receipt
+    from .relay.formats import CloudEvents, DebeziumOutbox, PlainJSON
+    from .relay.intake import Intake
     from .retry import Retry
     from .store.postgres import PostgresStore
     from .store.sqlite import SQLiteStore
@@ -43,9 +50,13 @@ __version__ = "0.1.0"
 
 __all__ = [
     "App",
+    "BrokerError",
+    "BrokerUnavailable",
     "Clock",
+    "CloudEvents",
     "ConfigurationError",
     "Context",
+    "DebeziumOutbox",
     "Envelope",
     "Event",
     "EventDefinitionError",
@@ -53,10 +64,15 @@ __all__ = [
     "HandlerDefinitionError",
     "HandlerTimeout",
     "HandlingError",
+    "Intake",
     "InvalidEvent",
     "ManualClock",
+    "NotAllowed",
     "NotFound",
+    "OffsetLost",
     "OutsideTransaction",
+    "PartitionTaken",
+    "PlainJSON",
     "PostgresStore",
     "PublishError",
     "Receipt",
@@ -85,9 +101,13 @@ __all__ = [
 _AT_FIRST_USE = {
     "App": ".app",
     "Clock": ".clock",
+    "CloudEvents": ".relay.formats",
     "Context": ".subscribe.context",
+    "DebeziumOutbox": ".relay.formats",
     "Envelope": ".envelope",
+    "Intake": ".relay.intake",
     "ManualClock": ".clock",
+    "PlainJSON": ".relay.formats",
     "PostgresStore": ".store.postgres",
     "Receipt": ".publish.publisher",
     "Retry": ".retry",

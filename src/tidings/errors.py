@@ -24,6 +24,7 @@
     │   ├── RecordTooLarge             larger than the topic takes
     │   ├── SlotFenced                 somebody else opened the relay's slot since
     │   ├── OffsetLost                 records that were to be read are gone
+    │   ├── PartitionTaken             another process has read on in a partition; nothing was written
     │   └── PositionUnclear            the broker, the log and the store don't agree on how far the relay has come
     ├── HandlingError              about one event in one subscription
     │   ├── UndecodableEvent           the data doesn't fit the class that the handler asks for
@@ -139,7 +140,11 @@ class SlotFenced(BrokerError):
 
 
 class OffsetLost(BrokerError):
-    """Records that were to be read are gone from the broker."""
+    """Records that were to be read are gone from the broker: ``topic``, ``partition``, ``offset``."""
+
+
+class PartitionTaken(BrokerError):
+    """Another process has read on in a partition that this one believed to be its own; nothing was written."""
 
 
 class PositionUnclear(BrokerError):

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..errors import BrokerError, BrokerUnavailable, ConfigurationError, NotAllowed, RecordTooLarge, SlotFenced, TopicMissing
-from .port import Record, Topic, size
+from .port import Partition, Range, Record, Topic, size
 
 if TYPE_CHECKING:
-    from .port import Slot
+    from .port import Reader, Slot
 
 log = logging.getLogger("tidings.broker")
 
@@ -144,6 +144,24 @@ class KafkaBroker:
         from .kafka_slot import OneByOne, Transactional
 
         return Transactional(self, relay, slot, slots, patience) if together else OneByOne(self, patience)
+
+    # -- reading
+
+    def ranges(self, partitions: Sequence[Partition]) -> Mapping[Partition, Range]:
+        from .kafka_reader import ranges
+
+        return ranges(self._admin(), partitions)
+
+    def reader(
+        self,
+        group: str,
+        topics: Sequence[str],
+        assigned: Callable[[Sequence[Partition]], Mapping[Partition, int]],
+        revoked: Callable[[Sequence[Partition]], None],
+    ) -> Reader:
+        from .kafka_reader import KafkaReader
+
+        return KafkaReader(self._settings, group, topics, assigned, revoked)
 
     def close(self) -> None:
         with self._lock:

@@ -28,6 +28,7 @@ from typing import Any, Protocol, TypeVar
 
 from ..clock import Clock
 from ..envelope import Envelope
+from .intakes import IntakeRow, IntakeUnit
 from .writer import Writer
 
 T = TypeVar("T")
@@ -181,6 +182,10 @@ class Unit(Protocol):
         """Write events to the end of the log; their positions."""
         ...
 
+    def append_many(self, envelopes: Sequence[Envelope]) -> None:
+        """``append`` in bulk, on a connection of the store's own: in this order, and their positions are not told."""
+        ...
+
     def insert(self, statement: str, values: Sequence[Any]) -> int:
         """Run the INSERT of a ``Row``; the position, or any number if it is scheduled."""
         ...
@@ -301,6 +306,10 @@ class Unit(Protocol):
     def drop_dead(self, subscription: str, position: int, now: int) -> bool:
         """Delete a dead letter; an attempt with the outcome ``dropped`` says that somebody did."""
         ...
+
+    # -- what comes in from a broker
+    def intake(self, name: str) -> IntakeUnit: ...
+    def intakes(self) -> list[IntakeRow]: ...
 
     # -- operators' commands
     def control(self) -> int:
@@ -532,6 +541,10 @@ class Store(Protocol):
     def is_busy(self, error: BaseException) -> bool:
         """Whether an error means that the store was busy or failed, so that the same work is simply run again. Looks through what
         SQLAlchemy and Django make of their driver's errors."""
+        ...
+
+    def is_refusal(self, error: BaseException) -> bool:
+        """Whether an error means that a value can't be kept by this kind of database, now or ever."""
         ...
 
     def is_lost(self, error: BaseException) -> bool:

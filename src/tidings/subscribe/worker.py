@@ -28,7 +28,7 @@ from .sharing import fair_share, to_give_back, whole_groups
 from .tail import Tail
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from ..publish.publisher import Publisher
     from ..store.port import SomeTransactions, Store
@@ -53,6 +53,7 @@ class Worker:
 
     Attributes:
         renewed: when the lease was last renewed, on the clock's monotonic reading. trouble: why it could not be since; None if it was.
+        beside: what else runs in this process, by name, and what tells its trouble.
 
     Args:
         lease: seconds after which others take over the lanes of a worker that doesn't renew; renewed each third of it.
@@ -98,6 +99,7 @@ class Worker:
         self._stopping = False
         self._due: int | None = None
         self._waker: SomeWaker | None = None
+        self.beside: dict[str, Callable[[], str | None]] = {}
         self.settled = asyncio.Event()
         self._committed = asyncio.Event()
 
@@ -491,6 +493,7 @@ class Worker:
         }
         stuck = {name: runner.stuck() for name, runner in self.runners.items() if runner.stuck()}
         trouble = {name: runner.trouble for name, runner in self.runners.items() if runner.trouble}
+        trouble |= {name: said for name, ask in self.beside.items() if (said := ask())}
         if stuck:
             info["stuck"] = stuck
         if trouble:

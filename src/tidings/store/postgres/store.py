@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -17,7 +18,7 @@ from ...clock import Clock, SystemClock
 from ...errors import StoreError, StoreNotInitialised, WrongStore
 from ..port import Examination, Row, size_text
 from . import enlist, schema
-from .connect import check_url, connect, explain, is_busy, is_lost, is_open, label
+from .connect import check_url, connect, explain, is_busy, is_lost, is_open, label, sqlstate_of
 from .cursor import PostgresCursor
 from .horizon import Horizon
 from .transactions import Transactions
@@ -154,9 +155,10 @@ class PostgresStore:
 
     @contextmanager
     def transaction(self) -> Iterator[psycopg.Connection[Any]]:
-        """A psycopg connection with a transaction open: commits at the end, rolls back on an error."""
+        """A psycopg connection with a transaction open: commits at the end, rolls back on an error. The server ends it if nothing
+        happens in it for too long, so that a process that is frozen holds nobody up."""
         with self._connection() as conn:
-            conn.execute("BEGIN")
+            conn.execute(f"BEGIN; SET LOCAL idle_in_transaction_session_timeout = {int(self._frozen * 1000)}".encode())
             try:
                 yield conn
                 conn.execute("COMMIT")
@@ -306,6 +308,10 @@ class PostgresStore:
 
     def is_busy(self, error: BaseException) -> bool:
         return is_busy(error)
+
+    def is_refusal(self, error: BaseException) -> bool:
+        """A zero byte in a text, numbers beyond their column, values that are too large."""
+        return (sqlstate_of(error) or "").startswith(("22", "54")) or isinstance(error, (UnicodeEncodeError, OverflowError, struct.error))
 
     def is_lost(self, error: BaseException) -> bool:
         return is_lost(error)

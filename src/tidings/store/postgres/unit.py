@@ -9,12 +9,17 @@ from typing import Any
 from ...clock import Clock, SystemClock
 from ...envelope import LANES, Envelope
 from ...errors import SubscriptionNameTaken, TransactionEnded
+from ..intakes import IntakeRow
 from ..port import Behind, FailedAttempt, KeyState, Lane, Parked, Scheduled, SubscriptionRow, WorkerRow
+from .bulk import arrays, insert_many
+from .intakes import PostgresIntake, intakes
 
 EVENT = "lane, topic, type, version, key_name, key, event_id, time, source, data, correlation_id, causation_id, traceparent, headers"
 """The columns of an event, in the order of ``Envelope``'s fields after the position."""
 
 APPEND = f"INSERT INTO tidings_log ({EVENT}) VALUES (%s,%s,%s,%s,%s,%s,%s,%s,%s,%s,%s,%s,%s,%s) RETURNING position"
+
+APPEND_MANY = insert_many(EVENT)
 
 SCHEDULE = f"INSERT INTO tidings_scheduled (event_id_, due, {EVENT}) VALUES ({','.join(['%s'] * 16)}) RETURNING 0"
 
@@ -120,6 +125,11 @@ class PostgresUnit:
     def insert(self, statement: str, values: Sequence[Any]) -> int:
         self.told = True
         return int(self._conn.execute(statement, values).fetchone()[0])
+
+    def append_many(self, envelopes: Sequence[Envelope]) -> None:
+        if envelopes:
+            self.told = True
+            self._conn.execute(APPEND_MANY, arrays(EVENT, envelopes))
 
     def head(self) -> int:
         row = self._one(HEAD)
@@ -524,6 +534,14 @@ class PostgresUnit:
         self.record_attempt(FailedAttempt(subscription, position, row.attempts + 1, now, "", "dropped", row.error))
         self._raise_control()
         return True
+
+    # -- what comes in from a broker
+
+    def intake(self, name: str) -> PostgresIntake:
+        return PostgresIntake(self._conn, name)
+
+    def intakes(self) -> list[IntakeRow]:
+        return intakes(self._conn)
 
     # -- operators' commands
 

@@ -6,6 +6,7 @@ import os
 import shutil
 import sqlite3
 import threading
+import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import closing, contextmanager
@@ -272,6 +273,7 @@ class SQLiteStore:
                 conn.execute("BEGIN IMMEDIATE")
             except sqlite3.Error as error:
                 raise explain(error, self.path) from error
+            began = time.monotonic()
             try:
                 yield conn
                 conn.commit()
@@ -280,6 +282,7 @@ class SQLiteStore:
                     conn.rollback()
                 raise
             self.announce()
+            time.sleep(self.turn.rest(time.monotonic() - began))
 
     def handling_connection(self) -> sqlite3.Connection:
         """This thread's connection for handlers' transactions."""
@@ -304,6 +307,10 @@ class SQLiteStore:
         """
         cause = getattr(error, "orig", None) or error.__cause__
         return isinstance(error, StoreBusy) or any(is_busy(one) or is_store_failure(one) for one in (error, cause) if one is not None)
+
+    def is_refusal(self, error: BaseException) -> bool:
+        """Text that is no UTF-8, numbers beyond 64 bits, values that are too large."""
+        return isinstance(error, (sqlite3.DataError, UnicodeEncodeError, OverflowError))
 
     def is_lost(self, error: BaseException) -> bool:
         """Never: a commit that failed was rolled back."""

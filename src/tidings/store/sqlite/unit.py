@@ -11,8 +11,10 @@ from typing import Any
 from ...clock import Clock
 from ...envelope import LANES, Envelope
 from ...errors import SubscriptionNameTaken
+from ..intakes import IntakeRow
 from ..port import Behind, FailedAttempt, KeyState, Lane, Parked, Scheduled, SubscriptionRow, WorkerRow
 from . import schema, search
+from .intakes import SQLiteIntake, intakes
 
 EVENT = "lane, topic, type, version, key_name, key, event_id, time, source, data, correlation_id, causation_id, traceparent, headers"
 """The columns of an event, in the order of ``Envelope``'s fields after the position."""
@@ -90,6 +92,9 @@ class SQLiteUnit:
     def append(self, envelopes: Iterable[Envelope]) -> list[int]:
         execute = self._conn.execute
         return [execute(APPEND, envelope[1:]).lastrowid or 0 for envelope in envelopes]
+
+    def append_many(self, envelopes: Sequence[Envelope]) -> None:
+        self._conn.executemany(APPEND, [envelope[1:] for envelope in envelopes])
 
     def head(self) -> int:
         row = self._conn.execute(HEAD).fetchone()
@@ -487,6 +492,14 @@ class SQLiteUnit:
         self.record_attempt(FailedAttempt(subscription, position, row.attempts + 1, now, "", "dropped", row.error))
         self._raise_control()
         return True
+
+    # -- what comes in from a broker
+
+    def intake(self, name: str) -> SQLiteIntake:
+        return SQLiteIntake(self._conn, name)
+
+    def intakes(self) -> list[IntakeRow]:
+        return intakes(self._conn)
 
     # -- operators' commands
 

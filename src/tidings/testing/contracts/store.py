@@ -19,32 +19,10 @@ from ...clock import Clock, ManualClock
 from ...envelope import LANES, Envelope, lane_of
 from ...errors import LogWentBack, SubscriptionNameTaken
 from ...store.port import FailedAttempt, Lane, Parked, Store, Unit, WorkerRow
-
-NOW = 1_700_000_000_000_000
-SECOND = 1_000_000
-
-
-def an_event(number: int = 1, key: str | None = "1", **fields: Any) -> Envelope:
-    """An envelope that isn't written yet."""
-    event_id = f"00000000-0000-7000-8000-{number:012d}"
-    values = {
-        "position": 0,
-        "lane": lane_of("order", key) if key is not None else lane_of(None, event_id),
-        "topic": "shop",
-        "type": "shop.Placed",
-        "version": 1,
-        "key_name": None if key is None else "order",
-        "key": key,
-        "event_id": event_id,
-        "time": NOW + number,
-        "source": "shop",
-        "data": b'{"order":%d}' % number,
-        "correlation_id": event_id,
-        "causation_id": None,
-        "traceparent": None,
-        "headers": None,
-    }
-    return Envelope(**{**values, **fields})
+from .events import NOW as NOW
+from .events import SECOND as SECOND
+from .events import an_event as an_event
+from .intakes import IntakeStatements
 
 
 def a_parked(position: int, state: str = "retry", key: str | None = "1", *, due: int = NOW, delay: int = 0, **fields: Any) -> Parked:
@@ -54,7 +32,7 @@ def a_parked(position: int, state: str = "retry", key: str | None = "1", *, due:
         an_event(position, key)._replace(position=position))  # fmt: skip
 
 
-class StoreContract:
+class StoreContract(IntakeStatements):
     """Subclass it under a name that begins with ``Test``, and give ``make_store``."""
 
     def make_store(self, folder: Path, clock: Clock) -> Store:
