@@ -13,7 +13,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
@@ -257,7 +257,7 @@ class Runner:
         contexts = [*self.crew.handling(), *ends.ended, *ends.writing]
         return {ctx.lane.lane for ctx in contexts} | {lane.lane for lane in ends.dirty}
 
-    def release(self, unit: Unit, lanes: set[int]) -> None:
+    def release(self, unit: Unit, lanes: Collection[int]) -> None:
         """Give these lanes away in the store."""
         rows = [self._parting[number] for number in lanes if number in self._parting]
         if rows:
