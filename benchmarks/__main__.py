@@ -33,6 +33,13 @@ NAMES = (
     "start_up",
     "publish_beside_handlers",
     "peers",
+    "postgres.publish",
+    "postgres.writers",
+    "postgres.empty_handler",
+    "postgres.upsert_handler",
+    "postgres.many_subscriptions",
+    "postgres.latency",
+    "postgres.peers",
 )
 
 
