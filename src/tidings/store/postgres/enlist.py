@@ -8,7 +8,7 @@ the connection belongs to.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from functools import lru_cache
 from typing import Any, Protocol, TypeVar
 
@@ -46,6 +46,7 @@ class Executor(Protocol):
 Work = Callable[[Any], T]
 
 
+@lru_cache(256)
 def kind_of(cls: type) -> str:
     """Which driver a class belongs to.
 
@@ -117,6 +118,30 @@ async def run_async(tx: Any, work: Work[T], mark: str | None = None) -> T:
     if kind == "async psycopg":
         return await replay(begun(tx), execute_psycopg, work, mark)
     return await replay(begun_asyncpg(tx), execute_asyncpg, work, mark)
+
+
+async def insert_async(tx: Any, statement: str, values: Sequence[Any], check: Callable[[Executor], None], checked: Container[Any]) -> int:
+    """Run an INSERT that returns a number, in an asynchronous transaction whose connection has been checked, or is now: what a publish
+    does. One statement and no more needs none of what ``run_async`` brings."""
+    kind = kind_of(type(tx))
+    if kind == "async sqlalchemy":
+
+        def inside(inner: Any) -> int:
+            raw = SQLAlchemy(inner)
+            check(raw)
+            return int(raw.execute(statement, values).fetchone()[0])
+
+        number: int = await tx.run_sync(inside)
+        return number
+    conn = begun(tx) if kind == "async psycopg" else begun_asyncpg(tx)
+    if conn not in checked:
+        await run_async(tx, check)
+    if kind == "async psycopg":
+        cursor = await psycopg.AsyncCursor(conn, row_factory=tuple_row).execute(statement, values)
+        row = await cursor.fetchone()
+        assert row is not None
+        return int(row[0])
+    return int(await conn.fetchval(numbered(statement), *values))
 
 
 class _Wanted(BaseException):
@@ -196,18 +221,21 @@ class Psycopg2:
     mark: str | None = None
 
     def __init__(self, conn: Any) -> None:
-        from psycopg2.extensions import TRANSACTION_STATUS_IDLE
-
-        if conn.autocommit and conn.info.transaction_status == TRANSACTION_STATUS_IDLE:
+        if conn.autocommit and conn.info.transaction_status == TransactionStatus.IDLE:
             raise OutsideTransaction('this connection is in autocommit mode: publish in a transaction, or with tx="own"', tx=conn)
         self.driver = conn
 
     def execute(self, statement: str, arguments: Sequence[Any] = ()) -> Any:
-        from psycopg2.extensions import cursor
-
-        made = self.driver.cursor(cursor_factory=cursor)
+        made = _psycopg2_cursor()(self.driver)
         made.execute(statement, arguments)
         return made
+
+
+@lru_cache(1)
+def _psycopg2_cursor() -> Any:
+    from psycopg2.extensions import cursor
+
+    return cursor
 
 
 class SQLAlchemy:

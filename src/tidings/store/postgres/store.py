@@ -313,14 +313,12 @@ class PostgresStore:
         raw = enlist.executor(tx)
         if raw.driver not in self._ours:
             self.check(raw)
-        return self._insert(raw, row)
+        position = int(raw.execute(row[2], row[3]).fetchone()[0])  # type: ignore[index]  # it returns one row
+        self.hint()
+        return position
 
     async def publish_async(self, tx: Any, row: Row) -> int:
-        await enlist.run_async(tx, self.check)
-        return await enlist.run_async(tx, lambda raw: self._insert(raw, row))
-
-    def _insert(self, raw: enlist.Executor, row: Row) -> int:
-        position = self.unit(raw).insert(row[2], row[3])
+        position = await enlist.insert_async(tx, row[2], row[3], self.check, self._ours)
         self.hint()
         return position
 

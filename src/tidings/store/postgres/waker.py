@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -26,7 +27,8 @@ POLL_SECONDS = 2.0
 QUICK = (0.0005, 0.05)
 """Seconds between looks while something is expected: the first, and the longest (each is half as long again as the one before)."""
 NOTIFY_SECONDS = 0.01
-"""Between two NOTIFY of one process."""
+NOTIFY_SHARE = 0.05
+"""Between two NOTIFY of one process so much time passes at least, and so much that they take no larger share of it."""
 RECONNECT_SECONDS = 1.0
 
 
@@ -65,9 +67,11 @@ class Notifier:
         while True:
             self._hinted.wait()
             self._hinted.clear()
+            began = time.monotonic()
             try:
                 if conn is None or not is_open(conn):
                     conn = connect(self._url, name="tidings notify")
+                    began = time.monotonic()
                 conn.execute("SELECT pg_notify(%s, '')", (self._channel,))
             except (psycopg.Error, StoreError) as error:  # listeners poll
                 log.info("nobody could be told that there is something new: %s", error)
@@ -75,7 +79,8 @@ class Notifier:
                     conn.close()
                     conn = None
                 self._closing.wait(RECONNECT_SECONDS)
-            if self._closing.wait(NOTIFY_SECONDS) and not self._hinted.is_set():
+            took = min(time.monotonic() - began, 1.0)
+            if self._closing.wait(max(NOTIFY_SECONDS, took / NOTIFY_SHARE)) and not self._hinted.is_set():
                 break
             if self._closing.is_set():
                 self._hinted.clear()
