@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 import psycopg
+from psycopg.pq import ExecStatus
 
 from ...errors import StoreError
 from .connect import connect, is_open, label
@@ -26,9 +27,11 @@ POLL_SECONDS = 2.0
 """With nothing heard, look this often."""
 QUICK = (0.0005, 0.05)
 """Seconds between looks while something is expected: the first, and the longest (each is half as long again as the one before)."""
-NOTIFY_SECONDS = 0.01
+NOTIFY_SECONDS = (0.01, 0.05)
+"""Between two NOTIFY of one process: the least, and in a stream of publishes, whose listeners look by themselves meanwhile, half as long
+again each time up to this."""
 NOTIFY_SHARE = 0.05
-"""Between two NOTIFY of one process so much time passes at least, and so much that they take no larger share of it."""
+"""And so long that they take no larger share of the time."""
 RECONNECT_SECONDS = 1.0
 
 
@@ -64,23 +67,31 @@ class Notifier:
 
     def _run(self) -> None:
         conn: psycopg.Connection[Any] | None = None
+        pause, longest = NOTIFY_SECONDS
         while True:
-            self._hinted.wait()
+            if self._hinted.is_set():
+                pause = min(longest, pause * 1.5)
+            else:
+                pause = NOTIFY_SECONDS[0]
+                self._hinted.wait()
             self._hinted.clear()
             began = time.monotonic()
             try:
                 if conn is None or not is_open(conn):
                     conn = connect(self._url, name="tidings notify")
                     began = time.monotonic()
-                conn.execute("SELECT pg_notify(%s, '')", (self._channel,))
+                # Past the driver: its way to the server takes the interpreter's lock several times, and the publisher's thread has it.
+                result = conn.pgconn.exec_(f'NOTIFY "{self._channel}"'.encode())
+                if result.status != ExecStatus.COMMAND_OK:
+                    raise psycopg.OperationalError(result.get_error_message())
             except (psycopg.Error, StoreError) as error:  # listeners poll
                 log.info("nobody could be told that there is something new: %s", error)
                 if conn is not None:
                     conn.close()
                     conn = None
                 self._closing.wait(RECONNECT_SECONDS)
-            took = min(time.monotonic() - began, 1.0)
-            if self._closing.wait(max(NOTIFY_SECONDS, took / NOTIFY_SHARE)) and not self._hinted.is_set():
+            took = min(time.monotonic() - began, RECONNECT_SECONDS)
+            if self._closing.wait(max(pause, took / NOTIFY_SHARE)) and not self._hinted.is_set():
                 break
             if self._closing.is_set():
                 self._hinted.clear()
