@@ -142,6 +142,27 @@ LIST = (
         HANDLING + "what_was_read_is_durable_before_an_effect_leaves_the_machine",
     ),
     Sabotage(
+        "a commit that changes nothing makes nothing last",
+        "store/sqlite/writer.py",
+        " and conn.total_changes > changes else 0",
+        " else 0",
+        "tests/store/sqlite/test_store.py::test_what_the_writer_has_synced_is_known_to_last",
+    ),
+    Sabotage(
+        "what will be synced is known by the event's id",
+        "store/sqlite/store.py",
+        "(upto, last[_EVENT_ID]) == self._syncing",
+        "upto == self._syncing[0]",
+        "tests/store/sqlite/test_store.py::test_what_a_user_of_this_process_will_sync_is_known_while_somebody_waits_for_it",
+    ),
+    Sabotage(
+        "a user's setting is looked at before his commit counts as synced",
+        "store/sqlite/store.py",
+        "fetchone()[0] >= _FULL",
+        "fetchone()[0] >= 0",
+        "tests/store/sqlite/test_store.py::test_what_a_user_of_this_process_will_sync_is_known_while_somebody_waits_for_it",
+    ),
+    Sabotage(
         "an idle worker listens on when a commit brought no events",
         "subscribe/worker.py",
         "if not woken:",

@@ -66,7 +66,7 @@ class Range(NamedTuple):
 
 
 class Slot(Protocol):
-    """A relay's way to the broker for its share of the lanes. ``mark``: what its last committed ``send`` was given; None if there was none."""
+    """A relay's way to the broker for its share of the lanes. ``mark``: what its last committed ``send`` was given, or None."""
 
     mark: bytes | None
 

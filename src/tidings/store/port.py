@@ -445,6 +445,11 @@ class Store(Protocol):
         position that is."""
         ...
 
+    def lasts(self, upto: int, last: tuple[Any, ...] | None) -> bool:
+        """Whether everything up to ``upto`` is known to survive such a crash, without asking the disk: ``durable`` for nothing.
+        ``last``: the row at ``upto``, if one was read there."""
+        ...
+
     def unit(self, connection: Any) -> Unit:
         """The statements on a driver connection that is the user's."""
         ...

@@ -240,6 +240,9 @@ class PostgresStore:
         """Nothing to do: the server may crash while this process lives, so ``read`` never gives out what such a crash would take back."""
         return self._durable
 
+    def lasts(self, upto: int, last: tuple[Any, ...] | None) -> bool:
+        return upto <= self._durable
+
     @staticmethod
     def _flush(conn: psycopg.Connection[Any]) -> None:
         """Wait until everything that was written until now has been flushed; if nobody's commit does it soon, make one that does."""
