@@ -18,6 +18,7 @@ from ...errors import StoreError, StoreNotInitialised, WrongStore
 from ..port import Examination, Row, size_text
 from . import enlist, schema
 from .connect import check_url, connect, explain, is_busy, is_lost, is_open, label
+from .fetch import fetch
 from .horizon import Horizon
 from .transactions import Transactions
 from .unit import APPEND, READ, SCHEDULE, PostgresUnit, append_with
@@ -50,6 +51,7 @@ class PostgresStore:
     """
 
     one_writer = False
+    reads_aside = True
 
     def __init__(self, url: str, *, clock: Clock | None = None) -> None:
         self.url = check_url(url)
@@ -202,21 +204,21 @@ class PostgresStore:
             return [], after
         rows: list[tuple[Any, ...]] = []
         size = 0
-        with conn.cursor(binary=True) as cursor:
-            while True:
-                part = cursor.execute(READ, (after, safe, self._rows)).fetchall()
-                rows += part
-                asked, got = self._rows, sum([len(row[10]) for row in part])
-                size += got
-                if part:
-                    fitting = READ_BYTES // (4 * (got // len(part) + 1))
-                    self._rows = max(ROWS[0], min(ROWS[1], fitting))
-                if len(part) < asked:
-                    break
-                after = part[-1][0]
-                if size > READ_BYTES:
-                    safe = after
-                    break
+        while after < safe:
+            asked = self._rows
+            part = fetch(conn, after, safe, asked)
+            rows += part
+            got = sum([len(row[10]) for row in part])
+            size += got
+            if part:
+                fitting = READ_BYTES // (4 * (got // len(part) + 1))
+                self._rows = max(ROWS[0], min(ROWS[1], fitting))
+            if len(part) < asked:
+                break
+            after = part[-1][0]
+            if size > READ_BYTES:
+                safe = after
+                break
         # Nobody may act on a row, or pass a position, that a crash of the server would take back and give to another event: this process
         # would not notice. The horizon was looked at before; what it covers is durable once the server has flushed up to here.
         if self._durable < safe:

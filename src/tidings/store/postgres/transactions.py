@@ -18,7 +18,7 @@ from psycopg.pq import TransactionStatus
 
 from ...errors import HandlerDefinitionError, HandlerTimeout, TransactionEnded
 from . import enlist
-from .connect import connect, is_lost, sqlstate_of
+from .connect import command, connect, is_lost, sqlstate_of
 
 if TYPE_CHECKING:
     from .store import PostgresStore
@@ -192,7 +192,7 @@ class Transactions:
         begun = BEGUN.format(milliseconds=int(self._idle * 1000), mark=mark)
         if kind == "psycopg":
             conn = self._psycopg()
-            conn.execute(f"BEGIN; {begun}".encode())
+            command(conn, f"BEGIN; {begun}")
             guard = Guard(lambda: conn.closed or conn.info.transaction_status == TransactionStatus.IDLE)
             transaction = Transaction(conn, _marked(enlist.Psycopg(conn), mark), guard, lambda: _savepoint(conn), conn.cancel)
             with _refusing(conn, guard, ("commit", "rollback", "close")):
@@ -202,7 +202,7 @@ class Transactions:
                     _undo(conn)
                     raise
             try:
-                conn.execute("COMMIT")
+                command(conn, "COMMIT")
             except BaseException:
                 _undo(conn)
                 raise
@@ -413,21 +413,21 @@ def _undo(conn: psycopg.Connection[Any]) -> None:
     """Roll back, or close what can't be."""
     try:
         if not conn.closed:
-            conn.execute("ROLLBACK")
+            command(conn, "ROLLBACK")
     except psycopg.Error:
         conn.close()
 
 
 @contextmanager
 def _savepoint(conn: psycopg.Connection[Any]) -> Iterator[None]:
-    conn.execute("SAVEPOINT tidings")
+    command(conn, "SAVEPOINT tidings")
     try:
         yield
     except BaseException:
         if not conn.closed and conn.info.transaction_status != TransactionStatus.IDLE:
-            conn.execute("ROLLBACK TO tidings; RELEASE tidings")
+            command(conn, "ROLLBACK TO tidings; RELEASE tidings")
         raise
-    conn.execute("RELEASE tidings")
+    command(conn, "RELEASE tidings")
 
 
 @contextmanager

@@ -16,10 +16,9 @@ from collections.abc import Callable
 from typing import Any
 
 import psycopg
-from psycopg.pq import ExecStatus
 
 from ...errors import StoreError
-from .connect import connect, is_open, label
+from .connect import command, connect, is_open, label
 
 log = logging.getLogger("tidings.store")
 
@@ -80,10 +79,7 @@ class Notifier:
                 if conn is None or not is_open(conn):
                     conn = connect(self._url, name="tidings notify")
                     began = time.monotonic()
-                # Past the driver: its way to the server takes the interpreter's lock several times, and the publisher's thread has it.
-                result = conn.pgconn.exec_(f'NOTIFY "{self._channel}"'.encode())
-                if result.status != ExecStatus.COMMAND_OK:
-                    raise psycopg.OperationalError(result.get_error_message())
+                command(conn, f'NOTIFY "{self._channel}"')
             except (psycopg.Error, StoreError) as error:  # listeners poll
                 log.info("nobody could be told that there is something new: %s", error)
                 if conn is not None:
