@@ -27,6 +27,8 @@ _WORDS = {
 
 CONNECT_SECONDS = 10
 
+_DONE = {pq.ExecStatus.COMMAND_OK, pq.ExecStatus.TUPLES_OK}
+
 _AGAIN = {"40001", "40P01", "55P03"}
 """Serialization failure, deadlock, lock not available: nobody's failure, the same work is simply run again."""
 _RESOURCES = {"53000", "53100", "53200", "53300", "25006"}
@@ -114,12 +116,12 @@ def is_lost(error: BaseException) -> bool:
 
 
 def command(conn: psycopg.Connection[Any], statements: str) -> None:
-    """Statements that bring no rows, in one round trip, on a connection of this thread's.
+    """Statements whose rows are of no interest, in one round trip, on a connection of this thread's.
 
     Past the driver, whose way to the server takes the interpreter's lock several times: a loop that is busy gives it late, each time.
     """
     result = conn.pgconn.exec_(statements.encode())
-    if result.status != pq.ExecStatus.COMMAND_OK:
+    if result.status not in _DONE:
         if conn.pgconn.status != pq.ConnStatus.OK:
             raise psycopg.OperationalError(result.get_error_message())
         raise error_from_result(result)
