@@ -121,8 +121,9 @@ def tidings(url: str, name: str, count: int, *, shared: bool = True, start: int 
         async with app:
             worker = app.worker
             assert worker is not None
-            while worker.runners["totals"].handled < count:  # noqa: ASYNC110 - committed, not only called
-                await asyncio.sleep(0.002)
+            while worker.runners["totals"].handled < count:  # committed, not only called
+                worker.settled.clear()
+                await worker.settled.wait()
         return now() - began
 
     cost = asyncio.run(main())
