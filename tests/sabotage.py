@@ -405,6 +405,13 @@ LIST = (
         "(SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM {SEQUENCE})",
         HORIZON + "test_what_is_read_of_the_sequence_has_been_drawn",
     ),
+    Sabotage(
+        "behind a pooler no statement is prepared",
+        "store/postgres/connect.py",
+        "conn.prepare_threshold = None",
+        "pass",
+        "tests/store/postgres/test_connect.py::test_statements_are_not_prepared_where_another_backend_may_come_next",
+    ),
 )
 
 

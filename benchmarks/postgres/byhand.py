@@ -72,7 +72,7 @@ def grow(url: str, rows: int) -> None:
         have = head(url)
         while have < rows:
             part = min(have, rows - have, 1_000_000)
-            conn.execute(f"INSERT INTO tidings_log ({COLUMNS}) SELECT {COLUMNS} FROM tidings_log WHERE position <= {part}")  # type: ignore[arg-type]
+            conn.execute(f"INSERT INTO tidings_log ({COLUMNS}) SELECT {COLUMNS} FROM tidings_log WHERE position <= {part}".encode())
             have += part
     settle(url)
 

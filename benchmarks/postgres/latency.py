@@ -125,7 +125,7 @@ async def _async_psycopg(app: App, url: str, count: int, committed: dict[int, in
     async with await psycopg.AsyncConnection.connect(url) as conn:
         for number in range(count):
             await asyncio.sleep(_pause())
-            await app.publish(order(number), tx=conn)  # type: ignore[misc]
+            await app.publish(order(number), tx=conn)
             await conn.commit()
             committed[number] = time.monotonic_ns()
 

@@ -93,7 +93,21 @@ def _rate(url: str, script: Path, seconds: int) -> float:
     """Transactions a second, by the server's own benchmark program."""
     program = programs()[max(programs())]
     environment = {**os.environ, **({"LD_LIBRARY_PATH": str(program.base / program.libraries)} if program.libraries else {})}
-    command = [str(program.bin / "pgbench"), "-n", "-M", "prepared", "-c", str(CLIENTS), "-j", "2", "-T", str(seconds), "-f", str(script), url]
+    command = [
+        str(program.bin / "pgbench"),
+        "-n",
+        "-M",
+        "prepared",
+        "-c",
+        str(CLIENTS),
+        "-j",
+        "2",
+        "-T",
+        str(seconds),
+        "-f",
+        str(script),
+        url,
+    ]
     printed = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
     found = re.search(r"^tps = ([0-9.]+)", printed, re.MULTILINE)
     assert found is not None, printed

@@ -23,8 +23,8 @@ async def main(url: str, seconds: float, backlog: int) -> None:
     broker = OutboxBroker(engine, outbox_table=table, logger=None)
     handled = 0
 
-    @broker.subscriber("orders", max_workers=WORKERS, fetch_batch_size=BATCH, min_fetch_interval=0.001)
-    async def handle(order: dict) -> None:  # type: ignore[type-arg]
+    @broker.subscriber("orders", max_workers=WORKERS, fetch_batch_size=BATCH, min_fetch_interval=0.001)  # type: ignore[untyped-decorator]
+    async def handle(order: dict[str, object]) -> None:
         nonlocal handled
         handled += 1
 
@@ -42,7 +42,7 @@ async def main(url: str, seconds: float, backlog: int) -> None:
                 await broker.publish_batch(*[order] * 500, queue="orders", session=conn)
     began = time.perf_counter()
     await broker.start()
-    while handled < published + backlog and time.perf_counter() - began < 4 * seconds:
+    while handled < published + backlog and time.perf_counter() - began < 4 * seconds:  # noqa: ASYNC110
         await asyncio.sleep(0.01)
     rate = handled / (time.perf_counter() - began)
     print(json.dumps({"publish": published / seconds, "handle": rate}), flush=True)

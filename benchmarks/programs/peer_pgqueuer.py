@@ -23,7 +23,7 @@ async def main(url: str, seconds: float, backlog: int) -> None:
         worker = PgQueuer(driver)
         handled = 0
 
-        @worker.entrypoint("orders")
+        @worker.entrypoint("orders")  # type: ignore[untyped-decorator]
         async def handle(job: Job) -> None:
             nonlocal handled
             json.loads(job.payload or b"")
@@ -39,7 +39,7 @@ async def main(url: str, seconds: float, backlog: int) -> None:
             await queries.enqueue(["orders"] * 500, [payload] * 500, [0] * 500)
         began = time.perf_counter()
         running = asyncio.create_task(worker.run(batch_size=BATCH))
-        while handled < published + backlog and not running.done() and time.perf_counter() - began < 4 * seconds:
+        while handled < published + backlog and not running.done() and time.perf_counter() - began < 4 * seconds:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         if running.done():
             running.result()

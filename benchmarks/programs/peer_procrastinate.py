@@ -15,7 +15,7 @@ async def main(url: str, seconds: float, backlog: int) -> None:
     app = App(connector=PsycopgConnector(conninfo=url, max_size=20))
     handled = 0
 
-    @app.task()
+    @app.task()  # type: ignore[untyped-decorator]
     async def handle(order_id: int, customer: str, total: str) -> None:
         nonlocal handled
         handled += 1
@@ -31,7 +31,7 @@ async def main(url: str, seconds: float, backlog: int) -> None:
             await handle.batch_defer_async(*({"order_id": start + n, "customer": "ada", "total": "12.50"} for n in range(500)))
         began = time.perf_counter()
         worker = asyncio.create_task(app.run_worker_async(concurrency=CONCURRENCY, wait=False, delete_jobs="successful"))
-        while not worker.done() and time.perf_counter() - began < 4 * seconds:
+        while not worker.done() and time.perf_counter() - began < 4 * seconds:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         rate = handled / (time.perf_counter() - began)
         print(json.dumps({"publish": published / seconds, "handle": rate}), flush=True)

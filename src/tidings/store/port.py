@@ -39,7 +39,10 @@ Row = tuple[str, int, str, tuple[Any, ...], bool]
 
 @dataclass(slots=True)
 class Lane:
-    """Progress of one subscription in one lane: done up to ``position`` but for ``open``; held by ``worker`` under ``epoch``."""
+    """Progress of one subscription in one lane: done up to ``position`` but for ``open``; held by ``worker`` under ``epoch``.
+
+    ``begun``: the text of ``Unit.note_begun``. ``died``: it was just taken from a worker whose lease ran out.
+    """
 
     subscription: str
     lane: int
@@ -47,6 +50,8 @@ class Lane:
     open: tuple[int, ...]
     worker: str | None
     epoch: int
+    begun: str | None = None
+    died: bool = False
 
 
 @dataclass(slots=True)
@@ -266,6 +271,12 @@ class Unit(Protocol):
 
         Transactions of one worker that advance the same lane at the same time take turns here, and each may know only of its own ends:
         whatever one of them has finished stays finished."""
+        ...
+
+    def note_begun(self, subscription: str, worker: str, rows: Sequence[tuple[int, int, str | None]]) -> list[tuple[int, int]]:
+        """Write ``(lane, epoch, text)``: what is in handlers' hands there, for whoever takes the lane if this worker dies.
+
+        It stays with the lane until it is written anew. Returns lane and epoch of those that are somebody else's by now."""
         ...
 
     def release(self, subscription: str, worker: str, lanes: Iterable[int]) -> None: ...

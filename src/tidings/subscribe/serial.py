@@ -22,10 +22,9 @@ if TYPE_CHECKING:
     from .runner import Runner
 
 SHARED_SIZE = 1000
-SHARED_SECONDS = 0.02
-"""A shared transaction ends after so many events or so much time, so that publishers don't wait for the file."""
-SHARED_SECONDS_ASIDE = 0.1
-"""The same where others write meanwhile: those only wait who want the very rows that handlers have written."""
+SHARED_SECONDS = (0.02, 0.25)
+"""A shared transaction ends after so many events or so much time. Where transactions take turns publishers wait for it; elsewhere who wants
+the same rows does, and readers wait for what it publishes."""
 CHUNK = 64
 
 
@@ -40,7 +39,7 @@ class Serial:
         self._runner = runner
         self._shared = shared
         self._most = SHARED_SIZE if shared else 1
-        self._seconds = SHARED_SECONDS if runner.store.one_writer else SHARED_SECONDS_ASIDE
+        self._seconds = SHARED_SECONDS[0 if runner.store.one_writer else 1]
         self.limit = 1
         self.running = 0
         self.sleepers = Sleepers(runner.feed_has_work)

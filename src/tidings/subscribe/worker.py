@@ -23,6 +23,7 @@ from ..clock import Clock, SystemClock
 from ..envelope import LANES
 from ..errors import StoreError
 from ..store.port import Lane, SomeWaker, SubscriptionRow, WorkerRow
+from .caution import Turn
 from .runner import Runner, groups_of
 from .sharing import fair_share, to_give_back, whole_groups
 from .tail import Tail
@@ -112,6 +113,7 @@ class Worker:
         self._loop = asyncio.get_running_loop()
         now = self._now()
         durable = any(handler.tx is None for sub in self._subscriptions for handler in sub.handlers.values())
+        self._turn = Turn()
         self._tail = tail = Tail(self._store, self._readers, durable=durable)
         await asyncio.wrap_future(self._store.write(lambda unit: self._register(unit, now)))
         for subscription in self._subscriptions:
@@ -124,6 +126,7 @@ class Worker:
                 self.id,
                 self._clock,
                 random.Random(self._rng.random()),
+                self._turn,
             )
             runner.changed = self.settled.set
             runner.reached_head = self._on_head
@@ -163,11 +166,16 @@ class Worker:
         keeping.cancel()
         await asyncio.gather(*(runner.close() for runner in self.runners.values()))
         try:
-            await asyncio.wrap_future(self._store.write(lambda unit: unit.leave(self.id)))
+            await asyncio.wrap_future(self._store.write(self._leave))
         except StoreError as error:
             log.warning("the lease could not be given back, so it has to run out: %s", error)
         await self._transactions.close()
         self._readers.shutdown(wait=False)
+
+    def _leave(self, unit: Any) -> None:
+        for runner in self.runners.values():
+            runner.part(unit)
+        unit.leave(self.id)
 
     def kill(self) -> None:
         """Stop at once, as a crash would: nothing is written, the lease has to run out. For tests and a second SIGTERM."""
@@ -337,7 +345,7 @@ class Worker:
         left = self._giving_back.setdefault(runner.name, set())
         left.intersection_update(lanes - free)
         if free:
-            await asyncio.wrap_future(self._store.write(lambda unit: unit.release(runner.name, self.id, free)))
+            await asyncio.wrap_future(self._store.write(lambda unit: runner.release(unit, free)))
         if left:
             self._loop.call_later(0.05, lambda: self._spawn(self._look_at_control(force=True)))
 

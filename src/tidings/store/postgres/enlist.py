@@ -16,7 +16,7 @@ import psycopg
 from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 
-from ...errors import OutsideTransaction, UnsupportedTransaction
+from ...errors import OutsideTransaction, StoreError, UnsupportedTransaction
 
 T = TypeVar("T")
 
@@ -46,8 +46,7 @@ class Executor(Protocol):
 Work = Callable[[Any], T]
 
 
-@lru_cache(256)
-def kind_of(cls: type) -> str:
+def _kind_of(cls: type) -> str:
     """Which driver a class belongs to.
 
     Raises:
@@ -73,6 +72,9 @@ def kind_of(cls: type) -> str:
         ' django.db.connection; or tx="own" for a transaction of its own.',
         cls=cls,
     )
+
+
+kind_of: Callable[[type], str] = lru_cache(256)(_kind_of)
 
 
 def is_async(tx: object) -> bool:
@@ -129,7 +131,7 @@ async def insert_async(tx: Any, statement: str, values: Sequence[Any], check: Ca
         def inside(inner: Any) -> int:
             raw = SQLAlchemy(inner)
             check(raw)
-            return int(raw.execute(statement, values).fetchone()[0])
+            return first(raw.execute(statement, values))
 
         number: int = await tx.run_sync(inside)
         return number
@@ -138,10 +140,20 @@ async def insert_async(tx: Any, statement: str, values: Sequence[Any], check: Ca
         await run_async(tx, check)
     if kind == "async psycopg":
         cursor = await psycopg.AsyncCursor(conn, row_factory=tuple_row).execute(statement, values)
-        row = await cursor.fetchone()
-        assert row is not None
-        return int(row[0])
-    return int(await conn.fetchval(numbered(statement), *values))
+        return number_in(await cursor.fetchone())
+    return number_in(await conn.fetchrow(numbered(statement), *values))
+
+
+def first(rows: Rows) -> int:
+    """The number that a statement returns."""
+    return number_in(rows.fetchone())
+
+
+def number_in(row: Any) -> int:
+    """Raise StoreError if there is no row."""
+    if row is None:
+        raise StoreError("the INSERT of an event wrote nothing: a trigger or rule of yours on the tidings_ table swallows it; remove it")
+    return int(row[0])
 
 
 class _Wanted(BaseException):

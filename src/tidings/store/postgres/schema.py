@@ -131,6 +131,14 @@ CREATE TABLE tidings_scheduled (
 CREATE INDEX tidings_scheduled_due ON tidings_scheduled (due, event_id_);
 """,
     ),
+    (
+        2,
+        "events whose handler ends the process",
+        """
+-- What is in handlers' hands in a lane whose last holder died (JSON: deaths in a row, alone, attempts by position); else NULL.
+ALTER TABLE tidings_lanes ADD COLUMN begun text;
+""",
+    ),
 )
 
 NEWEST = MIGRATIONS[-1][0]

@@ -21,7 +21,7 @@ from .connect import check_url, connect, explain, is_busy, is_lost, is_open, lab
 from .fetch import fetch
 from .horizon import Horizon
 from .transactions import Transactions
-from .unit import APPEND, READ, SCHEDULE, PostgresUnit, append_with
+from .unit import APPEND, SCHEDULE, PostgresUnit, append_with
 from .waker import Notifier, Waker
 from .writer import ServerWriter
 
@@ -45,6 +45,8 @@ class PostgresStore:
     Args:
         url: ``postgresql://user@host:5432/database``, as libpq takes it; the tables are found by its ``search_path``.
         clock: for due times; leases are on the server's clock unless tests give a ManualClock.
+        listen: a direct URL of the same database, where ``url`` leads through a pooler: for LISTEN, which needs a connection of its own.
+            Without it workers behind a pooler poll twice a second.
 
     Raises:
         ConfigurationError: the URL isn't understood.
@@ -53,8 +55,10 @@ class PostgresStore:
     one_writer = False
     reads_aside = True
 
-    def __init__(self, url: str, *, clock: Clock | None = None) -> None:
+    def __init__(self, url: str, *, clock: Clock | None = None, listen: str | None = None) -> None:
         self.url = check_url(url)
+        self.pooled = False
+        self._listen = self.url if listen is None else check_url(listen)
         self.label = label(url)
         self.clock: Clock = clock or SystemClock()
         self.log_id = ""
@@ -125,6 +129,7 @@ class PostgresStore:
         try:
             with self._connection() as conn:
                 check(conn, self.url)
+                self.pooled = conn.prepare_threshold is None
                 row = conn.execute("SELECT value FROM tidings_meta WHERE name = 'log_id'").fetchone()
         except psycopg.Error as error:
             raise explain(error, self.url) from error
@@ -263,7 +268,7 @@ class PostgresStore:
 
     def watch(self, woken: Callable[[], None]) -> Waker:
         """What calls ``woken`` on the running loop when there may be something new; it is closed by whoever asked."""
-        return Waker(self.url, self._channel, woken, lambda: self._held_back)
+        return Waker(self._listen, self._channel, woken, lambda: self._held_back)
 
     def on_commit(self, callback: Callable[[], None]) -> None:
         """Call ``callback`` (from any thread) after commits of this process that readers want to know of."""
@@ -318,7 +323,7 @@ class PostgresStore:
         raw = enlist.executor(tx)
         if raw.driver not in self._ours:
             self.check(raw)
-        position = int(raw.execute(row[2], row[3]).fetchone()[0])  # type: ignore[index]  # it returns one row
+        position = enlist.first(raw.execute(row[2], row[3]))
         self.hint()
         return position
 

@@ -304,7 +304,8 @@ class Transactions:
             conn = idle.pop() if idle else None
             if conn is None or conn.is_closed():
                 given = self._find_callable()
-                conn = given() if given is not None else asyncpg.connect(self._store.url)
+                cache = {"statement_cache_size": 0} if self._store.pooled else {}
+                conn = given() if given is not None else asyncpg.connect(self._store.url, **cache)
                 if hasattr(conn, "__await__"):
                     conn = await conn
             try:
@@ -318,7 +319,12 @@ class Transactions:
             idle = self._idle_async[kind]
             conn = idle.pop() if idle else None
             if conn is None or conn.closed:
-                conn = await psycopg.AsyncConnection.connect(self._store.url, autocommit=True, application_name="tidings handler")
+                conn = await psycopg.AsyncConnection.connect(
+                    self._store.url,
+                    autocommit=True,
+                    application_name="tidings handler",
+                    prepare_threshold=None if self._store.pooled else 5,
+                )
             try:
                 yield conn
             finally:

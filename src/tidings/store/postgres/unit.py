@@ -48,7 +48,8 @@ ADVANCE = """WITH locked AS MATERIALIZED (
         SELECT p FROM unnest(l.open) p WHERE p > v.position OR p = ANY (v.open)
         UNION SELECT p FROM unnest(v.open) p WHERE p > l.position ORDER BY 1) END
     FROM locked JOIN (SELECT a AS lane, b AS epoch, c AS position, d::bigint[] AS open
-          FROM unnest(%s::text::int[], %s::text::int[], %s::text::bigint[], %s::text::text[]) AS given (a, b, c, d)) v ON v.lane = locked.lane
+          FROM unnest(%s::text::int[], %s::text::int[], %s::text::bigint[], %s::text::text[]) AS given (a, b, c, d)) v
+          ON v.lane = locked.lane
     WHERE l.subscription = %s AND l.worker = %s AND l.lane = v.lane AND l.epoch = v.epoch{still}"""
 
 # In a handler's transaction: only while it is the one that was begun for it (transactions.py).
@@ -291,7 +292,7 @@ class PostgresUnit:
         self._all(LOCK_LANES, name, list(range(LANES)))
         self._count(
             "UPDATE tidings_lanes l SET open = ARRAY(SELECT p FROM unnest(l.open) p WHERE p <= least(%s::bigint, l.position) ORDER BY 1),"
-            " position = %s, worker = NULL, epoch = epoch + 1 WHERE subscription = %s",
+            " position = %s, worker = NULL, epoch = epoch + 1, begun = NULL WHERE subscription = %s",
             position, position, name,
         )  # fmt: skip
         self._count("UPDATE tidings_subscriptions SET start = least(start, %s) WHERE name = %s", position, name)
@@ -341,7 +342,7 @@ class PostgresUnit:
 
     def lanes(self, subscription: str | None = None) -> list[Lane]:
         rows = self._all(
-            "SELECT subscription, lane, position, open, worker, epoch FROM tidings_lanes"
+            "SELECT subscription, lane, position, open, worker, epoch, begun FROM tidings_lanes"
             " WHERE %s::text IS NULL OR subscription = %s ORDER BY subscription, lane",
             subscription, subscription,
         )  # fmt: skip
@@ -354,7 +355,8 @@ class PostgresUnit:
                                             self._seconds())}  # fmt: skip
         # A checkpoint that its owner is committing is waited for, so that what is taken stands as it left it.
         rows = self._all(
-            "SELECT subscription, lane, position, open, worker, epoch FROM tidings_lanes WHERE subscription = %s ORDER BY lane FOR UPDATE",
+            "SELECT subscription, lane, position, open, worker, epoch, begun FROM tidings_lanes WHERE subscription = %s ORDER BY lane"
+            " FOR UPDATE",
             subscription,
         )
         alive = {row.worker for row in self.workers()} - over
@@ -373,6 +375,7 @@ class PostgresUnit:
             held += 1
             for lane in lanes:
                 if lane.worker != worker:
+                    lane.died = lane.worker is not None
                     lane.worker, lane.epoch = worker, lane.epoch + 1
                     taken.append(lane)
         if taken:
@@ -411,6 +414,15 @@ class PostgresUnit:
         # By epoch: a worker may have lost a lane and taken it again, and hold events of both times.
         owned = {(row.lane, row.epoch) for row in self.lanes(subscription) if row.worker == worker}
         return [(lane, epoch) for lane, epoch, _, _ in rows if (lane, epoch) not in owned]
+
+    def note_begun(self, subscription: str, worker: str, rows: Sequence[tuple[int, int, str | None]]) -> list[tuple[int, int]]:
+        self._all(LOCK_LANES, subscription, [row[0] for row in rows])
+        written = self._all(
+            "UPDATE tidings_lanes l SET begun = v.begun FROM unnest(%s::int[], %s::bigint[], %s::text[]) v (lane, epoch, begun)"
+            " WHERE l.subscription = %s AND l.lane = v.lane AND l.worker = %s AND l.epoch = v.epoch RETURNING l.lane, l.epoch",
+            [row[0] for row in rows], [row[1] for row in rows], [row[2] for row in rows], subscription, worker,
+        )  # fmt: skip
+        return [(lane, epoch) for lane, epoch, _ in rows if (lane, epoch) not in set(written)]
 
     def release(self, subscription: str, worker: str, lanes: Iterable[int]) -> None:
         numbers = list(lanes)
@@ -581,7 +593,7 @@ def _array(numbers: Sequence[int]) -> str:
 
 
 def _lane(row: tuple[Any, ...]) -> Lane:
-    return Lane(row[0], row[1], row[2], tuple(row[3]), row[4], row[5])
+    return Lane(row[0], row[1], row[2], tuple(row[3]), row[4], row[5], row[6])
 
 
 def _parked(row: tuple[Any, ...]) -> Parked:

@@ -134,6 +134,14 @@ ALTER TABLE tidings_subscriptions ADD COLUMN start INTEGER NOT NULL DEFAULT 0;
 -- names it, so that on any other database it can't be prepared.
 """,
     ),
+    (
+        4,
+        "events whose handler ends the process",
+        """
+-- What is in handlers' hands in a lane whose last holder died (JSON: deaths in a row, alone, attempts by position); else NULL.
+ALTER TABLE tidings_lanes ADD COLUMN begun TEXT;
+""",
+    ),
 )
 
 NEWEST = MIGRATIONS[-1][0]
