@@ -34,6 +34,13 @@ NAMES = (
     "publish_beside_handlers",
     "intake",
     "peers",
+    "postgres.publish",
+    "postgres.writers",
+    "postgres.empty_handler",
+    "postgres.upsert_handler",
+    "postgres.many_subscriptions",
+    "postgres.latency",
+    "postgres.peers",
 )
 
 

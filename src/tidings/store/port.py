@@ -493,6 +493,7 @@ class Store(Protocol):
 
     Attributes:
         label: the URL as it may be shown. one_writer: transactions that write run one after another, all of them.
+        reads_aside: a thread that reads takes nothing from those that compute, so what comes next is better read before it is asked for.
     """
 
     url: str
@@ -500,6 +501,7 @@ class Store(Protocol):
     log_id: str
     clock: Clock
     one_writer: bool
+    reads_aside: bool
 
     def open(self) -> None:
         """Connect, and make or migrate the tables. Raises StoreError. May be called again."""

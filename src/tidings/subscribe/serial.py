@@ -108,7 +108,7 @@ class Serial:
                 self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"tidings-{runner.name}-tx")
             self._given_up = given_up = loop.create_future()
             committed = loop.create_future() if self._shared else None  # gathering a single event is no work
-            self._batch, self.running, self.stepping = batch, 1, self._shared
+            self._batch, self.running, self.stepping = batch, 1, self._shared and not runner.store.reads_aside
             work = loop.run_in_executor(self._thread, self.transact, batch, committed)
             work.add_done_callback(_seen)
             either: list[asyncio.Future[Any]] = [work, given_up] if committed is None else [work, given_up, committed]

@@ -21,9 +21,10 @@ from ..port import Examination, Holder, Row, holder_text, size_text
 from . import enlist, partitions, schema
 from .connect import check_url, connect, explain, is_busy, is_lost, is_open, label, sqlstate_of
 from .cursor import PostgresCursor
+from .fetch import fetch
 from .horizon import Horizon, lockers
 from .transactions import Transactions
-from .unit import APPEND, READ, SCHEDULE, PostgresUnit, append_with
+from .unit import APPEND, SCHEDULE, PostgresUnit, append_with
 from .waker import Notifier, Waker
 from .writer import ServerWriter
 
@@ -55,6 +56,7 @@ class PostgresStore:
     """
 
     one_writer = False
+    reads_aside = True
 
     def __init__(self, url: str, *, clock: Clock | None = None, listen: str | None = None) -> None:
         self.url = check_url(url)
@@ -234,21 +236,21 @@ class PostgresStore:
             return [], after
         rows: list[tuple[Any, ...]] = []
         size = 0
-        with conn.cursor(binary=True) as cursor:
-            while True:
-                part = cursor.execute(READ, (after, safe, self._rows)).fetchall()
-                rows += part
-                asked, got = self._rows, sum([len(row[10]) for row in part])
-                size += got
-                if part:
-                    fitting = READ_BYTES // (4 * (got // len(part) + 1))
-                    self._rows = max(ROWS[0], min(ROWS[1], fitting))
-                if len(part) < asked:
-                    break
-                after = part[-1][0]
-                if size > READ_BYTES:
-                    safe = after
-                    break
+        while after < safe:
+            asked = self._rows
+            part = fetch(conn, after, safe, asked)
+            rows += part
+            got = sum([len(row[10]) for row in part])
+            size += got
+            if part:
+                fitting = READ_BYTES // (4 * (got // len(part) + 1))
+                self._rows = max(ROWS[0], min(ROWS[1], fitting))
+            if len(part) < asked:
+                break
+            after = part[-1][0]
+            if size > READ_BYTES:
+                safe = after
+                break
         # Nobody may act on a row, or pass a position, that a crash of the server would take back and give to another event: this process
         # would not notice. The horizon was looked at before; what it covers is durable once the server has flushed up to here.
         if self._durable < safe:
@@ -362,14 +364,12 @@ class PostgresStore:
         raw = enlist.executor(tx)
         if raw.driver not in self._ours:
             self.check(raw)
-        return self._insert(raw, row)
+        position = enlist.first(raw.execute(row[2], row[3]))
+        self.hint()
+        return position
 
     async def publish_async(self, tx: Any, row: Row) -> int:
-        await enlist.run_async(tx, self.check)
-        return await enlist.run_async(tx, lambda raw: self._insert(raw, row))
-
-    def _insert(self, raw: enlist.Executor, row: Row) -> int:
-        position = self.unit(raw).insert(row[2], row[3])
+        position = await enlist.insert_async(tx, row[2], row[3], self.check, self._ours)
         self.hint()
         return position
 

@@ -11,13 +11,14 @@ import asyncio
 import contextlib
 import logging
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
 import psycopg
 
 from ...errors import StoreError
-from .connect import connect, is_open, is_pooled, label
+from .connect import command, connect, is_open, is_pooled, label
 
 log = logging.getLogger("tidings.store")
 
@@ -27,8 +28,11 @@ POOLED_SECONDS = 0.5
 """The same where nothing can be heard: a pooler stands between, and no direct connection was given."""
 QUICK = (0.0005, 0.05)
 """Seconds between looks while something is expected: the first, and the longest (each is half as long again as the one before)."""
-NOTIFY_SECONDS = 0.01
-"""Between two NOTIFY of one process."""
+NOTIFY_SECONDS = (0.01, 0.05)
+"""Between two NOTIFY of one process: the least, and in a stream of publishes, whose listeners look by themselves meanwhile, half as long
+again each time up to this."""
+NOTIFY_SHARE = 0.05
+"""And so long that they take no larger share of the time."""
 RECONNECT_SECONDS = 1.0
 
 
@@ -64,20 +68,28 @@ class Notifier:
 
     def _run(self) -> None:
         conn: psycopg.Connection[Any] | None = None
+        pause, longest = NOTIFY_SECONDS
         while True:
-            self._hinted.wait()
+            if self._hinted.is_set():
+                pause = min(longest, pause * 1.5)
+            else:
+                pause = NOTIFY_SECONDS[0]
+                self._hinted.wait()
             self._hinted.clear()
+            began = time.monotonic()
             try:
                 if conn is None or not is_open(conn):
                     conn = connect(self._url, name="tidings notify")
-                conn.execute("SELECT pg_notify(%s, '')", (self._channel,))
+                    began = time.monotonic()
+                command(conn, f'NOTIFY "{self._channel}"')
             except (psycopg.Error, StoreError) as error:  # listeners poll
                 log.info("nobody could be told that there is something new: %s", error)
                 if conn is not None:
                     conn.close()
                     conn = None
                 self._closing.wait(RECONNECT_SECONDS)
-            if self._closing.wait(NOTIFY_SECONDS) and not self._hinted.is_set():
+            took = min(time.monotonic() - began, RECONNECT_SECONDS)
+            if self._closing.wait(max(pause, took / NOTIFY_SHARE)) and not self._hinted.is_set():
                 break
             if self._closing.is_set():
                 self._hinted.clear()
