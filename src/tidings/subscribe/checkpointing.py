@@ -116,6 +116,14 @@ class Checkpointing:
         if self._timer is None:
             self._timer = self._loop.call_later(self._age, self.flush)
 
+    def ended_plainly(self, count: int) -> None:
+        """So many have ended whose lanes are ``dirty`` now: written with whatever comes next, by size or by age."""
+        self.plain += count
+        if self.plain >= FLUSH_SIZE:
+            self.flush()
+        elif self.plain == count:
+            self.begin_age()
+
     def rest(self) -> None:
         """Nothing else is in flight."""
         if not (self.ended or self.dirty):

@@ -39,6 +39,7 @@ class Context(msgspec.Struct, eq=False):
     tx: Any = None
     each: list[Context] | None = None
     parked: bool = False
+    taken: bool = False
     settling: bool = False
     published: list[tuple[Any, datetime | None, timedelta | None, Mapping[str, str] | None]] | None = None
     outputs: list[tuple[Envelope, int | None]] | None = None

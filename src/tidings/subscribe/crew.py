@@ -10,12 +10,13 @@ import asyncio
 import contextlib
 import time
 from collections import deque
+from collections.abc import Awaitable, Coroutine, Generator
 from concurrent.futures import ThreadPoolExecutor
+from types import CoroutineType, coroutine
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import HandlerTimeout, StoreError
 from ..publish.publisher import current
-from .checkpointing import FLUSH_SIZE
 from .context import POSITION, Context
 from .parking import FOLLOWS
 
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
 
     from .runner import Runner
 
-YIELD = 127
-"""After this many events in one go the loop gets its turn (a power of two less one)."""
+TURN_AFTER = 128
+"""After this many events in one go the loop gets its turn."""
 
 CHUNK = 512
 CHUNK_SECONDS = 0.002
@@ -33,6 +34,10 @@ CHUNK_SECONDS = 0.002
 QUICK = 64
 """Handlers of which so many fit in a trip make one trip at a time: they have no time to wait, so more threads would only be in each other's
 way."""
+
+
+Begun = tuple[Context, Awaitable[Any] | None]
+TURN: Begun = (None, None)  # type: ignore[assignment]
 
 
 class _Raised(NamedTuple):
@@ -117,77 +122,109 @@ class Crew:
         return [ctx for ctx in (*self._slots, *(ctx for chunk in self._chunks.values() for ctx in chunk)) if ctx is not None]
 
     async def _run(self, number: int) -> None:
-        runner, slots, sleepers, asleep = self._runner, self._slots, self.sleepers, self.sleepers.asleep
-        take, release = runner.feed.take, runner.feed.release
-        parked, checkpointing = runner.parked.keys, runner.checkpointing
-        timed, pace = runner.timeout is not None, runner.pace
-        set_current = current.set
-        count = 0
+        runner, sleepers = self._runner, self.sleepers
         while True:
-            ctx = take() if self.running < self.limit and not self._alone else None
-            if ctx is None:
+            begun = None if self.running >= self.limit or self._alone else self._inline()
+            if begun is None:
                 if self.running == 0:
-                    checkpointing.rest()
+                    runner.checkpointing.rest()
                     runner.signal()
                 await sleepers.sleep()
-                continue
-            if asleep:
-                sleepers.wake()
-            if pace is not None and (pause := pace.wait()) > 0:
-                await asyncio.sleep(pause)
-                if runner.unbegun(ctx):
-                    continue
-            self.running += 1
-            slots[number] = ctx
-            if timed:
-                self._started[number] = time.monotonic()
-            handler = ctx.handler
-            try:
-                if parked and not ctx.parked and ctx.key_id in parked:
+            elif begun is TURN:
+                await asyncio.sleep(0)
+            else:
+                await self._handle(number, *begun)
+
+    def _inline(self) -> Begun | None:
+        """Handle events for as long as their handlers don't suspend: nobody can see these begin, so there is nothing to note but their end.
+
+        Returns what is to be handled otherwise; ``TURN`` when the loop must have its turn; None if there is nothing to handle.
+        """
+        runner, checkpointing = self._runner, self._runner.checkpointing
+        offer, pass_by, decode, parked = runner.feed.offer, runner.feed.pass_by, runner.decode, runner.parked.keys
+        set_current, paced = current.set, runner.pace is not None
+        dirty = checkpointing.dirty
+        count = 0
+        try:
+            while count < TURN_AFTER:
+                ctx = offer()
+                if ctx is None:
+                    return None
+                handler = ctx.handler
+                if not handler.inline or paced or ctx.taken or (parked and ctx.key_id in parked):
+                    return ctx, None
+                try:
+                    event = decode(ctx)
+                    if handler.where is None or handler.where(event):
+                        set_current(ctx)
+                        work = handler.call(event, ctx)
+                        if type(work) is not CoroutineType:
+                            return ctx, work
+                        try:
+                            waits = work.send(None)
+                        except StopIteration as stop:
+                            if stop.value is not None or ctx.published is not None:
+                                return ctx, _returned(stop.value)
+                        else:
+                            return ctx, _go_on(work, waits)
+                except (Exception, asyncio.CancelledError) as error:
+                    return ctx, _raised(error)
+                pass_by(ctx)
+                dirty.add(ctx.lane)
+                count += 1
+            return TURN
+        finally:
+            if count:
+                runner.handled += count
+                checkpointing.ended_plainly(count)
+
+    async def _handle(self, number: int, ctx: Context, work: Awaitable[Any] | None) -> None:
+        """``work``: the rest of a handler that has begun."""
+        runner = self._runner
+        if not ctx.taken:
+            runner.feed.register(ctx)
+        self.sleepers.wake()  # so that work goes on if this one suspends
+        if runner.pace is not None and (pause := runner.pace.wait()) > 0:
+            await asyncio.sleep(pause)
+            if runner.unbegun(ctx):
+                return
+        handler, timed = ctx.handler, runner.timeout is not None
+        self.running += 1
+        self._slots[number] = ctx
+        if timed:
+            self._started[number] = time.monotonic()
+        try:
+            if work is None:
+                if not ctx.parked and ctx.key_id in runner.parked.keys:
                     ctx.failure = FOLLOWS
                 elif handler.tx is not None:
-                    if await self._in_transaction(ctx):
-                        continue
-                elif not handler.is_async and not timed and pace is None:
+                    await self._in_transaction(ctx)
+                    return
+                elif not handler.is_async and not timed and runner.pace is None:
                     await self._in_chunk(number, ctx)
-                    continue
+                    return
                 else:
                     event = runner.decode(ctx)
                     if handler.where is None or handler.where(event):
                         if handler.is_async:
-                            set_current(ctx)
-                            result = await handler.call(event, ctx)
+                            current.set(ctx)
+                            work = handler.call(event, ctx)
                         else:
-                            result = await self._in_thread(ctx, event)
-                        if ctx.failure is not None:  # timed out, and the handler swallowed the cancellation
-                            self._cancelled(ctx, asyncio.CancelledError())
-                        elif result is not None or ctx.published is not None:
-                            runner.collect(ctx, result)
-            except asyncio.CancelledError as error:
-                self._cancelled(ctx, error)
-            except Exception as error:
-                runner.fail(ctx, error)
-            finally:
-                self.running -= 1
-                slots[number] = None
-            if ctx.failure is not None or ctx.outputs is not None or ctx.parked:
-                runner.finish(ctx)
-            else:  # as in _end, which would cost a call
-                lane, position = ctx.lane, ctx.row[POSITION]
-                lane.open.discard(position)
-                if position > lane.high:
-                    lane.high = position
-                release(ctx)
-                runner.handled += 1
-                checkpointing.dirty.add(lane)
-                checkpointing.plain += 1
-                if checkpointing.plain == 1:
-                    checkpointing.begin_age()
-                elif checkpointing.plain >= FLUSH_SIZE:
-                    checkpointing.flush()
-            count += 1
-            if not count & YIELD:
-                await asyncio.sleep(0)
+                            work = self._in_thread(ctx, event)
+            if work is not None:
+                result = await work
+                if ctx.failure is not None:  # timed out, and the handler swallowed the cancellation
+                    self._cancelled(ctx, asyncio.CancelledError())
+                elif result is not None or ctx.published is not None:
+                    runner.collect(ctx, result)
+        except asyncio.CancelledError as error:
+            self._cancelled(ctx, error)
+        except Exception as error:
+            runner.fail(ctx, error)
+        finally:
+            self.running -= 1
+            self._slots[number] = None
+        self._end(ctx)
 
     async def _in_chunk(self, number: int, first: Context) -> None:
         """Quick synchronous handlers share one trip to a thread, which costs more than they do; slow ones have one each.
@@ -270,17 +307,13 @@ class Crew:
         if ctx.failure is not None or ctx.outputs is not None or ctx.parked:
             self._runner.finish(ctx)
             return
-        checkpointing, lane, position = self._runner.checkpointing, ctx.lane, ctx.row[POSITION]
+        lane, position = ctx.lane, ctx.row[POSITION]
         lane.open.discard(position)
         lane.high = max(lane.high, position)
         self._runner.feed.release(ctx)
         self._runner.handled += 1
-        checkpointing.dirty.add(lane)
-        checkpointing.plain += 1
-        if checkpointing.plain == 1:
-            checkpointing.begin_age()
-        elif checkpointing.plain >= FLUSH_SIZE:
-            checkpointing.flush()
+        self._runner.checkpointing.dirty.add(lane)
+        self._runner.checkpointing.ended_plainly(1)
 
     def _pool(self) -> ThreadPoolExecutor:
         if self._threads is None:
@@ -325,8 +358,8 @@ class Crew:
                 future.add_done_callback(lambda _: self._runner.on_loop(ended))
             raise
 
-    async def _in_transaction(self, ctx: Context) -> bool:
-        """Run a handler in a transaction of its own. True: it is committed, or handed back to be run again; there is nothing left to do."""
+    async def _in_transaction(self, ctx: Context) -> None:
+        """Run a handler in a transaction of its own. Afterwards it is committed, or handed back to be run again."""
         runner = self._runner
         try:
             if ctx.handler.is_async:
@@ -335,13 +368,10 @@ class Crew:
                 await runner.in_tx_thread(ctx)
         except runner.Lost as lost:
             runner.lose(lost, [ctx])
-            return True
         except Exception as error:
             if not runner.store.is_busy(error) and not isinstance(error, StoreError):
                 raise
             await runner.again([ctx], error)
-            return True
-        return True
 
     async def _watch(self, timeout: float) -> None:
         """One watchdog over started times; a timer for each event would cost half of everything."""
@@ -355,3 +385,25 @@ class Crew:
                     continue  # it waits for its turn, or is being committed
                 self._runner.fail(ctx, HandlerTimeout(f"{ctx.handler.name} ran for longer than {timeout} s", seconds=timeout))
                 self._tasks[number].cancel()
+
+
+async def _returned(result: Any) -> Any:
+    return result
+
+
+async def _raised(error: BaseException) -> Any:
+    raise error
+
+
+@coroutine
+def _go_on(work: Coroutine[Any, Any, Any], waits: Any) -> Generator[Any, Any, Any]:
+    """The rest of a coroutine whose first step is done; ``waits`` is what that step gave."""
+    try:
+        yield waits
+    except BaseException as error:
+        try:
+            waits = work.throw(error)
+        except StopIteration as stop:
+            return stop.value
+        return (yield from _go_on(work, waits))
+    return (yield from work)

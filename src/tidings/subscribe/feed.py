@@ -1,7 +1,8 @@
 """From rows of the log to events that a handler may take now.
 
-A row is taken when somebody is free to handle it. From then on it is *open* until its end is committed. A row whose key is being handled
-waits in that key's chain. Rows that nobody has taken are not open: the cursor has not passed them.
+A row is offered when somebody is free to handle it. Who can't end it before anything else happens takes it: from then on it is *open*
+until its end is committed, and further rows of its key wait in that key's chain. Rows that nobody has taken are not open: the cursor has
+not passed them.
 """
 
 from __future__ import annotations
@@ -66,6 +67,9 @@ class Feed:
         """Called with a parked event that will not be handled here."""
         self.wanted: Callable[[], None] = lambda: None
         """Called when there is room for a block again."""
+        self.offer: Callable[[], Context | None] = self._offers().__next__
+        """The next event that may be handled now; None if there is none. ``register`` or ``pass_by`` follows before anything else may
+        happen in this process, unless it is ``taken`` already."""
 
     # -- lanes
 
@@ -114,7 +118,7 @@ class Feed:
 
     def wants_rows(self) -> bool:
         """Whether there is room for a block."""
-        return self._next is None and self._waiting < WINDOW and self._waiting_bytes < WINDOW_BYTES
+        return self._next is None and not self._full()
 
     def put(self, block: Block, index: int) -> None:
         """Rows from ``index`` on come next."""
@@ -134,58 +138,93 @@ class Feed:
 
     def take(self) -> Context | None:
         """The next event that may be handled now; None if there is none."""
-        if self.now() > self.until:  # frozen, or the store could not be written
-            self.expired()
-            return None
-        if self.urgent:
-            return self.urgent.popleft()
-        if self.closed:
-            return None
-        if self.ready:
-            return self.ready.popleft()
-        handlers, lanes = self._handlers, self.lanes
-        while self._waiting < WINDOW and self._waiting_bytes < WINDOW_BYTES:
-            for row in self._rows:
-                handler = handlers.get(row[TYPE])
-                if handler is None:
+        ctx = self.offer()
+        if ctx is not None and not ctx.taken:
+            self.register(ctx)
+        return ctx
+
+    def register(self, ctx: Context) -> None:
+        """Take what was offered."""
+        ctx.taken = True
+        # In this order: a checkpoint is made in another thread, and whatever the cursor has passed must be open or done.
+        ctx.lane.open.add(ctx.row[POSITION])
+        self.cursor = ctx.row[POSITION]
+        if self.chained and ctx.row[KEY] is not None:
+            self._busy[ctx.key_id] = ctx
+
+    def pass_by(self, ctx: Context) -> None:
+        """What was offered has ended already, and nobody could have seen it begin."""
+        lane, position = ctx.lane, ctx.row[POSITION]
+        if lane.open:  # by a former holder of the lane
+            lane.open.discard(position)
+        if position > lane.high:
+            lane.high = position
+        self.cursor = position
+
+    def _offers(self) -> Iterator[Context | None]:
+        """What ``offer`` gives, without end. A generator, which costs half as much as a method that finds its place again each time."""
+        name, handlers, lanes, busy = self._name, self._handlers, self.lanes, self._busy
+        urgent, ready = self.urgent, self.ready
+        keyed, whole, chained = self._keyed, self._whole, self.chained
+        while True:
+            if self.now() > self.until:  # frozen, or the store could not be written
+                self.expired()
+                yield None
+                continue
+            if urgent:
+                yield urgent.popleft()
+                continue
+            if ready and not self.closed:
+                yield ready.popleft()
+                continue
+            if self.closed or self._full():
+                yield None
+                continue
+            rows = self._rows
+            for row in rows:
+                handler, lane, position = handlers.get(row[TYPE]), lanes[row[LANE]], row[POSITION]
+                if handler is None or lane is None:
                     continue
-                lane = lanes[row[LANE]]
-                if lane is None:
-                    continue
-                position = row[POSITION]
                 if position <= lane.start:
                     if position not in lane.recovered:
                         continue
                     lane.recovered.discard(position)
-                # In this order: a checkpoint is made in another thread, and whatever the cursor has passed must be open or done.
-                lane.open.add(position)
-                self.cursor = position
                 key = row[KEY]
-                if not self._keyed or key is None:
-                    return Context(row, self._name, handler, lane, None if self._whole else position)
-                key_id = (row[KEY_NAME], key)
-                ctx = Context(row, self._name, handler, lane, key_id)
-                if not self.chained:
-                    return ctx
-                chain = self._busy.setdefault(key_id, ctx)
-                if chain is ctx:
-                    return ctx
-                if type(chain) is deque:
-                    chain.append(ctx)
+                if not keyed or key is None:
+                    yield Context(row, name, handler, lane, None if whole else position)
                 else:
-                    self._busy[key_id] = deque((ctx,))
-                self._waiting += 1
-                self._waiting_bytes += len(row[DATA])
-                if self._waiting >= WINDOW or self._waiting_bytes >= WINDOW_BYTES:
-                    return None
-            self.cursor = max(self.cursor, self._upto)
-            if self._next is None:
-                return None
-            rows, index, self._upto = self._next
-            self._rows = iter(rows[index:] if index else rows)
-            self._next = None
-            self.wanted()
-        return None
+                    key_id = (row[KEY_NAME], key)
+                    ctx = Context(row, name, handler, lane, key_id)
+                    if not chained or not busy or (chain := busy.get(key_id)) is None:
+                        yield ctx
+                    else:
+                        ctx.taken = True
+                        lane.open.add(position)
+                        self.cursor = position
+                        if type(chain) is deque:
+                            chain.append(ctx)
+                        else:
+                            busy[key_id] = deque((ctx,))
+                        self._waiting += 1
+                        self._waiting_bytes += len(row[DATA])
+                        if self._full():
+                            break
+                        continue
+                if self.now() > self.until or self.closed or self._rows is not rows or len(urgent) or len(ready):
+                    break
+            else:
+                self.cursor = max(self.cursor, self._upto)
+                if self._next is None:
+                    yield None
+                else:
+                    block, index, self._upto = self._next
+                    self._rows = iter(block[index:] if index else block)
+                    self._next = None
+                    self.wanted()
+
+    def _full(self) -> bool:
+        """No more rows may wait in chains."""
+        return self._waiting >= WINDOW or self._waiting_bytes >= WINDOW_BYTES
 
     def release(self, ctx: Context) -> None:
         """An event has ended or is given up: the next of its key may be taken."""
@@ -211,7 +250,7 @@ class Feed:
                 self.ready.appendleft(ctx)
 
     def _left(self, ctx: Context) -> None:
-        full = self._waiting >= WINDOW or self._waiting_bytes >= WINDOW_BYTES
+        full = self._full()
         self._waiting -= 1
         self._waiting_bytes -= len(ctx.row[DATA])
         if full:
