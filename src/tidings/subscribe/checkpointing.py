@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("tidings.subscribe")
 
-FLUSH_SIZE = 2000
+FLUSH_SIZE = 5000
 """Ends that are written at once; fewer at the latest after the subscription's ``checkpoint_age``."""
 QUIET_SECONDS = 0.05
 """A reader with nothing in flight writes at once, but not again sooner than this: a trickle would hold the file half of the time."""

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import HandlerTimeout, StoreError
 from ..publish.publisher import current
-from .context import POSITION, Context
+from .context import DATA, Context
 from .parking import FOLLOWS
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ class Crew:
         self.limit = size
         self.running = 0
         self.stepping = False
-        self.sleepers = Sleepers(runner.feed_has_work)
+        self.sleepers = Sleepers(lambda: not self._alone and runner.feed_has_work())
         self._slots: list[Context | None] = [None] * size
         self._chunks: dict[int, list[Context]] = {}
         self._alone = False  # a trip of quick ones is under way
@@ -140,13 +140,12 @@ class Crew:
 
         Returns what is to be handled otherwise; ``TURN`` when the loop must have its turn; None if there is nothing to handle.
         """
-        runner, checkpointing = self._runner, self._runner.checkpointing
-        offer, pass_by, decode, parked = runner.feed.offer, runner.feed.pass_by, runner.decode, runner.parked.keys
-        set_current, paced = current.set, runner.pace is not None
-        dirty = checkpointing.dirty
+        runner, feed, parked = self._runner, self._runner.feed, self._runner.parked.keys
+        offer, set_current, paced = feed.offer, current.set, runner.pace is not None
+        dirty = runner.checkpointing.dirty
         count = 0
         try:
-            while count < TURN_AFTER:
+            while True:
                 ctx = offer()
                 if ctx is None:
                     return None
@@ -154,7 +153,10 @@ class Crew:
                 if not handler.inline or paced or ctx.taken or (parked and ctx.key_id in parked):
                     return ctx, None
                 try:
-                    event = decode(ctx)
+                    event = handler.decode(ctx.row[DATA]) if handler.decoded is None else runner.decode(ctx)
+                except Exception:
+                    return ctx, None  # it can't be decoded there either, which is the handler's failure
+                try:
                     if handler.where is None or handler.where(event):
                         set_current(ctx)
                         work = handler.call(event, ctx)
@@ -169,14 +171,18 @@ class Crew:
                             return ctx, _go_on(work, waits)
                 except (Exception, asyncio.CancelledError) as error:
                     return ctx, _raised(error)
-                pass_by(ctx)
+                except BaseException:  # the program ends, and this event has not been handled
+                    feed.register(ctx)
+                    raise
                 dirty.add(ctx.lane)
                 count += 1
-            return TURN
+                if count == TURN_AFTER:
+                    feed.pass_by(ctx)
+                    return TURN
         finally:
             if count:
                 runner.handled += count
-                checkpointing.ended_plainly(count)
+                runner.checkpointing.ended_plainly(count)
 
     async def _handle(self, number: int, ctx: Context, work: Awaitable[Any] | None) -> None:
         """``work``: the rest of a handler that has begun."""
@@ -232,10 +238,47 @@ class Crew:
         No event is in two chunks' hands and no key twice in one: the feed keeps the followers of a key back until it has ended.
         """
         runner = self._runner
-        chunk, parked = [first], runner.parked.keys
         # With order="log" what comes behind must not begin before this one has ended.
         most = 1 if runner.order == "log" else min(CHUNK, int(CHUNK_SECONDS / max(self._seconds, 1e-9)))
-        while len(chunk) < most and (ctx := runner.feed.take()) is not None:
+        chunk = self._chunks[number] = [first]
+        alone = self._alone = self.stepping = self._seconds * QUICK < CHUNK_SECONDS
+        ended: list[Any] = []
+        try:
+            self._gather(chunk, most)
+            if alone:
+                await self._gather_on(chunk, most)
+            waiting = deque(chunk)
+            future = asyncio.wrap_future(self._pool().submit(self._call_chunk, waiting, ended))
+            if (len(chunk) > 1 or alone) and not (await asyncio.wait([future], timeout=5 * CHUNK_SECONDS))[0]:
+                if alone:
+                    alone = self._stop_alone()
+                self._take_back(chunk, waiting)  # one of them is slow: the others go on in other threads
+            await future
+            if waiting:
+                self._take_back(chunk, waiting)  # the time was over
+        finally:
+            del self._chunks[number]
+            if alone:
+                self._stop_alone()
+        plain: list[Context] = []
+        for ctx, result in zip(chunk, ended, strict=True):
+            if result is None and ctx.published is None and not ctx.parked:
+                plain.append(ctx)
+                continue
+            if isinstance(result, _Raised):
+                runner.fail(ctx, result.error)
+            else:
+                try:
+                    runner.collect(ctx, result)
+                except Exception as error:
+                    runner.fail(ctx, error)
+            self._end(ctx)
+        runner.ended_plainly(plain)
+
+    def _gather(self, chunk: list[Context], most: int) -> None:
+        """Take what may share the trip."""
+        runner, take, parked = self._runner, self._runner.feed.take, self._runner.parked.keys
+        while len(chunk) < most and (ctx := take()) is not None:
             if ctx.handler.is_async or ctx.handler.tx is not None:
                 runner.feed.again([ctx])
                 break
@@ -244,30 +287,25 @@ class Crew:
                 runner.finish(ctx)
             else:
                 chunk.append(ctx)
-        self._chunks[number] = chunk
-        alone = self._alone = self._seconds * QUICK < CHUNK_SECONDS
-        waiting, ended = deque(chunk), list[tuple[Context, Any]]()
-        future = asyncio.wrap_future(self._pool().submit(self._call_chunk, waiting, ended))
-        try:
-            if (len(chunk) > 1 or alone) and not (await asyncio.wait([future], timeout=5 * CHUNK_SECONDS))[0]:
-                alone = self._alone = False  # one of them is slow: the others go on in other threads
-                self._take_back(chunk, waiting)
-            await future
-            if waiting:
-                self._take_back(chunk, waiting)  # the time was over
-        finally:
-            del self._chunks[number]
-            if alone:
-                self._alone = False
-        for ctx, result in ended:
-            if isinstance(result, _Raised):
-                runner.fail(ctx, result.error)
-            elif result is not None or ctx.published is not None:
-                try:
-                    runner.collect(ctx, result)
-                except Exception as error:
-                    runner.fail(ctx, error)
-            self._end(ctx)
+
+    async def _gather_on(self, chunk: list[Context], most: int) -> None:
+        """The same from rows that the runner can read at once."""
+        seen = 0
+        while seen < len(chunk) < most and not self._runner.at_head:
+            seen = len(chunk)
+            self.stepping = False
+            self._runner.feed.wanted()
+            await asyncio.sleep(0)
+            self.stepping = True
+            self._gather(chunk, most)
+        if seen:
+            chunk[:] = [ctx for ctx in chunk if not self._runner.unbegun(ctx)]
+
+    def _stop_alone(self) -> bool:
+        self._alone = self.stepping = False
+        self._runner.feed.wanted()
+        self.sleepers.wake()
+        return False
 
     def _take_back(self, chunk: list[Context], waiting: deque[Context]) -> None:
         """What the thread hasn't begun, for whoever is free."""
@@ -280,13 +318,13 @@ class Crew:
         self._runner.feed.again(back)
         self.sleepers.wake()
 
-    def _call_chunk(self, waiting: deque[Context], ended: list[tuple[Context, Any]]) -> None:
+    def _call_chunk(self, waiting: deque[Context], ended: list[Any]) -> None:
         """In a thread: what each handler returned or raised, until all are done or the time is over."""
-        decode, set_current, clock = self._runner.decode, current.set, time.perf_counter
+        decode, set_current, clock, next_one = self._runner.decode, current.set, time.perf_counter, waiting.popleft
         began = now = clock()
         while now < began + CHUNK_SECONDS:
             try:
-                ctx = waiting.popleft()
+                ctx = next_one()
             except IndexError:
                 break
             handler, result = ctx.handler, None
@@ -297,7 +335,7 @@ class Crew:
                     result = handler.call(event, ctx)
             except BaseException as error:
                 result = _Raised(error)
-            ended.append((ctx, result))
+            ended.append(result)
             now = clock()
         if ended:
             self._seconds = 0.5 * self._seconds + 0.5 * (now - began) / len(ended)
@@ -307,13 +345,7 @@ class Crew:
         if ctx.failure is not None or ctx.outputs is not None or ctx.parked:
             self._runner.finish(ctx)
             return
-        lane, position = ctx.lane, ctx.row[POSITION]
-        lane.open.discard(position)
-        lane.high = max(lane.high, position)
-        self._runner.feed.release(ctx)
-        self._runner.handled += 1
-        self._runner.checkpointing.dirty.add(lane)
-        self._runner.checkpointing.ended_plainly(1)
+        self._runner.ended_plainly([ctx])
 
     def _pool(self) -> ThreadPoolExecutor:
         if self._threads is None:

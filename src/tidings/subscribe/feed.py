@@ -68,8 +68,8 @@ class Feed:
         self.wanted: Callable[[], None] = lambda: None
         """Called when there is room for a block again."""
         self.offer: Callable[[], Context | None] = self._offers().__next__
-        """The next event that may be handled now; None if there is none. ``register`` or ``pass_by`` follows before anything else may
-        happen in this process, unless it is ``taken`` already."""
+        """The next event that may be handled now; None if there is none. Unless it is ``taken`` already, ``register`` follows before
+        anything else may happen on the loop; or it has ended by then, with ``pass_by`` or the next ``offer``."""
 
     # -- lanes
 
@@ -154,6 +154,7 @@ class Feed:
 
     def pass_by(self, ctx: Context) -> None:
         """What was offered has ended already, and nobody could have seen it begin."""
+        ctx.taken = True
         lane, position = ctx.lane, ctx.row[POSITION]
         if lane.open:  # by a former holder of the lane
             lane.open.discard(position)
@@ -191,26 +192,23 @@ class Feed:
                     lane.recovered.discard(position)
                 key = row[KEY]
                 if not keyed or key is None:
-                    yield Context(row, name, handler, lane, None if whole else position)
+                    ctx = Context(row, name, handler, lane, None if whole else position)
                 else:
                     key_id = (row[KEY_NAME], key)
                     ctx = Context(row, name, handler, lane, key_id)
-                    if not chained or not busy or (chain := busy.get(key_id)) is None:
-                        yield ctx
-                    else:
-                        ctx.taken = True
-                        lane.open.add(position)
-                        self.cursor = position
-                        if type(chain) is deque:
-                            chain.append(ctx)
-                        else:
-                            busy[key_id] = deque((ctx,))
-                        self._waiting += 1
-                        self._waiting_bytes += len(row[DATA])
+                    if chained and busy and (chain := busy.get(key_id)) is not None:
+                        self._wait(ctx, chain)
                         if self._full():
                             break
                         continue
-                if self.now() > self.until or self.closed or self._rows is not rows or len(urgent) or len(ready):
+                yield ctx
+                if not ctx.taken:  # as in `pass_by`, which would cost a call
+                    if lane.open:
+                        lane.open.discard(position)
+                    if position > lane.high:
+                        lane.high = position
+                    self.cursor = position
+                if self.now() > self.until or urgent or ready or self.closed or self._rows is not rows:  # type: ignore[redundant-expr]
                     break
             else:
                 self.cursor = max(self.cursor, self._upto)
@@ -221,6 +219,18 @@ class Feed:
                     self._rows = iter(block[index:] if index else block)
                     self._next = None
                     self.wanted()
+
+    def _wait(self, ctx: Context, chain: Context | deque[Context]) -> None:
+        """Its key is in somebody's hands."""
+        ctx.taken = True
+        ctx.lane.open.add(ctx.row[POSITION])
+        self.cursor = ctx.row[POSITION]
+        if type(chain) is deque:
+            chain.append(ctx)
+        else:
+            self._busy[ctx.key_id] = deque((ctx,))
+        self._waiting += 1
+        self._waiting_bytes += len(ctx.row[DATA])
 
     def _full(self) -> bool:
         """No more rows may wait in chains."""
