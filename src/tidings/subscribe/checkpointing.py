@@ -121,7 +121,7 @@ class Checkpointing:
         self.plain += count
         if self.plain >= FLUSH_SIZE:
             self.flush()
-        elif self.plain == count:
+        elif count and self.plain == count:
             self.begin_age()
 
     def rest(self) -> None:
@@ -198,15 +198,13 @@ class Checkpointing:
         by_lane: dict[LaneState, set[int]] = {lane: set() for lane in lanes}
         special: list[Context] = []
         for ctx in batch:
-            finished = by_lane.get(ctx.lane)
-            if finished is None:
-                finished = by_lane[ctx.lane] = set()
-            if ctx.parked:
+            lane = ctx.lane
+            if lane not in by_lane:
+                by_lane[lane] = set()
+            if not ctx.parked:
+                by_lane[lane].add(ctx.row[POSITION])
+            if ctx.parked or ctx.failure is not None or ctx.outputs is not None:
                 special.append(ctx)
-            else:
-                finished.add(ctx.row[POSITION])
-                if ctx.failure is not None or ctx.outputs is not None:
-                    special.append(ctx)
         cursor = self._feed.cursor
         fenced = unit.advance(self._name, self._worker, [lane.checkpoint(finished, cursor) for lane, finished in by_lane.items()])
         if fenced:

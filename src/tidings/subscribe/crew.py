@@ -290,7 +290,7 @@ class Crew:
 
     async def _gather_on(self, chunk: list[Context], most: int) -> None:
         """The same from rows that the runner can read at once."""
-        seen = 0
+        seen, changes = 0, self._runner.feed.changes
         while seen < len(chunk) < most and not self._runner.at_head:
             seen = len(chunk)
             self.stepping = False
@@ -298,7 +298,7 @@ class Crew:
             await asyncio.sleep(0)
             self.stepping = True
             self._gather(chunk, most)
-        if seen:
+        if self._runner.stopping or self._runner.feed.changes != changes:
             chunk[:] = [ctx for ctx in chunk if not self._runner.unbegun(ctx)]
 
     def _stop_alone(self) -> bool:

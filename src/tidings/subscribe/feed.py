@@ -35,7 +35,8 @@ class Feed:
         chained: events of one key are handled side by side with others, so they must be kept apart.
 
     Attributes:
-        lanes: what this process holds. cursor: rows up to here were taken or are not ours. fetched: rows up to here have been put in.
+        lanes: what this process holds. changes: how often that has changed.
+        cursor: rows up to here were taken or are not ours. fetched: rows up to here have been put in.
         until: end of the worker's lease on ``now``; behind it nothing is taken, since others may have the lanes, and ``expired`` is called.
         ready: released by their key, or handed back. urgent: parked events whose time has come. closed: only urgent ones may be taken.
     """
@@ -47,6 +48,7 @@ class Feed:
         self._whole = order == "log"
         self.chained = chained and order == "key"
         self.lanes: list[LaneState | None] = [None] * LANES
+        self.changes = 0
         self.cursor = 0
         self.fetched = 0
         self.closed = False
@@ -78,6 +80,7 @@ class Feed:
 
     def add(self, rows: Sequence[Lane]) -> None:
         """Lanes that were just claimed; reading goes back to the first thing that isn't done there."""
+        self.changes += 1
         for lane in self.held():
             lane.start = max(lane.start, self.cursor)
         for row in rows:
@@ -89,6 +92,7 @@ class Feed:
         """Take no more of this lane. What was taken of it may still end and be written, and no cursor may carry it over what was not."""
         lane = self.lanes[number]
         if lane is not None:
+            self.changes += 1
             lane.left = self.cursor
             self.lanes[number] = None
 
@@ -143,12 +147,24 @@ class Feed:
             self.register(ctx)
         return ctx
 
+    def take_many(self, batch: list[Context], most: int) -> None:
+        """Take until ``batch`` holds ``most``, or there is none."""
+        offer, register, append = self.offer, self.register, batch.append
+        for _ in range(most - len(batch)):
+            ctx = offer()
+            if ctx is None:
+                return
+            if not ctx.taken:
+                register(ctx)
+            append(ctx)
+
     def register(self, ctx: Context) -> None:
         """Take what was offered."""
         ctx.taken = True
+        position = ctx.row[POSITION]
         # In this order: a checkpoint is made in another thread, and whatever the cursor has passed must be open or done.
-        ctx.lane.open.add(ctx.row[POSITION])
-        self.cursor = ctx.row[POSITION]
+        ctx.lane.open.add(position)
+        self.cursor = position
         if self.chained and ctx.row[KEY] is not None:
             self._busy[ctx.key_id] = ctx
 
