@@ -439,6 +439,19 @@ class Runner:
         if ctx.failure is None:
             self.handled += 1
 
+    def ended_plainly(self, batch: Sequence[Context]) -> None:
+        """Handlers without a transaction have ended, with nothing to be written but that they did."""
+        dirty, release = self.checkpointing.dirty, self.feed.release
+        for ctx in batch:
+            lane, position = ctx.lane, ctx.row[POSITION]
+            lane.open.discard(position)
+            if position > lane.high:
+                lane.high = position
+            dirty.add(lane)
+            release(ctx)
+        self.handled += len(batch)
+        self.checkpointing.ended_plainly(len(batch))
+
     def _committed(self, committed: Committed) -> None:
         """A handlers' transaction was committed."""
         for key, ctx in committed.touched.items():

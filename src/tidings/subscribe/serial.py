@@ -71,28 +71,23 @@ class Serial:
         return self._batch
 
     async def _run(self) -> None:
-        runner, take = self._runner, self._runner.feed.take
+        runner, feed = self._runner, self._runner.feed
         parked = runner.parked.keys
         loop = asyncio.get_running_loop()
         while True:
             self._batch = batch = list[Context]()
             most = 1 if runner.pace is not None else self._most
-            seen = 0
-            while len(batch) < most:
-                ctx = take()
-                if ctx is None:
-                    if len(batch) == seen or runner.at_head:
+            seen, changes = -1, feed.changes
+            while seen < len(batch) < most:
+                if seen >= 0:
+                    if runner.at_head:
                         break
-                    seen = len(batch)
                     await asyncio.sleep(0)  # the runner reads on, if it can do so at once
-                    continue
-                if parked and not ctx.parked and ctx.key_id in parked:
-                    # Its head may not be written yet: through the same queue, so that it can't be parked before it.
-                    ctx.failure = FOLLOWS
-                    runner.finish(ctx)
-                else:
-                    batch.append(ctx)
-            if seen:
+                seen = len(batch)
+                feed.take_many(batch, most)
+                if parked:
+                    self._batch = batch = [ctx for ctx in batch if not self._follows(ctx)]
+            if runner.stopping or feed.changes != changes:
                 self._batch = batch = [ctx for ctx in batch if not runner.unbegun(ctx)]
             if not batch:
                 runner.checkpointing.rest()
@@ -130,6 +125,15 @@ class Serial:
             runner.feed.again(rest)
             if self._shared:
                 self._most = min(SHARED_SIZE, self._most * 2)
+
+    def _follows(self, ctx: Context) -> bool:
+        """Whether its key is parked, so that it is put behind the others of the key."""
+        if ctx.parked or ctx.key_id not in self._runner.parked.keys:
+            return False
+        # Its head may not be written yet: through the same queue, so that it can't be parked before it.
+        ctx.failure = FOLLOWS
+        self._runner.finish(ctx)
+        return True
 
     async def _failed(self, batch: list[Context], error: Exception) -> None:
         """The transaction was rolled back whole."""
@@ -224,12 +228,11 @@ class Serial:
 
     def _share(self, batch: list[Context], transaction: Transaction) -> int:
         """How many of the batch were ended before the time was over."""
-        clock, call = time.monotonic, self._call
+        clock, call, parked = time.monotonic, self._call, self._runner.parked.keys
         until = clock() + self._seconds
-        parked = self._runner.parked.keys
         failed: set[Any] = set()
         at = 0
-        while at < len(batch) and (at == 0 or time.monotonic() < until):
+        while at < len(batch) and (at == 0 or clock() < until):
             chunk = batch[at : at + CHUNK]
             ended = 0
             try:
