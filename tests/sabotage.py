@@ -283,14 +283,14 @@ LIST = (
         "store/sqlite/transactions.py",
         "isinstance(error, Exception) and is_about_another_file(error)",
         "False",
-        RAISED + "a_handlers_own_trouble_counts[another file busy-in_tx]",
+        RAISED + "a_handlers_own_trouble_counts[in_tx-another file busy]",
     ),
     Sabotage(
         "errors that look like the store's are the handler's, in a list",
         "subscribe/lists.py",
         "handler.tx is not None and (runner.store.is_busy(error) or isinstance(error, StoreError))",
         "runner.store.is_busy(error) or isinstance(error, StoreError)",
-        RAISED + "a_handlers_own_trouble_counts[another store-a_list]",
+        RAISED + "a_handlers_own_trouble_counts[a_list-another file busy]",
     ),
     Sabotage(
         "a death while an event is alone is a failed attempt of it",
@@ -302,8 +302,8 @@ LIST = (
     Sabotage(
         "suspects are handled alone",
         "subscribe/caution.py",
-        "            if batch and suspect:\n                break\n",
-        "",
+        "            batch.append(ctx)\n            if suspect:\n",
+        "            batch.append(ctx)\n            if False:\n",
         CAUTION + "innocent_events_are_suspected_and_lose_an_attempt_only_for_a_death_while_they_are_alone",
     ),
     Sabotage(
