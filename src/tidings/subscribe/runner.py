@@ -13,7 +13,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
@@ -257,7 +257,7 @@ class Runner:
         contexts = [*self.crew.handling(), *ends.ended, *ends.writing]
         return {ctx.lane.lane for ctx in contexts} | {lane.lane for lane in ends.dirty}
 
-    def release(self, unit: Unit, lanes: set[int]) -> None:
+    def release(self, unit: Unit, lanes: Collection[int]) -> None:
         """Give these lanes away in the store."""
         rows = [self._parting[number] for number in lanes if number in self._parting]
         if rows:
@@ -438,6 +438,19 @@ class Runner:
         self.feed.release(ctx)
         if ctx.failure is None:
             self.handled += 1
+
+    def ended_plainly(self, batch: Sequence[Context]) -> None:
+        """Handlers without a transaction have ended, with nothing to be written but that they did."""
+        dirty, release = self.checkpointing.dirty, self.feed.release
+        for ctx in batch:
+            lane, position = ctx.lane, ctx.row[POSITION]
+            lane.open.discard(position)
+            if position > lane.high:
+                lane.high = position
+            dirty.add(lane)
+            release(ctx)
+        self.handled += len(batch)
+        self.checkpointing.ended_plainly(len(batch))
 
     def _committed(self, committed: Committed) -> None:
         """A handlers' transaction was committed."""

@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from .runner import Runner
 
 SHARED_SIZE = 1000
-SHARED_SECONDS = 0.02
-"""A shared transaction ends after so many events or so much time, so that publishers don't wait for the file."""
+SHARED_SECONDS = (0.02, 0.25)
+"""A shared transaction ends after so many events or so much time. Where transactions take turns publishers wait for it; elsewhere who wants
+the same rows does, and readers wait for what it publishes."""
 CHUNK = 64
 
 
@@ -38,6 +39,7 @@ class Serial:
         self._runner = runner
         self._shared = shared
         self._most = SHARED_SIZE if shared else 1
+        self._seconds = SHARED_SECONDS[0 if runner.store.one_writer else 1]
         self.limit = 1
         self.running = 0
         self.sleepers = Sleepers(runner.feed_has_work)
@@ -69,28 +71,23 @@ class Serial:
         return self._batch
 
     async def _run(self) -> None:
-        runner, take = self._runner, self._runner.feed.take
+        runner, feed = self._runner, self._runner.feed
         parked = runner.parked.keys
         loop = asyncio.get_running_loop()
         while True:
             self._batch = batch = list[Context]()
             most = 1 if runner.pace is not None else self._most
-            seen = 0
-            while len(batch) < most:
-                ctx = take()
-                if ctx is None:
-                    if len(batch) == seen or runner.at_head:
+            seen, changes = -1, feed.changes
+            while seen < len(batch) < most:
+                if seen >= 0:
+                    if runner.at_head:
                         break
-                    seen = len(batch)
                     await asyncio.sleep(0)  # the runner reads on, if it can do so at once
-                    continue
-                if parked and not ctx.parked and ctx.key_id in parked:
-                    # Its head may not be written yet: through the same queue, so that it can't be parked before it.
-                    ctx.failure = FOLLOWS
-                    runner.finish(ctx)
-                else:
-                    batch.append(ctx)
-            if seen:
+                seen = len(batch)
+                feed.take_many(batch, most)
+                if parked:
+                    self._batch = batch = [ctx for ctx in batch if not self._follows(ctx)]
+            if runner.stopping or feed.changes != changes:
                 self._batch = batch = [ctx for ctx in batch if not runner.unbegun(ctx)]
             if not batch:
                 runner.checkpointing.rest()
@@ -106,7 +103,7 @@ class Serial:
                 self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"tidings-{runner.name}-tx")
             self._given_up = given_up = loop.create_future()
             committed = loop.create_future() if self._shared else None  # gathering a single event is no work
-            self._batch, self.running, self.stepping = batch, 1, self._shared
+            self._batch, self.running, self.stepping = batch, 1, self._shared and not runner.store.reads_aside
             work = loop.run_in_executor(self._thread, self.transact, batch, committed)
             work.add_done_callback(_seen)
             either: list[asyncio.Future[Any]] = [work, given_up] if committed is None else [work, given_up, committed]
@@ -128,6 +125,15 @@ class Serial:
             runner.feed.again(rest)
             if self._shared:
                 self._most = min(SHARED_SIZE, self._most * 2)
+
+    def _follows(self, ctx: Context) -> bool:
+        """Whether its key is parked, so that it is put behind the others of the key."""
+        if ctx.parked or ctx.key_id not in self._runner.parked.keys:
+            return False
+        # Its head may not be written yet: through the same queue, so that it can't be parked before it.
+        ctx.failure = FOLLOWS
+        self._runner.finish(ctx)
+        return True
 
     async def _failed(self, batch: list[Context], error: Exception) -> None:
         """The transaction was rolled back whole."""
@@ -222,12 +228,11 @@ class Serial:
 
     def _share(self, batch: list[Context], transaction: Transaction) -> int:
         """How many of the batch were ended before the time was over."""
-        clock, call = time.monotonic, self._call
-        until = clock() + SHARED_SECONDS
-        parked = self._runner.parked.keys
+        clock, call, parked = time.monotonic, self._call, self._runner.parked.keys
+        until = clock() + self._seconds
         failed: set[Any] = set()
         at = 0
-        while at < len(batch) and (at == 0 or time.monotonic() < until):
+        while at < len(batch) and (at == 0 or clock() < until):
             chunk = batch[at : at + CHUNK]
             ended = 0
             try:
