@@ -37,6 +37,8 @@ HANDLING = "tests/test_promises_handling.py::test_"
 PUBLISHING = "tests/test_promises_publishing.py::test_"
 RACES = "tests/test_promises_races.py::test_"
 SURROUNDINGS = "tests/test_promises_surroundings.py::test_"
+CAUTION = "tests/subscribe/test_caution.py::test_"
+RAISED = "tests/subscribe/test_raised_by_handler.py::test_"
 HORIZON = "tests/store/postgres/test_horizon.py::"
 PARTITIONS = "tests/store/postgres/test_partitions.py::"
 
@@ -279,10 +281,66 @@ LIST = (
     ),
     Sabotage(
         "a transaction that was given up is rolled back by name",
-        "subscribe/transactions.py",
-        "                transaction.guard.shut()\n                transaction.raw.rollback()\n",
-        "                pass\n",
+        "store/sqlite/transactions.py",
+        "            transaction.guard.undo()\n",
+        "            pass\n",
         SURROUNDINGS + "a_handler_that_hangs_in_its_transaction_gives_the_file_back",
+    ),
+    Sabotage(
+        "a statement past its time-out is ended, not waited for with the interpreter's lock",
+        "store/sqlite/transactions.py",
+        "            self.raw.interrupt()\n",
+        "            self.raw.set_authorizer(self._allow)\n",
+        SURROUNDINGS + "a_statement_that_runs_past_the_time_out_stops_nobody_else[plain]",
+    ),
+    Sabotage(
+        "a transaction that was given up can't be written to again",
+        "store/sqlite/transactions.py",
+        'self.raw.execute("PRAGMA query_only = 1")',
+        "pass",
+        SURROUNDINGS + "a_handler_that_hangs_in_its_transaction_gives_the_file_back",
+    ),
+    Sabotage(
+        "errors about another file are the handler's, in a transaction",
+        "store/sqlite/transactions.py",
+        "isinstance(error, Exception) and is_about_another_file(error)",
+        "False",
+        RAISED + "a_handlers_own_trouble_counts[in_tx-another file busy]",
+    ),
+    Sabotage(
+        "errors that look like the store's are the handler's, in a list",
+        "subscribe/lists.py",
+        "handler.tx is not None and (runner.store.is_busy(error) or isinstance(error, StoreError))",
+        "runner.store.is_busy(error) or isinstance(error, StoreError)",
+        RAISED + "a_handlers_own_trouble_counts[a_list-another file busy]",
+    ),
+    Sabotage(
+        "a death while an event is alone is a failed attempt of it",
+        "subscribe/caution.py",
+        "                if suspects.alone:\n",
+        "                if False:\n",
+        CAUTION + "innocent_events_are_suspected_and_lose_an_attempt_only_for_a_death_while_they_are_alone",
+    ),
+    Sabotage(
+        "suspects are handled alone",
+        "subscribe/caution.py",
+        "            batch.append(ctx)\n            if suspect:\n",
+        "            batch.append(ctx)\n            if False:\n",
+        CAUTION + "innocent_events_are_suspected_and_lose_an_attempt_only_for_a_death_while_they_are_alone",
+    ),
+    Sabotage(
+        "a slow suspect holds up the others for a bounded time",
+        "subscribe/caution.py",
+        "if left <= 0 and (",
+        "if False and (",
+        CAUTION + "who_is_slow_and_suspected_does_not_hold_up_the_others_for_long",
+    ),
+    Sabotage(
+        "who is not alone any more is not said to be",
+        "subscribe/caution.py",
+        "        if alone:\n            await self._note({ctx.lane for ctx in self.running}, alone=False)\n",
+        "",
+        CAUTION + "who_is_slow_and_suspected_does_not_hold_up_the_others_for_long",
     ),
     Sabotage(
         "a full disk is nobody's failure",

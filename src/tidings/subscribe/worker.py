@@ -173,11 +173,11 @@ class Worker:
             log.warning("stopped while handlers of %s still ran; their events will be handled again", ", ".join(running))
         keeping.cancel()
         await asyncio.gather(*(reader.close() for reader in self._all()))
+        await self._transactions.close()  # what still runs there holds the file, perhaps
         try:
             await asyncio.wrap_future(self._store.write(self._leave))
         except StoreError as error:
             log.warning("the lease could not be given back, so it has to run out: %s", error)
-        await self._transactions.close()
         self._readers.shutdown(wait=False)
 
     def _leave(self, unit: Any) -> None:

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import Future
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from typing import Any, TypeVar
 
 from ...clock import Clock, SystemClock
@@ -318,6 +318,11 @@ class SQLiteStore:
             conn = self._readers.handling = self.connect()
             self._reading.append(conn)
         return conn
+
+    def forget(self, conn: sqlite3.Connection) -> None:
+        """Whoever uses this connection closes it."""
+        with suppress(ValueError):
+            self._reading.remove(conn)
 
     def reader(self) -> sqlite3.Connection:
         """This thread's connection for reading."""
