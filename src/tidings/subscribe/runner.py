@@ -350,24 +350,24 @@ class Runner:
         Raises:
             UndecodableEvent
         """
-        row, handler = ctx.row, ctx.handler
+        handler = ctx.handler
         shared = handler.decoded
-        if shared is not None and (event := shared.get(row[POSITION])) is not None:
-            return event
         try:
-            event = handler.decode(row[DATA])
+            if shared is None:
+                return handler.decode(ctx.row[DATA])
+            event = shared.get(ctx.row[POSITION])
+            if event is None:
+                if len(shared) >= DECODED:
+                    shared.clear()
+                event = shared[ctx.row[POSITION]] = handler.decode(ctx.row[DATA])
+            return event
         except Exception as error:
-            event_type = handler.event_type
+            row = ctx.row
             raise UndecodableEvent(
-                f"event {row[POSITION]} ({row[TYPE]} version {row[VERSION]}) does not fit {event_type.cls.__name__}: {error}",
+                f"event {row[POSITION]} ({row[TYPE]} version {row[VERSION]}) does not fit {handler.event_type.cls.__name__}: {error}",
                 position=row[POSITION],
                 type=row[TYPE],
             ) from error
-        if shared is not None:
-            if len(shared) >= DECODED:
-                shared.clear()
-            shared[row[POSITION]] = event
-        return event
 
     def collect(self, ctx: Context, result: Any) -> None:
         """What the handler returned and published, as rows; an event that can't be published is the handler's failure."""
