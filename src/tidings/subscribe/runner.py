@@ -372,26 +372,28 @@ class Runner:
         Raises:
             UndecodableEvent
         """
-        row, handler = ctx.row, ctx.handler
+        handler = ctx.handler
         shared = handler.decoded
-        if shared is not None and (event := shared.get(row[POSITION])) is not None:
-            return event
         try:
-            event = handler.decode(row[DATA])
+            if shared is None:
+                return handler.decode(ctx.row[DATA])
+            event = shared.get(ctx.row[POSITION])
+            if event is None:
+                event = handler.decode(ctx.row[DATA])
+                size = len(ctx.row[DATA])
+                if len(shared) >= DECODED or shared.size + size > DECODED_BYTES:
+                    shared.clear()
+                    shared.size = 0
+                shared.size += size
+                shared[ctx.row[POSITION]] = event
+            return event
         except Exception as error:
-            event_type = handler.event_type
+            row = ctx.row
             raise UndecodableEvent(
-                f"event {row[POSITION]} ({row[TYPE]} version {row[VERSION]}) does not fit {event_type.cls.__name__}: {error}",
+                f"event {row[POSITION]} ({row[TYPE]} version {row[VERSION]}) does not fit {handler.event_type.cls.__name__}: {error}",
                 position=row[POSITION],
                 type=row[TYPE],
             ) from error
-        if shared is not None:
-            shared.size += len(row[DATA])
-            if len(shared) >= DECODED or shared.size > DECODED_BYTES:
-                shared.clear()
-                shared.size = len(row[DATA])
-            shared[row[POSITION]] = event
-        return event
 
     def collect(self, ctx: Context, result: Any) -> None:
         """What the handler returned and published, as rows; an event that can't be published is the handler's failure."""
