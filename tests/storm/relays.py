@@ -1,7 +1,7 @@
 """Relays under fire: ``python -m tests.storm.relays --seeds 3``. Processes that publish, processes that relay, a real Kafka and a database.
 
 Relays are killed, frozen past their lease and woken, and restarted with another number of slots; the broker is killed and comes back; the
-server crashes and connections are cut. At the end a plain read-committed consumer must have seen each event once, and those of an account in
+server crashes and connections are cut. At the end a plain read-committed consumer must have seen each event once, those of an account in
 order. Exits non-zero if it has not, on any seed.
 """
 
@@ -184,7 +184,7 @@ class RelayStorm:
             with database.connected(self.db) as conn:
                 conn.execute(
                     "SELECT pg_terminate_backend(pid) FROM (SELECT pid FROM pg_stat_activity WHERE datname = current_database()"
-                    " AND pid <> pg_backend_pid() AND application_name LIKE 'tidings%' ORDER BY random() LIMIT 3) some"
+                    " AND pid <> pg_backend_pid() AND application_name LIKE 'tidings%' ORDER BY random() LIMIT 3) few"
                 )
         except psycopg.OperationalError:
             return
