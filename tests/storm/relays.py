@@ -155,8 +155,14 @@ class RelayStorm:
             elif blow == "cut":
                 self._cut()
             else:
-                grown = [one for one in running if self._ready(one) and one.pid not in frozen]
+                patience = time.monotonic() + 30
+                while not (grown := [one for one in running if self._ready(one) and one.pid not in frozen]):
+                    self._thaw(frozen)
+                    time.sleep(0.05)
+                    if time.monotonic() > patience:
+                        break
                 if not grown:
+                    self.problems.append("no relay was ready within 30 s")
                     continue
                 victim = rng.choice(grown)
                 if blow == "freeze":

@@ -123,6 +123,7 @@ class Sender:
         self._reopen = False
         self._paused = False
         self._way: Slot | None = None
+        self._opened = False
         self._cursor: Cursor | None = None
         self._advancing: Future[Any] | None = None
         self._careful = False
@@ -137,6 +138,11 @@ class Sender:
         self.thread = threading.Thread(target=self._run, name=f"tidings-{relay}-{slot}", daemon=True)
 
     # -- from the loop
+
+    @property
+    def open(self) -> bool:
+        """Whether it has its way to the broker, and knows where to go on."""
+        return self._opened
 
     def start(self) -> None:
         self.thread.start()
@@ -216,6 +222,7 @@ class Sender:
             self._changed()
 
     def _close_way(self) -> None:
+        self._opened = False
         way, self._way = self._way, None
         if way is not None:
             way.close()
@@ -237,6 +244,7 @@ class Sender:
         """Send until something happens."""
         if self._way is None:
             self._open()
+            self._opened = True
         while not self._stop.is_set():
             self._wake.clear()
             if self._paused:
