@@ -107,6 +107,7 @@ class RunningIntake:
         topics: that are read. own: names of apps whose events come from here. worker: who this process is, for ``status``.
 
     Attributes:
+        group: of the processes that share the partitions: those of one log, so that each of two logs is given everything.
         trouble: why nothing is taken; None if all is well. taken, dropped, unread: events since the start, those that were dropped since
             they were here already, records that couldn't be read.
     """
@@ -116,6 +117,7 @@ class RunningIntake:
     ) -> None:
         self.options = options
         self.name = options.name
+        self.group = f"tidings.{store.log_id}.{options.name}"
         self.topics = tuple(topics)
         self.trouble: str | None = None
         self.taken = self.dropped = self.unread = 0
@@ -178,8 +180,7 @@ class RunningIntake:
     def _session(self) -> None:
         """Read until something is wrong, or is to be begun anew; then all that is in memory goes, with the reader."""
         self._know_nothing()
-        group = f"tidings.{self._store.log_id}.{self.name}"
-        with closing(self._broker.reader(group, self.topics, self._assigned, self._revoked)) as reader:
+        with closing(self._broker.reader(self.group, self.topics, self._assigned, self._revoked)) as reader:
             while not self._stopping.is_set():
                 try:
                     records = reader.poll(1 if self._careful else self.options.batch, POLL_SECONDS)
@@ -292,15 +293,19 @@ class RunningIntake:
         events, doubtful = batch.events, batch.doubtful
         parts, formats, own, log_id = self._parts, self._formats, self._own, self._store.log_id
         seen: set[bytes] = set()
+        one = Partition("", -1)
+        part, format_ = parts.get(one), next(iter(formats.values()))
         for record in records:
-            one = Partition(record.topic, record.partition)
-            part = parts.get(one)
+            if record.partition != one.partition or record.topic != one.topic:  # they come in runs
+                one = Partition(record.topic, record.partition)
+                part, format_ = parts.get(one), formats[record.topic]
+                if part is not None:
+                    batch.parts[one] = part
             if part is None or record.offset < part.next:
                 continue
-            batch.parts[one] = part
             part.next = record.offset + 1
             part.reached = record.time
-            arrival = self._read(formats[record.topic], record, part.topic_id, batch)
+            arrival = self._read(format_, record, part.topic_id, batch)
             if arrival is None:
                 continue
             envelope, origin = arrival
