@@ -12,12 +12,16 @@ from .errors import (
     HandlerTimeout,
     HandlingError,
     InvalidEvent,
+    LogWentBack,
     NotAllowed,
     NotFound,
     OffsetLost,
     OutsideTransaction,
     PartitionTaken,
+    PositionUnclear,
     PublishError,
+    RecordTooLarge,
+    SlotFenced,
     StoreBusy,
     StoreError,
     StoreFailed,
@@ -25,6 +29,7 @@ from .errors import (
     StoreNotInitialised,
     SubscriptionNameTaken,
     TidingsError,
+    TopicMissing,
     TransactionEnded,
     UnawaitedPublish,
     UndecodableEvent,
@@ -35,11 +40,13 @@ from .event import Event, event
 
 if TYPE_CHECKING:
     from .app import App
+    from .brokers.kafka import KafkaBroker
     from .clock import Clock, ManualClock, SystemClock
     from .envelope import Envelope
     from .publish.publishing import Receipt
     from .relay.formats import CloudEvents, DebeziumOutbox, PlainJSON
     from .relay.intake import Intake
+    from .relay.relay import Relay
     from .retry import Retry
     from .store.postgres import PostgresStore
     from .store.sqlite import SQLiteStore
@@ -66,6 +73,8 @@ __all__ = [
     "HandlingError",
     "Intake",
     "InvalidEvent",
+    "KafkaBroker",
+    "LogWentBack",
     "ManualClock",
     "NotAllowed",
     "NotFound",
@@ -73,11 +82,15 @@ __all__ = [
     "OutsideTransaction",
     "PartitionTaken",
     "PlainJSON",
+    "PositionUnclear",
     "PostgresStore",
     "PublishError",
     "Receipt",
+    "RecordTooLarge",
+    "Relay",
     "Retry",
     "SQLiteStore",
+    "SlotFenced",
     "StoreBusy",
     "StoreError",
     "StoreFailed",
@@ -87,6 +100,7 @@ __all__ = [
     "SubscriptionNameTaken",
     "SystemClock",
     "TidingsError",
+    "TopicMissing",
     "TransactionEnded",
     "UnawaitedPublish",
     "UndecodableEvent",
@@ -106,10 +120,12 @@ _AT_FIRST_USE = {
     "DebeziumOutbox": ".relay.formats",
     "Envelope": ".envelope",
     "Intake": ".relay.intake",
+    "KafkaBroker": ".brokers.kafka",
     "ManualClock": ".clock",
     "PlainJSON": ".relay.formats",
     "PostgresStore": ".store.postgres",
     "Receipt": ".publish.publisher",
+    "Relay": ".relay.relay",
     "Retry": ".retry",
     "SQLiteStore": ".store.sqlite",
     "Subscription": ".subscribe.subscription",

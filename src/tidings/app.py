@@ -18,6 +18,7 @@ from .event import EventType
 from .publish.publisher import Publisher
 from .publish.publishing import Publishing, Receipt
 from .relay.intake import Intake, RunningIntake
+from .relay.relay import Relay, RunningRelay
 from .retry import Retry
 from .store import store_at
 from .store.port import Scheduled, Store
@@ -48,7 +49,8 @@ class App:
         retention: how long events stay in the log after every subscription has passed them; None keeps them.
         drain: seconds that stopping waits for handlers that run.
         clock: tests give a ManualClock.
-        broker: ``kafka://host:9092``, or a broker object: what other services publish comes in from there.
+        broker: ``kafka://host:9092``, or a broker object: what this app publishes goes there, and what others publish comes in from there.
+        relay: how it goes there; False: not from here.
         intake: what of it, and how; False for nothing.
 
     Raises:
@@ -68,6 +70,7 @@ class App:
         drain: float = 30.0,
         clock: Clock | None = None,
         broker: str | Broker | None = None,
+        relay: Relay | bool = True,
         intake: Intake | bool = True,
     ) -> None:
         if not name or not name.replace("-", "").replace("_", "").isalnum():
@@ -86,7 +89,9 @@ class App:
         self._opened = False
         self._worker_options: dict[str, Any] = {"lease": lease, "retention": retention, "drain": drain}
         self.worker: Worker | None = None
+        self.relay: RunningRelay | None = None
         self.intake: RunningIntake | None = None
+        self._relay_options = Relay() if relay is True else relay or None
         self._intake_options = Intake() if intake is True else intake or None
         self.use_store(self.store, transactions)
         self.broker: Broker | None = broker_at(broker) if isinstance(broker, str) else broker
@@ -330,6 +335,8 @@ class App:
         self.bind()
         was_open = self._opened
         self.open()
+        if self.broker is not None and self._relay_options is not None:
+            self.relay = RunningRelay(self._relay_options, self.name, self.store, self.broker)
         worker = Worker(
             self.name,
             list(self.subscriptions.values()),
@@ -337,6 +344,7 @@ class App:
             self._publisher,
             self._transactions,
             clock=self.clock,
+            sharers=[] if self.relay is None else [self.relay],
             **self._worker_options,
         )
         try:
@@ -348,6 +356,11 @@ class App:
                 self.close()
             raise
         self.worker = worker
+
+    @property
+    def relays(self) -> bool:
+        """Whether what it publishes goes to a broker from where it runs."""
+        return self.broker is not None and self._relay_options is not None
 
     async def _start_intake(self, worker: Worker) -> None:
         if self.broker is None or self._intake_options is None:
@@ -368,6 +381,7 @@ class App:
         worker, self.worker = self.worker, None
         if worker is not None:
             await worker.stop()
+        self.relay = None
         await asyncio.get_running_loop().run_in_executor(None, self.close)
 
     async def __aenter__(self) -> Self:

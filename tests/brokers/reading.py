@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from confluent_kafka import Consumer, TopicPartition
 
 from servers.kafka import Kafka
@@ -31,7 +33,8 @@ def everything(kafka: Kafka, topic: str, *, isolation: str = "read_committed") -
                 if record.error() is not None:
                     open_ones -= 1
                     continue
-                headers = [(name, value or b"") for name, value in record.headers() or []]
+                given: Any = record.headers() or []
+                headers = [(name, value or b"") for name, value in given]
                 found.append(
                     Received(
                         topic, record.partition() or 0, record.offset() or 0, record.key(), record.value(), headers, record.timestamp()[1]

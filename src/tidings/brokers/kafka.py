@@ -110,10 +110,11 @@ class KafkaBroker:
 
     def limit(self, topic: str) -> int:
         """Bytes that a batch of this topic may have. Asked once for each topic; if that isn't allowed, Kafka's own default."""
-        found = self._limits.get(topic)
-        if found is None:
-            found = self._limits[topic] = self._ask_limit(topic)
-        return found
+        return self._limits.get(topic) or self._ask_limit(topic)
+
+    def smallest(self) -> int:
+        """Bytes that a batch of any topic may have, of those that were asked for."""
+        return min(list(self._limits.values()), default=LARGEST)
 
     def _ask_limit(self, topic: str) -> int:
         from confluent_kafka import KafkaException
@@ -123,11 +124,14 @@ class KafkaBroker:
         wanted = ConfigResource(ConfigResource.Type.TOPIC, topic)
         try:
             config = self._admin().describe_configs([wanted], request_timeout=SECONDS)[wanted].result()
-            return min(most, int(config["max.message.bytes"].value))
+            found = self._limits[topic] = min(most, int(config["max.message.bytes"].value))
+            return found
         except KafkaException as error:
             why = explain(error, self.label, f"topic {topic}")
             if isinstance(why, BrokerUnavailable):
                 raise why from error
+            if isinstance(why, NotAllowed):
+                self._limits[topic] = most
             return most
 
     def forget(self) -> None:
