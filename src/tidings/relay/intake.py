@@ -132,6 +132,7 @@ class RunningIntake:
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
         self._asking = ThreadPoolExecutor(1, thread_name_prefix="tidings-intake-asks")
+        self._asked: Future[Mapping[str, Topic]] | None = None
         self._control = -1
         self._looked = 0.0
         self._told: set[Partition] | None = None
@@ -193,7 +194,7 @@ class RunningIntake:
                 for one, offset in reader.reached().items():  # what is not ours to see lies before it: ends of transactions
                     if (part := self._parts.get(one)) is not None and part.next < offset:
                         part.next = offset
-                if records or self._given:
+                if records or self._given or reader.trouble is not None:
                     self.trouble = reader.trouble
                 if (self._told != self._given or time.monotonic() - self._looked > LOOK_SECONDS) and self._look(reader):
                     return
@@ -372,6 +373,8 @@ class RunningIntake:
     def _look(self, reader: Reader) -> bool:
         """Write down what others may want to know, and see what operators want; whether to begin anew for that."""
         self._looked = time.monotonic()
+        if reader.trouble is not None:
+            self._see_if_it_is_over(reader)
         for one, end in reader.ends(self._parts).items():
             self._parts[one].end = max(end, self._parts[one].next)
         quiet = {one: part for one, part in self._parts.items() if part.written < part.next}
@@ -383,6 +386,15 @@ class RunningIntake:
         self._control = control
         self._try_again()
         return any(row.resume is not None and (row.topic, row.partition) in self._given for row in offsets)
+
+    def _see_if_it_is_over(self, reader: Reader) -> None:
+        """Nothing comes in, and nobody would say that it could."""
+        if self._asked is None:
+            self._asked = self._asking.submit(self._broker.topics, self.topics)
+        elif self._asked.done():
+            asked, self._asked = self._asked, None
+            if asked.exception() is None and len(asked.result()) == len(self.topics):
+                reader.trouble = None
 
     def _note(self, quiet: Mapping[Partition, _Part]) -> None:
         moves = [part.move(one) for one, part in quiet.items()]
