@@ -22,7 +22,7 @@ from .relay.relay import Relay, RunningRelay
 from .retry import Retry
 from .store import store_at
 from .store.port import Scheduled, Store
-from .subscribe.handler import Handler, tell_apart
+from .subscribe.handler import Decoded, Handler, tell_apart
 from .subscribe.middleware import Middleware, wrap
 from .subscribe.subscription import F, Given, Options, Subscription
 from .subscribe.worker import Worker
@@ -415,12 +415,12 @@ class App:
                     self._transactions.check(handler.tx, handler.name)
                 layers = [*self._middleware, *subscription.options.middleware]
                 handler.call = wrap(handler.call, handler.is_async, layers, handler.name)
-                if handler.tx is not None or handler.takes_list:  # run where the store's own errors may come up too
+                if handler.tx is not None:  # run where the store's own errors may come up too
                     handler.call = tell_apart(handler.call, handler.is_async)
                 readers.setdefault(handler.event_type.cls, []).append(handler)
         for handlers in readers.values():
             if len(handlers) > 1 and handlers[0].event_type.shareable:  # decoded once for all of them
-                decoded: dict[int, Any] = {}
+                decoded = Decoded()
                 for handler in handlers:
                     handler.decoded = decoded
 

@@ -30,6 +30,7 @@
     │   ├── UndecodableEvent           the data doesn't fit the class that the handler asks for
     │   ├── HandlerTimeout             the handler ran past its timeout
     │   ├── TransactionEnded           the handler ended the transaction it was given
+    │   ├── WorkerDied                 the process died while it handled this event alone
     │   └── Fenced                     another worker holds the lane now; nothing was written
     └── NotFound                   no such subscription, dead letter or scheduled event
 
@@ -165,6 +166,10 @@ class HandlerTimeout(HandlingError):
 
 class TransactionEnded(HandlingError):
     """A handler ended the transaction that it was given; nothing counts as done."""
+
+
+class WorkerDied(HandlingError):
+    """The process died, or stood still past its lease, while it handled this event and nothing else that could have been the cause."""
 
 
 class Fenced(HandlingError):

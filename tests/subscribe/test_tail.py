@@ -31,6 +31,9 @@ class GrowingLog:
     def durable(self) -> int:
         return self.head
 
+    def lasts(self, upto: int, last: tuple[Any, ...] | None) -> bool:
+        return False
+
 
 @pytest.mark.promise("effects once")
 @pytest.mark.promise("order per key")

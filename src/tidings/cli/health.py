@@ -59,6 +59,7 @@ class Health:
                     "app": app.name,
                     "worker": None if worker is None else worker.id,
                     "lease_age_seconds": round(self.lease_age(app), 3),
+                    "horizon_held_seconds": round(app.store.held_back(), 3),
                     "subscriptions": {
                         name: {
                             "lanes": len(runner.held_lanes()),

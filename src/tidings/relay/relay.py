@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -161,6 +161,9 @@ class RunningRelay:
 
     def busy_lanes(self) -> set[int]:
         return {lane for sender in (*self._senders.values(), *self._ending) for lane in sender.lanes}
+
+    def release(self, unit: Unit, lanes: Collection[int]) -> None:
+        unit.release(self.name, self._worker, lanes)
 
     def _end(self, lanes: set[int]) -> None:
         for slot, sender in list(self._senders.items()):

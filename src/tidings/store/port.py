@@ -44,7 +44,10 @@ EVERYTHING = "*"
 
 @dataclass(slots=True)
 class Lane:
-    """Progress of one subscription in one lane: done up to ``position`` but for ``open``; held by ``worker`` under ``epoch``."""
+    """Progress of one subscription in one lane: done up to ``position`` but for ``open``; held by ``worker`` under ``epoch``.
+
+    ``begun``: the text of ``Unit.note_begun``. ``died``: it was just taken from a worker whose lease ran out.
+    """
 
     subscription: str
     lane: int
@@ -52,6 +55,8 @@ class Lane:
     open: tuple[int, ...]
     worker: str | None
     epoch: int
+    begun: str | None = None
+    died: bool = False
 
 
 @dataclass(slots=True)
@@ -154,6 +159,17 @@ class Scheduled:
 
 
 @dataclass(slots=True)
+class Holder:
+    """A transaction under way that has written to the log, so that nobody may read past it yet.
+
+    ``seconds``: since it began, None if this role may not see it; ``who``: which one it is, in words.
+    """
+
+    seconds: float | None
+    who: str
+
+
+@dataclass(slots=True)
 class Examination:
     """What ``tidings store check`` finds: damage and what to do about it, and what is worth knowing of this kind of store, for programs
     (``figures``) and for people (``lines``)."""
@@ -163,6 +179,12 @@ class Examination:
     advice: str
     figures: dict[str, Any]
     lines: list[str]
+
+
+def holder_text(holder: Holder) -> str:
+    """One line about it."""
+    age = "" if holder.seconds is None else f" for {holder.seconds:.1f} s"
+    return f"readers are held back{age} by {holder.who}"
 
 
 def size_text(size: float) -> str:
@@ -223,7 +245,7 @@ class Unit(Protocol):
         ...
 
     def trim(self, upto: int, limit: int) -> int:
-        """Delete at most ``limit`` of the rows up to ``upto``, the oldest first; how many."""
+        """Delete at most ``limit`` of the rows up to ``upto``, the oldest first; how many. 0: nothing is left but for ``Store.upkeep``."""
         ...
 
     # -- scheduled events
@@ -276,6 +298,12 @@ class Unit(Protocol):
 
         Transactions of one worker that advance the same lane at the same time take turns here, and each may know only of its own ends:
         whatever one of them has finished stays finished."""
+        ...
+
+    def note_begun(self, subscription: str, worker: str, rows: Sequence[tuple[int, int, str | None]]) -> list[tuple[int, int]]:
+        """Write ``(lane, epoch, text)``: what is in handlers' hands there, for whoever takes the lane if this worker dies.
+
+        It stays with the lane until it is written anew. Returns lane and epoch of those that are somebody else's by now."""
         ...
 
     def release(self, subscription: str, worker: str, lanes: Iterable[int]) -> None: ...
@@ -333,11 +361,20 @@ class Unit(Protocol):
         ...
 
 
+class RaisedByHandler(Exception):
+    """An error that looks like the store's trouble and came out of a handler, about something else: its failure, and an attempt."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
 class Guard(Protocol):
     """Keeps a handler from ending a transaction that isn't its own."""
 
     def closed(self, name: str) -> AbstractContextManager[None]:
-        """Around a handler's call. Raises TransactionEnded if it tried to end the transaction, whatever error that gave it."""
+        """Around a handler's call. Raises TransactionEnded if it tried to end the transaction, whatever error that gave it, and
+        RaisedByHandler for an error that ``Store.is_busy`` would take for the store's although this transaction is well."""
         ...
 
     def alive(self) -> bool:
@@ -503,8 +540,18 @@ class Store(Protocol):
         position that is."""
         ...
 
+    def lasts(self, upto: int, last: tuple[Any, ...] | None) -> bool:
+        """Whether everything up to ``upto`` is known to survive such a crash, without asking the disk: ``durable`` for nothing.
+        ``last``: the row at ``upto``, if one was read there."""
+        ...
+
     def unit(self, connection: Any) -> Unit:
         """The statements on a driver connection that is the user's."""
+        ...
+
+    def upkeep(self, upto: int) -> int:
+        """See that there is room for what comes, and let go of whole parts of the log that end at or below ``upto`` and that everyone has
+        passed; how many. What ``Unit.trim`` leaves for a whole part to go is let go here. Called now and then by each worker; blocks."""
         ...
 
     def transaction(self) -> AbstractContextManager[Any]:
@@ -520,6 +567,13 @@ class Store(Protocol):
         ...
 
     def examine(self, full: bool) -> Examination: ...
+    def holders(self) -> list[Holder]:
+        """Who keeps readers now from what was published after them, the oldest first. Nobody where transactions write one after another."""
+        ...
+
+    def held_back(self) -> float:
+        """For how many seconds this process has seen what it may read stand still before such a transaction; 0 if it doesn't. At once."""
+        ...
 
     # -- waking up
 

@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from .runner import Runner
 
 SHARED_SIZE = 1000
-SHARED_SECONDS = 0.02
-"""A shared transaction ends after so many events or so much time, so that publishers don't wait for the file."""
+SHARED_SECONDS = (0.02, 0.25)
+"""A shared transaction ends after so many events or so much time. Where transactions take turns publishers wait for it; elsewhere who wants
+the same rows does, and readers wait for what it publishes."""
 CHUNK = 64
 
 
@@ -38,6 +39,7 @@ class Serial:
         self._runner = runner
         self._shared = shared
         self._most = SHARED_SIZE if shared else 1
+        self._seconds = SHARED_SECONDS[0 if runner.store.one_writer else 1]
         self.limit = 1
         self.running = 0
         self.sleepers = Sleepers(runner.feed_has_work)
@@ -223,7 +225,7 @@ class Serial:
     def _share(self, batch: list[Context], transaction: Transaction) -> int:
         """How many of the batch were ended before the time was over."""
         clock, call = time.monotonic, self._call
-        until = clock() + SHARED_SECONDS
+        until = clock() + self._seconds
         parked = self._runner.parked.keys
         failed: set[Any] = set()
         at = 0

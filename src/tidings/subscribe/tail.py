@@ -9,7 +9,7 @@ from collections import OrderedDict
 from concurrent.futures import Executor
 from typing import TYPE_CHECKING, Any
 
-from .context import DATA
+from .context import DATA, POSITION
 
 if TYPE_CHECKING:
     from ..store.port import Store
@@ -67,7 +67,7 @@ class Tail:
             if fetching is None:
                 block = self._opened(number, block, after)
                 found = self._glance(block.upto, (number + 1) * BLOCK)
-                if found is not None and (not found[0] or self._lasts(found[1])):
+                if found is not None and (not found[0] or self._lasts(*found)):
                     if not self._keep(number, block, *found):
                         return None, 0
                     continue
@@ -103,8 +103,8 @@ class Tail:
             self._in_thread_until = began + THREAD_SECONDS
         return found
 
-    def _lasts(self, upto: int) -> bool:
-        return not self._durable or upto <= self._lasting
+    def _lasts(self, rows: list[tuple[Any, ...]], upto: int) -> bool:
+        return not self._durable or upto <= self._lasting or self._store.lasts(upto, rows[-1] if rows[-1][POSITION] == upto else None)
 
     async def _fetch(self, number: int, block: Block, found: tuple[list[tuple[Any, ...]], int] | None) -> bool:
         """Whether there was anything."""
@@ -132,6 +132,6 @@ class Tail:
 
     def _read(self, after: int, upto: int, found: tuple[list[tuple[Any, ...]], int] | None) -> tuple[list[tuple[Any, ...]], int]:
         rows, safe = found or self._store.read(after, upto)
-        if rows and not self._lasts(safe):
+        if rows and not self._lasts(rows, safe):
             self._lasting = self._store.durable()  # before an effect leaves the machine, whatever the writer's setting was
         return rows, safe

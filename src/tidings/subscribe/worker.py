@@ -23,6 +23,7 @@ from ..clock import Clock, SystemClock
 from ..envelope import LANES
 from ..errors import StoreError
 from ..store.port import Lane, SomeWaker, SubscriptionRow, WorkerRow
+from .caution import Turn
 from .runner import Runner, groups_of
 from .sharing import fair_share, to_give_back, whole_groups
 from .tail import Tail
@@ -43,6 +44,7 @@ CONDENSE_SECONDS = (0.1, 1.0, 30.0)
 """Pace of condensing blocks of the log (search.py): when everything is handled, when not, and when no block was full."""
 TRIM_CHUNK = 5_000
 TRIM_SECONDS = 5.0
+UPKEEP_SECONDS = 30.0
 
 
 def _add_block(unit: Any, block: Any) -> None:
@@ -118,6 +120,7 @@ class Worker:
         self._loop = asyncio.get_running_loop()
         now = self._now()
         durable = any(handler.tx is None for sub in self._subscriptions for handler in sub.handlers.values())
+        self._turn = Turn()
         self._tail = tail = Tail(self._store, self._readers, durable=durable)
         await asyncio.wrap_future(self._store.write(lambda unit: self._register(unit, now)))
         for subscription in self._subscriptions:
@@ -130,6 +133,7 @@ class Worker:
                 self.id,
                 self._clock,
                 random.Random(self._rng.random()),
+                self._turn,
             )
             runner.changed = self.settled.set
             runner.reached_head = self._on_head
@@ -147,8 +151,7 @@ class Worker:
             self._loop.create_task(self._schedule(), name="tidings-schedule"),
         ]
         self._tasks.append(self._loop.create_task(self._condense(), name="tidings-condense"))
-        if self._retention is not None:
-            self._tasks.append(self._loop.create_task(self._trim(), name="tidings-trim"))
+        self._tasks.append(self._loop.create_task(self._trim(), name="tidings-trim"))
         self._waker.arm()
 
     async def stop(self) -> None:
@@ -171,11 +174,16 @@ class Worker:
         keeping.cancel()
         await asyncio.gather(*(reader.close() for reader in self._all()))
         try:
-            await asyncio.wrap_future(self._store.write(lambda unit: unit.leave(self.id)))
+            await asyncio.wrap_future(self._store.write(self._leave))
         except StoreError as error:
             log.warning("the lease could not be given back, so it has to run out: %s", error)
         await self._transactions.close()
         self._readers.shutdown(wait=False)
+
+    def _leave(self, unit: Any) -> None:
+        for runner in self.runners.values():
+            runner.part(unit)
+        unit.leave(self.id)
 
     def kill(self) -> None:
         """Stop at once, as a crash would: nothing is written, the lease has to run out. For tests and a second SIGTERM."""
@@ -354,7 +362,7 @@ class Worker:
         left = self._giving_back.setdefault(runner.name, set())
         left.intersection_update(lanes - free)
         if free:
-            await asyncio.wrap_future(self._store.write(lambda unit: unit.release(runner.name, self.id, free)))
+            await asyncio.wrap_future(self._store.write(lambda unit: runner.release(unit, free)))
         if left:
             self._loop.call_later(0.05, lambda: self._spawn(self._look_at_control(force=True)))
 
@@ -452,16 +460,20 @@ class Worker:
         return 0.0 if moved else 0.01
 
     async def _trim(self) -> None:
-        assert self._retention is not None
+        """Keep the log in shape, and let go of what is older than the retention. Every worker does; the store sees that one is enough."""
         while True:
-            await asyncio.sleep(TRIM_SECONDS)
-            before = int((self._clock.time() - self._retention.total_seconds()) * 1_000_000)
-
-            def old(unit: Any, before: int = before) -> int:
-                return min(unit.trimmable(), unit.first_position_at(before))  # type: ignore[no-any-return]
-
+            await asyncio.sleep(TRIM_SECONDS if self._retention is not None else UPKEEP_SECONDS)
             try:
+                if self._retention is None:
+                    await asyncio.to_thread(self._store.upkeep, 0)
+                    continue
+                before = int((self._clock.time() - self._retention.total_seconds()) * 1_000_000)
+
+                def old(unit: Any, before: int = before) -> int:
+                    return min(unit.trimmable(), unit.first_position_at(before))  # type: ignore[no-any-return]
+
                 upto = await self._loop.run_in_executor(self._readers, self._store.query, old)
+                await asyncio.to_thread(self._store.upkeep, upto)
                 while await self._trim_chunk(upto):  # noqa: ASYNC110 (a pace, not a wait for something)
                     await asyncio.sleep(0.05)
             except StoreError as error:

@@ -70,7 +70,20 @@ def connect(url: str, *, name: str = "tidings") -> psycopg.Connection[Any]:
             f"{label(url)} is PostgreSQL {conn.info.server_version // 10000}; Tidings needs {OLDEST // 10000} or newer",
             found=conn.info.server_version,
         )
+    try:
+        if is_pooled(conn):
+            conn.prepare_threshold = None
+    except psycopg.Error as error:
+        conn.close()
+        raise explain(error, url) from error
     return conn
+
+
+def is_pooled(conn: psycopg.Connection[Any]) -> bool:
+    """Whether a pooler stands between, so that the next transaction may be another backend's: no prepared statements then, no LISTEN, and
+    settings for one transaction only. The number that a pooler gives its client, for cancelling, is not the backend's."""
+    row = conn.execute("SELECT pg_backend_pid()").fetchone()
+    return row is None or row[0] != conn.info.backend_pid
 
 
 def _drivers(error: BaseException) -> list[BaseException]:

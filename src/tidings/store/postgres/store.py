@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict
 from typing import Any, TypeVar
 from weakref import WeakSet
 
@@ -16,11 +17,11 @@ import psycopg
 
 from ...clock import Clock, SystemClock
 from ...errors import StoreError, StoreNotInitialised, WrongStore
-from ..port import Examination, Row, size_text
-from . import enlist, schema
+from ..port import Examination, Holder, Row, holder_text, size_text
+from . import enlist, partitions, schema
 from .connect import check_url, connect, explain, is_busy, is_lost, is_open, label, sqlstate_of
 from .cursor import PostgresCursor
-from .horizon import Horizon
+from .horizon import Horizon, lockers
 from .transactions import Transactions
 from .unit import APPEND, READ, SCHEDULE, PostgresUnit, append_with
 from .waker import Notifier, Waker
@@ -46,6 +47,8 @@ class PostgresStore:
     Args:
         url: ``postgresql://user@host:5432/database``, as libpq takes it; the tables are found by its ``search_path``.
         clock: for due times; leases are on the server's clock unless tests give a ManualClock.
+        listen: a direct URL of the same database, where ``url`` leads through a pooler: for LISTEN, which needs a connection of its own.
+            Without it workers behind a pooler poll twice a second.
 
     Raises:
         ConfigurationError: the URL isn't understood.
@@ -53,8 +56,10 @@ class PostgresStore:
 
     one_writer = False
 
-    def __init__(self, url: str, *, clock: Clock | None = None) -> None:
+    def __init__(self, url: str, *, clock: Clock | None = None, listen: str | None = None) -> None:
         self.url = check_url(url)
+        self.pooled = False
+        self._listen = self.url if listen is None else check_url(listen)
         self.label = label(url)
         self.clock: Clock = clock or SystemClock()
         self.log_id = ""
@@ -69,6 +74,8 @@ class PostgresStore:
         self._reading: psycopg.Connection[Any] | None = None
         self._horizon = Horizon()
         self._held_back = False
+        self._moved = time.monotonic()  # when what may be read last grew, or was all there is
+        self._may_keep_up = True
         self._durable = 0
         self._frozen = FROZEN_SECONDS
         self._rows = 256
@@ -127,6 +134,7 @@ class PostgresStore:
         try:
             with self._connection() as conn:
                 check(conn, self.url)
+                self.pooled = conn.prepare_threshold is None
                 row = conn.execute("SELECT value FROM tidings_meta WHERE name = 'log_id'").fetchone()
         except psycopg.Error as error:
             raise explain(error, self.url) from error
@@ -152,6 +160,23 @@ class PostgresStore:
         if self._writer is None:
             raise StoreError("the store is not open; use `async with app:` or app.open() first", url=self.label)
         return self._writer
+
+    def upkeep(self, upto: int) -> int:
+        """Room in the log for what comes, and whole parts of it dropped that end at or below ``upto``; how many. A role that doesn't own
+        the tables leaves both: what comes has a place anyway, and what is old is deleted row by row."""
+        dropped = 0
+        try:
+            with self._connection() as conn:
+                partitions.patiently(partitions.make_room, conn)
+                while partitions.patiently(lambda conn: partitions.drop_passed(conn, upto), conn):
+                    dropped += 1
+        except psycopg.errors.InsufficientPrivilege as error:
+            if self._may_keep_up:
+                self._may_keep_up = False
+                log.info("%s: old events are deleted row by row, since this role doesn't own the tables: %s", self.label, error)
+        except psycopg.Error as error:
+            raise explain(error, self.url) from error
+        return dropped
 
     @contextmanager
     def transaction(self) -> Iterator[psycopg.Connection[Any]]:
@@ -200,8 +225,10 @@ class PostgresStore:
     def _read(self, conn: psycopg.Connection[Any], after: int, upto: int) -> tuple[list[tuple[Any, ...]], int]:
         safe = self._horizon.safe
         if safe < upto:
-            safe = self._horizon.observe(conn)
+            before, safe = safe, self._horizon.observe(conn)
             self._held_back = self._horizon.held_back
+            if safe > before or not self._held_back:
+                self._moved = time.monotonic()
         safe = min(safe, upto)
         if safe <= after:
             return [], after
@@ -251,6 +278,9 @@ class PostgresStore:
         """Nothing to do: the server may crash while this process lives, so ``read`` never gives out what such a crash would take back."""
         return self._durable
 
+    def lasts(self, upto: int, last: tuple[Any, ...] | None) -> bool:
+        return upto <= self._durable
+
     @staticmethod
     def _flush(conn: psycopg.Connection[Any]) -> None:
         """Wait until everything that was written until now has been flushed; if nobody's commit does it soon, make one that does."""
@@ -269,7 +299,7 @@ class PostgresStore:
 
     def watch(self, woken: Callable[[], None]) -> Waker:
         """What calls ``woken`` on the running loop when there may be something new; it is closed by whoever asked."""
-        return Waker(self.url, self._channel, woken, self._anything_held_back)
+        return Waker(self._listen, self._channel, woken, self._anything_held_back)
 
     def _anything_held_back(self) -> bool:
         with self._cursors_lock:
@@ -375,11 +405,25 @@ class PostgresStore:
     def examine(self, full: bool) -> Examination:
         """The server checks its own pages; this tells how much there is and what holds readers back."""
 
-        def look(unit: PostgresUnit) -> tuple[int, int]:
-            return unit.count(), unit.bytes()
+        def look(unit: PostgresUnit) -> tuple[int, int, int]:
+            return unit.count(), unit.bytes(), unit.count_parts()
 
-        events, size = self.query(look)
-        return Examination(events, [], "", {"store_bytes": size}, [f"{size_text(size)} in the tables and their indexes"])
+        events, size, parts = self.query(look)
+        holders = self.holders()
+        figures = {"store_bytes": size, "parts": parts, "horizon": [asdict(holder) for holder in holders]}
+        lines = [f"{size_text(size)} in the tables and their indexes; the log is in {parts} parts"]
+        lines += [holder_text(holder) for holder in holders]
+        return Examination(events, [], "", figures, lines)
+
+    def holders(self) -> list[Holder]:
+        try:
+            with self._connection() as conn:
+                return [Holder(locker.seconds, locker.words()) for locker in lockers(conn)]
+        except psycopg.Error as error:
+            raise explain(error, self.url) from error
+
+    def held_back(self) -> float:
+        return time.monotonic() - self._moved if self._held_back else 0.0
 
     @contextmanager
     def _connection(self) -> Iterator[psycopg.Connection[Any]]:

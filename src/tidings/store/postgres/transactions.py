@@ -17,6 +17,7 @@ import psycopg
 from psycopg.pq import TransactionStatus
 
 from ...errors import HandlerDefinitionError, HandlerTimeout, TransactionEnded
+from ..port import RaisedByHandler
 from . import enlist
 from .connect import connect, is_lost, sqlstate_of
 
@@ -45,6 +46,7 @@ class Guard:
 
         Raises:
             TransactionEnded: it tried to end the transaction, whatever error that gave it.
+            RaisedByHandler: it is about a lost connection, and this one isn't lost.
         """
         self._closed, self._tried = True, False
         try:
@@ -54,6 +56,8 @@ class Guard:
             lost = is_lost(error) and type(getattr(error, "orig", error)).__name__ != "InterfaceError"
             if self._tried or (not self.alive() and sqlstate_of(error) is None and not lost):
                 raise self._ended(name) from error
+            if isinstance(error, Exception) and is_lost(error) and self.alive():
+                raise RaisedByHandler(error) from None  # another connection was lost, or not made
             raise
         finally:
             self._closed = False
@@ -297,7 +301,8 @@ class Transactions:
             import asyncpg
 
             given = self._find_callable()
-            conn = given() if given is not None else asyncpg.connect(self._store.url)
+            cache = {"statement_cache_size": 0} if self._store.pooled else {}
+            conn = given() if given is not None else asyncpg.connect(self._store.url, **cache)
             if hasattr(conn, "__await__"):
                 conn = await conn
             try:
@@ -308,7 +313,12 @@ class Transactions:
         else:
             conn = self._idle_async.pop() if self._idle_async else None
             if conn is None or conn.closed:
-                conn = await psycopg.AsyncConnection.connect(self._store.url, autocommit=True, application_name="tidings handler")
+                conn = await psycopg.AsyncConnection.connect(
+                    self._store.url,
+                    autocommit=True,
+                    application_name="tidings handler",
+                    prepare_threshold=None if self._store.pooled else 5,
+                )
             try:
                 yield conn
             finally:

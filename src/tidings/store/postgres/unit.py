@@ -11,6 +11,7 @@ from ...envelope import LANES, Envelope
 from ...errors import SubscriptionNameTaken, TransactionEnded
 from ..intakes import IntakeRow
 from ..port import Behind, FailedAttempt, KeyState, Lane, Parked, Scheduled, SubscriptionRow, WorkerRow
+from . import partitions
 from .bulk import arrays, insert_many
 from .intakes import PostgresIntake, intakes
 
@@ -186,14 +187,18 @@ class PostgresUnit:
         return 0
 
     def trim(self, upto: int, limit: int) -> int:
-        """Deletes by range in chunks; the mark goes up first, so that a reader knows that what is missing below it was trimmed."""
-        row = self._one("SELECT min(position) FROM tidings_log")
-        assert row is not None
-        first = row[0]
-        if first is None or first > upto:
+        """Deletes by range in chunks; the mark goes up first, so that a reader knows that what is missing below it was trimmed.
+
+        Only in the part of the log that is written now. One that is full waits until it can be dropped whole (``PostgresStore.upkeep``),
+        and is emptied row by row only if that was not possible."""
+        first = self._one("SELECT position, tableoid FROM tidings_log ORDER BY position LIMIT 1")
+        if first is None or first[0] > upto:
             return 0
-        last = min(upto, first + limit - 1)
-        self._count("UPDATE tidings_meta SET value = %s WHERE name = 'retained' AND value::bigint < %s", str(last), last)
+        end = self._one(partitions.END_OF_PART, first[1])
+        if end is not None and end[0] is not None and upto < end[0] <= self.head():
+            return 0
+        last = min(upto, first[0] + limit - 1)
+        self._count(partitions.RETAINED, str(last), last)
         self._count("DELETE FROM tidings_attempts WHERE position <= %s", last)
         return self._count("DELETE FROM tidings_log WHERE position <= %s", last)
 
@@ -299,7 +304,7 @@ class PostgresUnit:
         self._all(LOCK_LANES, name, list(range(LANES)))
         self._count(
             "UPDATE tidings_lanes l SET open = ARRAY(SELECT p FROM unnest(l.open) p WHERE p <= least(%s::bigint, l.position) ORDER BY 1),"
-            " position = %s, worker = NULL, epoch = epoch + 1 WHERE subscription = %s",
+            " position = %s, worker = NULL, epoch = epoch + 1, begun = NULL WHERE subscription = %s",
             position, position, name,
         )  # fmt: skip
         self._count("UPDATE tidings_subscriptions SET start = least(start, %s) WHERE name = %s", position, name)
@@ -349,7 +354,7 @@ class PostgresUnit:
 
     def lanes(self, subscription: str | None = None) -> list[Lane]:
         rows = self._all(
-            "SELECT subscription, lane, position, open, worker, epoch FROM tidings_lanes"
+            "SELECT subscription, lane, position, open, worker, epoch, begun FROM tidings_lanes"
             " WHERE %s::text IS NULL OR subscription = %s ORDER BY subscription, lane",
             subscription, subscription,
         )  # fmt: skip
@@ -362,7 +367,8 @@ class PostgresUnit:
                                             self._seconds())}  # fmt: skip
         # A checkpoint that its owner is committing is waited for, so that what is taken stands as it left it.
         rows = self._all(
-            "SELECT subscription, lane, position, open, worker, epoch FROM tidings_lanes WHERE subscription = %s ORDER BY lane FOR UPDATE",
+            "SELECT subscription, lane, position, open, worker, epoch, begun FROM tidings_lanes WHERE subscription = %s ORDER BY lane"
+            " FOR UPDATE",
             subscription,
         )
         alive = {row.worker for row in self.workers()} - over
@@ -381,6 +387,7 @@ class PostgresUnit:
             held += 1
             for lane in lanes:
                 if lane.worker != worker:
+                    lane.died = lane.worker is not None
                     lane.worker, lane.epoch = worker, lane.epoch + 1
                     taken.append(lane)
         if taken:
@@ -419,6 +426,15 @@ class PostgresUnit:
             )
         kept = set(written)
         return [(lane, epoch) for lane, epoch, _, _ in rows if (lane, epoch) not in kept]
+
+    def note_begun(self, subscription: str, worker: str, rows: Sequence[tuple[int, int, str | None]]) -> list[tuple[int, int]]:
+        self._all(LOCK_LANES, subscription, [row[0] for row in rows])
+        written = self._all(
+            "UPDATE tidings_lanes l SET begun = v.begun FROM unnest(%s::int[], %s::bigint[], %s::text[]) v (lane, epoch, begun)"
+            " WHERE l.subscription = %s AND l.lane = v.lane AND l.worker = %s AND l.epoch = v.epoch RETURNING l.lane, l.epoch",
+            [row[0] for row in rows], [row[1] for row in rows], [row[2] for row in rows], subscription, worker,
+        )  # fmt: skip
+        return [(lane, epoch) for lane, epoch, _ in rows if (lane, epoch) not in set(written)]
 
     def release(self, subscription: str, worker: str, lanes: Iterable[int]) -> None:
         numbers = list(lanes)
@@ -572,6 +588,10 @@ class PostgresUnit:
         assert row is not None
         return int(row[0])
 
+    def count_parts(self) -> int:
+        """Partitions of the log."""
+        return len(self._all(partitions.LIST))
+
     def bytes(self) -> int:
         """What our tables and their indexes take."""
         row = self._one(
@@ -609,7 +629,7 @@ def _of_key(subscription: str, lane: int, key: tuple[str | None, str] | int | No
 
 
 def _lane(row: tuple[Any, ...]) -> Lane:
-    return Lane(row[0], row[1], row[2], tuple(row[3]), row[4], row[5])
+    return Lane(row[0], row[1], row[2], tuple(row[3]), row[4], row[5], row[6])
 
 
 def _parked(row: tuple[Any, ...]) -> Parked:

@@ -17,12 +17,14 @@ from typing import Any
 import psycopg
 
 from ...errors import StoreError
-from .connect import connect, is_open, label
+from .connect import connect, is_open, is_pooled, label
 
 log = logging.getLogger("tidings.store")
 
 POLL_SECONDS = 2.0
 """With nothing heard, look this often."""
+POOLED_SECONDS = 0.5
+"""The same where nothing can be heard: a pooler stands between, and no direct connection was given."""
 QUICK = (0.0005, 0.05)
 """Seconds between looks while something is expected: the first, and the longest (each is half as long again as the one before)."""
 NOTIFY_SECONDS = 0.01
@@ -100,6 +102,7 @@ class Waker:
         self._conn: psycopg.Connection[Any] | None = None
         self._socket = -1  # a connection that is lost no longer knows its own
         self._connecting: asyncio.Future[Any] | None = None
+        self._poll = POLL_SECONDS
         self._armed = False
         self._heard = True  # until the first look
         self._closed = False
@@ -120,7 +123,7 @@ class Waker:
             self._pause = min(QUICK[1], self._pause * 1.5)
         else:
             self._pause = QUICK[0]
-            self._schedule(POLL_SECONDS)
+            self._schedule(self._poll)
 
     def disarm(self) -> None:
         self._armed = False
@@ -173,15 +176,18 @@ class Waker:
         if self._closed or self._connecting is not None:
             return
 
-        def listen() -> psycopg.Connection[Any]:
+        def listen() -> psycopg.Connection[Any] | None:
             conn = connect(self._url, name="tidings listen")
+            if is_pooled(conn):  # a LISTEN would stay with a backend that others get next
+                conn.close()
+                return None
             conn.execute(f'LISTEN "{self._channel}"'.encode())
             return conn
 
         self._connecting = self._loop.run_in_executor(None, listen)
         self._connecting.add_done_callback(self._connected)
 
-    def _connected(self, done: asyncio.Future[psycopg.Connection[Any]]) -> None:
+    def _connected(self, done: asyncio.Future[psycopg.Connection[Any] | None]) -> None:
         self._connecting = None
         if done.cancelled():
             return
@@ -192,6 +198,9 @@ class Waker:
                 self._loop.call_later(RECONNECT_SECONDS, self._connect)
             return
         conn = done.result()
+        if conn is None:
+            self._poll = POOLED_SECONDS
+            return
         if self._closed:
             conn.close()
             return

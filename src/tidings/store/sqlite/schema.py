@@ -136,6 +136,14 @@ ALTER TABLE tidings_subscriptions ADD COLUMN start INTEGER NOT NULL DEFAULT 0;
     ),
     (
         4,
+        "events whose handler ends the process",
+        """
+-- What is in handlers' hands in a lane whose last holder died (JSON: deaths in a row, alone, attempts by position); else NULL.
+ALTER TABLE tidings_lanes ADD COLUMN begun TEXT;
+""",
+    ),
+    (
+        5,
         "what comes in from a broker",
         """
 -- Who brings events in from a broker. dead: the last number given to a record that could not be read.

@@ -279,7 +279,8 @@ class SQLiteUnit:
         for lane in self.lanes(name):
             open_ = [one for one in lane.open if one <= position <= lane.position]
             self._conn.execute(
-                "UPDATE tidings_lanes SET position = ?, open = ?, worker = NULL, epoch = epoch + 1 WHERE subscription = ? AND lane = ?",
+                "UPDATE tidings_lanes SET position = ?, open = ?, worker = NULL, epoch = epoch + 1, begun = NULL"
+                " WHERE subscription = ? AND lane = ?",
                 (position, json.dumps(open_) if open_ else None, name, lane.lane),
             )
         self._conn.execute("UPDATE tidings_subscriptions SET start = min(start, ?) WHERE name = ?", (position, name))
@@ -330,7 +331,7 @@ class SQLiteUnit:
 
     def lanes(self, subscription: str | None = None) -> list[Lane]:
         rows = self._conn.execute(
-            "SELECT subscription, lane, position, open, worker, epoch FROM tidings_lanes"
+            "SELECT subscription, lane, position, open, worker, epoch, begun FROM tidings_lanes"
             " WHERE ? IS NULL OR subscription = ? ORDER BY subscription, lane",
             (subscription, subscription),
         )
@@ -353,6 +354,7 @@ class SQLiteUnit:
             held += 1
             for lane in lanes:
                 if lane.worker != worker:
+                    lane.died = lane.worker is not None
                     lane.worker, lane.epoch = worker, lane.epoch + 1
                     taken.append(lane)
         self._conn.executemany(
@@ -381,6 +383,17 @@ class SQLiteUnit:
         owned = {(row.lane, row.epoch) for row in self.lanes(subscription) if row.worker == worker}
         # By epoch: a worker may have lost a lane and taken it again, and hold events of both times.
         return [(lane, epoch) for lane, epoch, _, _ in rows if (lane, epoch) not in owned]
+
+    def note_begun(self, subscription: str, worker: str, rows: Sequence[tuple[int, int, str | None]]) -> list[tuple[int, int]]:
+        return [
+            (lane, epoch)
+            for lane, epoch, text in rows
+            if self._conn.execute(
+                "UPDATE tidings_lanes SET begun = ? WHERE subscription = ? AND lane = ? AND worker = ? AND epoch = ?",
+                (text, subscription, lane, worker, epoch),
+            ).rowcount
+            == 0
+        ]
 
     def release(self, subscription: str, worker: str, lanes: Iterable[int]) -> None:
         self._conn.executemany(
@@ -545,7 +558,7 @@ def _of_key(subscription: str, lane: int, key: tuple[str | None, str] | int | No
 
 
 def _lane(row: tuple[Any, ...]) -> Lane:
-    return Lane(row[0], row[1], row[2], tuple(json.loads(row[3])) if row[3] else (), row[4], row[5])
+    return Lane(row[0], row[1], row[2], tuple(json.loads(row[3])) if row[3] else (), row[4], row[5], row[6])
 
 
 def _parked(row: tuple[Any, ...]) -> Parked:
