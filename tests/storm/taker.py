@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
 
+from tidings import StoreError
 from tidings.brokers.kafka import KafkaBroker
 from tidings.relay import intake
 from tidings.store import store_at
@@ -15,9 +17,19 @@ def main() -> None:
     intake.LOOK_SECONDS = 0.5
     store = store_at(url)
     store.transactions(None, 3.0)  # a transaction of a process that stands still is ended after this time
-    store.open()
+    while True:
+        try:
+            store.open()
+            break
+        except StoreError:  # it was just crashed
+            time.sleep(0.1)
     running = intake.RunningIntake(intake.Intake(batch=100), store, KafkaBroker(address), "payment", [topic], name, {"payment"})
-    running.start()
+    while True:
+        try:
+            running.start()
+            break
+        except StoreError:
+            time.sleep(0.1)
     print("runs", flush=True)
     threading.Event().wait()
 
