@@ -1,5 +1,6 @@
-"""The intake against a loop by hand: consume, make columns of the headers, COPY, write the offsets down, commit. Both read the same topic of a
-real Kafka into a real PostgreSQL."""
+"""The intake against a loop by hand: consume, make columns of the headers, COPY, write the offsets down, commit.
+
+Both read the same topic of a real Kafka into a real PostgreSQL."""
 
 from __future__ import annotations
 
@@ -115,7 +116,7 @@ def by_hand(kafka: Any, postgres: Any, topic: str, count: int) -> Cost:
     store.close()
     conn = psycopg.connect(url, autocommit=True)
     conn.execute("CREATE TABLE offsets (part int PRIMARY KEY, next bigint NOT NULL)")
-    consumer = Consumer(
+    consumer: Any = Consumer(
         {
             "bootstrap.servers": kafka.address,
             "group.id": kafka.new_name("by-hand"),
@@ -140,10 +141,10 @@ def by_hand(kafka: Any, postgres: Any, topic: str, count: int) -> Cost:
             for record in [first, *consumer.consume(BATCH - 1, 0)]:
                 if record.error() is not None:
                     continue
-                headers = {name: value.decode() for name, value in record.headers()}
-                moment = int(datetime.datetime.fromisoformat(headers["ce_time"]).timestamp() * 1_000_000)
-                copy.write_row((int(headers["ce_tidingslane"]), topic, headers["ce_type"], 1, headers["ce_keyname"], headers["ce_partitionkey"],
-                    headers["ce_id"], moment, headers["ce_source"], record.value(), headers["ce_correlationid"]))  # fmt: skip
+                said = {name: value.decode() for name, value in record.headers()}
+                moment = int(datetime.datetime.fromisoformat(said["ce_time"]).timestamp() * 1_000_000)
+                copy.write_row((int(said["ce_tidingslane"]), topic, said["ce_type"], 1, said["ce_keyname"], said["ce_partitionkey"],
+                    said["ce_id"], moment, said["ce_source"], record.value(), said["ce_correlationid"]))  # fmt: skip
                 offsets[record.partition()] = record.offset() + 1
                 done += 1
         conn.cursor().executemany(

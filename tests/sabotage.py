@@ -43,6 +43,8 @@ RELAY = "tests/relay/test_relay.py::test_"
 STOPS = "tests/relay/test_relay_stops.py::test_"
 SLOT = "tests/brokers/test_kafka_slot.py::test_"
 HORIZON = "tests/store/postgres/test_horizon.py::"
+INTAKE = "tests/relay/test_intake.py::test_"
+INTAKE_RACES = "tests/relay/test_intake_races.py::test_"
 PARTITIONS = "tests/store/postgres/test_partitions.py::"
 
 LIST = (
@@ -551,6 +553,84 @@ LIST = (
         "if self._broker.fits(record):\n                kept.append(record)",
         "if True:\n                kept.append(record)",
         RELAY + "too_large_is_a_dead_letter_and_its_retry_says_that_it_is_late[sqlite]",
+    ),
+    # -- the intake
+    Sabotage(
+        "an offset moves from where it is expected (SQLite)",
+        "store/sqlite/intakes.py",
+        "AND topic_id = ? AND next = ?",
+        "AND topic_id = ? AND next >= 0 * ?",
+        INTAKE_RACES + "a_zombie_that_wakes_up_writes_nothing[sqlite]",
+    ),
+    Sabotage(
+        "an offset moves from where it is expected (PostgreSQL)",
+        "store/postgres/intakes.py",
+        " AND o.next = v.expected",
+        "",
+        INTAKE_RACES + "a_zombie_that_wakes_up_writes_nothing[postgresql]",
+    ),
+    Sabotage(
+        "a mark drops what is not above it",
+        "relay/marks.py",
+        "if origin.sequence <= lanes[origin.lane]:",
+        "if False:",
+        INTAKE + "what_was_sent_twice_is_taken_once[sqlite]",
+    ),
+    Sabotage(
+        "marks are written down with the events",
+        "relay/intake.py",
+        "intake.set_marks([row for part in batch.parts.values() for row in part.marks.changed()])",
+        "pass",
+        INTAKE + "what_was_sent_twice_is_taken_once[sqlite]",
+    ),
+    Sabotage(
+        "marks are kept by log and incarnation",
+        "relay/marks.py",
+        "series = origin[:2]",
+        'series = ("log", 1)',
+        INTAKE + "another_log_or_incarnation_of_the_same_app_begins_its_own_marks[sqlite]",
+    ),
+    Sabotage(
+        "what comes from here is not taken in",
+        "relay/intake.py",
+        "if envelope.source in own or (origin is not None and origin.log == log_id):",
+        "if False:",
+        INTAKE + "nothing_of_ones_own_comes_back[sqlite]",
+    ),
+    Sabotage(
+        "a topic that was made anew is not read on",
+        "relay/intake.py",
+        "elif row.topic_id != topic_id:",
+        "elif False:",
+        INTAKE + "a_topic_made_anew_with_more_records_than_before_is_not_read_on[sqlite-while nobody reads]",
+    ),
+    Sabotage(
+        "an offset that is lost is never chosen by the client",
+        "brokers/kafka_reader.py",
+        '"auto.offset.reset": "error"',
+        '"auto.offset.reset": "earliest"',
+        INTAKE + "a_range_that_retention_took_is_named_and_waits_for_an_operator[sqlite-first-then0]",
+    ),
+    Sabotage(
+        "ends of transactions are passed",
+        "relay/intake.py",
+        "if (part := self._parts.get(one)) is not None and part.next < offset:",
+        "if False:",
+        INTAKE + "what_was_aborted_is_not_seen_and_ends_of_transactions_are_passed[sqlite]",
+    ),
+    Sabotage(
+        "what no mark can tell is told by its id",
+        "relay/intake.py",
+        "if at not in batch.doubtful or batch.doubtful[at] in new]",
+        "]",
+        INTAKE + "what_is_out_of_order_or_others_is_told_by_its_id[sqlite]",
+    ),
+    Sabotage(
+        "a record that the store refuses is found",
+        "relay/intake.py",
+        "if not self._store.is_refusal(error):",
+        "if True:",
+        INTAKE + "a_record_that_cannot_be_read_is_kept_and_tried_again[postgresql]",
     ),
 )
 

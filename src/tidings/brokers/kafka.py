@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,28 @@ if TYPE_CHECKING:
     from .port import Reader, Slot
 
 log = logging.getLogger("tidings.broker")
+
+
+class _Calm(logging.Filter):
+    """librdkafka says of each attempt to connect that it failed, twenty times a second. Once in ten seconds is enough."""
+
+    SECONDS = 10.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: dict[str, float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        text, at = record.getMessage().partition(" (after ")[0], time.monotonic()
+        if at - self._said.get(text, -self.SECONDS) < self.SECONDS:
+            return False
+        if len(self._said) > 1000:
+            self._said.clear()
+        self._said[text] = at
+        return True
+
+
+log.addFilter(_Calm())
 
 SECONDS = 10.0
 """So long an answer may take."""

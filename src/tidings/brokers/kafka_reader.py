@@ -33,6 +33,9 @@ _NEW_GROUPS = {"group.protocol": "consumer"}
 _OLD_GROUPS = {"group.protocol": "classic", "partition.assignment.strategy": "cooperative-sticky"}
 
 
+_new = tuple.__new__
+
+
 class KafkaReader:
     """``Reader`` over confluent-kafka's Consumer.
 
@@ -76,10 +79,11 @@ class KafkaReader:
         if self._raised is not None:
             raised, self._raised = self._raised, None
             raise raised
+        ours = self._ours
         records = [
-            Received(one.topic(), one.partition(), one.offset(), one.key(), one.value(), one.headers() or (), one.timestamp()[1])
+            _new(Received, (one.topic(), one.partition(), one.offset(), one.key(), one.value(), one.headers() or (), one.timestamp()[1]))
             for one in found
-            if (one.error() is None or self._on_trouble(one)) and (one.topic(), one.partition()) in self._ours
+            if (one.error() is None or self._on_trouble(one)) and (one.topic(), one.partition()) in ours
         ]
         if records:
             self.trouble = None

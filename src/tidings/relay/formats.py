@@ -20,6 +20,7 @@ from ..codec import encode_json
 from ..envelope import Envelope, lane_of, micros
 from ..errors import InvalidEvent
 from .cloudevents import Origin, from_record
+from .own_records import own_records
 
 
 class Arrival(NamedTuple):
@@ -42,7 +43,12 @@ class Format(Protocol):
 class CloudEvents:
     """CloudEvents 1.0 in binary or structured mode."""
 
+    def __init__(self) -> None:
+        self._own = own_records()
+
     def read(self, record: Received, topic_id: str) -> Arrival | None:
+        if (found := self._own(record)) is not None:
+            return Arrival(*found)
         return Arrival(*from_record(record.topic, record.key, record.value, record.headers, record.time))
 
 

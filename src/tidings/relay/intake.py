@@ -107,6 +107,7 @@ class RunningIntake:
         topics: that are read. own: names of apps whose events come from here. worker: who this process is, for ``status``.
 
     Attributes:
+        group: of the processes that share the partitions: those of one log, so that each of two logs is given everything.
         trouble: why nothing is taken; None if all is well. taken, dropped, unread: events since the start, those that were dropped since
             they were here already, records that couldn't be read.
     """
@@ -116,6 +117,7 @@ class RunningIntake:
     ) -> None:
         self.options = options
         self.name = options.name
+        self.group = f"tidings.{store.log_id}.{options.name}"
         self.topics = tuple(topics)
         self.trouble: str | None = None
         self.taken = self.dropped = self.unread = 0
@@ -130,6 +132,7 @@ class RunningIntake:
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
         self._asking = ThreadPoolExecutor(1, thread_name_prefix="tidings-intake-asks")
+        self._asked: Future[Mapping[str, Topic]] | None = None
         self._control = -1
         self._looked = 0.0
         self._told: set[Partition] | None = None
@@ -178,8 +181,7 @@ class RunningIntake:
     def _session(self) -> None:
         """Read until something is wrong, or is to be begun anew; then all that is in memory goes, with the reader."""
         self._know_nothing()
-        group = f"tidings.{self._store.log_id}.{self.name}"
-        with closing(self._broker.reader(group, self.topics, self._assigned, self._revoked)) as reader:
+        with closing(self._broker.reader(self.group, self.topics, self._assigned, self._revoked)) as reader:
             while not self._stopping.is_set():
                 try:
                     records = reader.poll(1 if self._careful else self.options.batch, POLL_SECONDS)
@@ -192,7 +194,7 @@ class RunningIntake:
                 for one, offset in reader.reached().items():  # what is not ours to see lies before it: ends of transactions
                     if (part := self._parts.get(one)) is not None and part.next < offset:
                         part.next = offset
-                if records or self._given:
+                if records or self._given or reader.trouble is not None:
                     self.trouble = reader.trouble
                 if (self._told != self._given or time.monotonic() - self._looked > LOOK_SECONDS) and self._look(reader):
                     return
@@ -292,15 +294,19 @@ class RunningIntake:
         events, doubtful = batch.events, batch.doubtful
         parts, formats, own, log_id = self._parts, self._formats, self._own, self._store.log_id
         seen: set[bytes] = set()
+        one = Partition("", -1)
+        part, format_ = parts.get(one), next(iter(formats.values()))
         for record in records:
-            one = Partition(record.topic, record.partition)
-            part = parts.get(one)
+            if record.partition != one.partition or record.topic != one.topic:  # they come in runs
+                one = Partition(record.topic, record.partition)
+                part, format_ = parts.get(one), formats[record.topic]
+                if part is not None:
+                    batch.parts[one] = part
             if part is None or record.offset < part.next:
                 continue
-            batch.parts[one] = part
             part.next = record.offset + 1
             part.reached = record.time
-            arrival = self._read(formats[record.topic], record, part.topic_id, batch)
+            arrival = self._read(format_, record, part.topic_id, batch)
             if arrival is None:
                 continue
             envelope, origin = arrival
@@ -367,6 +373,8 @@ class RunningIntake:
     def _look(self, reader: Reader) -> bool:
         """Write down what others may want to know, and see what operators want; whether to begin anew for that."""
         self._looked = time.monotonic()
+        if reader.trouble is not None:
+            self._see_if_it_is_over(reader)
         for one, end in reader.ends(self._parts).items():
             self._parts[one].end = max(end, self._parts[one].next)
         quiet = {one: part for one, part in self._parts.items() if part.written < part.next}
@@ -378,6 +386,15 @@ class RunningIntake:
         self._control = control
         self._try_again()
         return any(row.resume is not None and (row.topic, row.partition) in self._given for row in offsets)
+
+    def _see_if_it_is_over(self, reader: Reader) -> None:
+        """Nothing comes in, and nobody would say that it could."""
+        if self._asked is None:
+            self._asked = self._asking.submit(self._broker.topics, self.topics)
+        elif self._asked.done():
+            asked, self._asked = self._asked, None
+            if asked.exception() is None and len(asked.result()) == len(self.topics):
+                reader.trouble = None
 
     def _note(self, quiet: Mapping[Partition, _Part]) -> None:
         moves = [part.move(one) for one, part in quiet.items()]
