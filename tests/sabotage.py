@@ -37,6 +37,7 @@ HANDLING = "tests/test_promises_handling.py::test_"
 PUBLISHING = "tests/test_promises_publishing.py::test_"
 RACES = "tests/test_promises_races.py::test_"
 SURROUNDINGS = "tests/test_promises_surroundings.py::test_"
+CONTRACT = "tests/store/test_contract.py::TestPostgresStore::test_"
 HORIZON = "tests/store/postgres/test_horizon.py::"
 
 LIST = (
@@ -140,6 +141,34 @@ LIST = (
         "if rows and not self._lasts(safe):",
         "if False:",
         HANDLING + "what_was_read_is_durable_before_an_effect_leaves_the_machine",
+    ),
+    Sabotage(
+        "a lease that is over is not prolonged",
+        "store/postgres/unit.py",
+        "WHERE worker = %s AND until > {_CLOCK} RETURNING",
+        "WHERE worker = %s AND (until > {_CLOCK} OR true) RETURNING",
+        CONTRACT + "a_pulse_renews_a_lease_that_lasts_and_no_other",
+    ),
+    Sabotage(
+        "a pulse tells of lanes that are nobody's",
+        "store/postgres/unit.py",
+        "subscription, lane, worker, epoch), ','",
+        "subscription), ','",
+        CONTRACT + "a_pulse_tells_what_a_look_depends_on",
+    ),
+    Sabotage(
+        "what a pulse tells is looked at",
+        "subscribe/worker.py",
+        "if situation != self._situation or",
+        "if self._situation is None or",
+        "tests/store/postgres/test_pulse.py::test_lanes_of_a_dead_worker_are_taken_over_by_who_has_only_pulses",
+    ),
+    Sabotage(
+        "the next block is read ahead",
+        "subscribe/tail.py",
+        "if self._store.reads_aside and",
+        "if False and",
+        "tests/subscribe/test_tail.py::test_the_next_block_is_read_while_one_is_handled",
     ),
     Sabotage(
         "a commit that changes nothing makes nothing last",

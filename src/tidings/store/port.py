@@ -263,9 +263,9 @@ class Unit(Protocol):
         ...
 
     def pulse(self, worker: str, until: float, info: dict[str, Any] | None) -> tuple[str, int | None] | None:
-        """``renew`` in one statement that can stand alone (``Store.at_once``), if the lease is not over yet: then every lane that the worker
-        held is still its own, unless an operator took it. A text that differs whenever ``control``, the living workers or who holds which
-        lane have changed since another pulse, and ``next_due``. None: nothing was done, so ``renew`` and look."""
+        """``renew`` in one statement that can stand alone (``Store.at_once``), if the lease is not over yet: then every lane that the
+        worker held is still its own, unless an operator took it. A text that differs whenever ``control``, the living workers or who holds
+        which lane have changed since another pulse, and ``next_due``. None: nothing was done, so ``renew`` and look."""
         ...
 
     def bury(self) -> None:
@@ -454,8 +454,8 @@ class Store(Protocol):
         ...
 
     def at_once(self, job: Callable[[Unit], T]) -> T:
-        """Run a job of one statement, which needs neither a transaction nor a snapshot around it. Blocks. If it raises, nobody knows whether
-        it was done: for what may be done twice."""
+        """Run a job of one statement, which needs neither a transaction nor a snapshot around it. Blocks. If it raises, nobody knows
+        whether it was done: for what may be done twice."""
         ...
 
     def read(self, after: int, upto: int) -> tuple[list[tuple[Any, ...]], int]:
