@@ -42,6 +42,7 @@ RAISED = "tests/subscribe/test_raised_by_handler.py::test_"
 RELAY = "tests/relay/test_relay.py::test_"
 STOPS = "tests/relay/test_relay_stops.py::test_"
 SLOT = "tests/brokers/test_kafka_slot.py::test_"
+CONTRACT = "tests/store/test_contract.py::TestPostgresStore::test_"
 HORIZON = "tests/store/postgres/test_horizon.py::"
 INTAKE = "tests/relay/test_intake.py::test_"
 INTAKE_RACES = "tests/relay/test_intake_races.py::test_"
@@ -148,6 +149,34 @@ LIST = (
         "if rows and not self._lasts(safe):",
         "if False:",
         HANDLING + "what_was_read_is_durable_before_an_effect_leaves_the_machine",
+    ),
+    Sabotage(
+        "a lease that is over is not prolonged",
+        "store/postgres/unit.py",
+        "WHERE worker = %s AND until > {_CLOCK} RETURNING",
+        "WHERE worker = %s AND (until > {_CLOCK} OR true) RETURNING",
+        CONTRACT + "a_pulse_renews_a_lease_that_lasts_and_no_other",
+    ),
+    Sabotage(
+        "a pulse tells of lanes that are nobody's",
+        "store/postgres/unit.py",
+        "subscription, lane, worker, epoch), ','",
+        "subscription), ','",
+        CONTRACT + "a_pulse_tells_what_a_look_depends_on",
+    ),
+    Sabotage(
+        "what a pulse tells is looked at",
+        "subscribe/worker.py",
+        "if situation != self._situation or",
+        "if self._situation is None or",
+        "tests/store/postgres/test_pulse.py::test_lanes_of_a_dead_worker_are_taken_over_by_who_has_only_pulses",
+    ),
+    Sabotage(
+        "the next block is read ahead",
+        "subscribe/tail.py",
+        "if self._store.reads_aside and",
+        "if False and",
+        "tests/subscribe/test_tail.py::test_the_next_block_is_read_while_one_is_handled",
     ),
     Sabotage(
         "a commit that changes nothing makes nothing last",

@@ -289,6 +289,12 @@ class Unit(Protocol):
         """Take free lanes (nobody's, or a dead worker's) in whole groups until ``share`` groups are held; the lanes taken."""
         ...
 
+    def pulse(self, worker: str, until: float, info: dict[str, Any] | None) -> tuple[str, int | None] | None:
+        """``renew`` in one statement that can stand alone (``Store.at_once``), if the lease is not over yet: then every lane that the
+        worker held is still its own, unless an operator took it. A text that differs whenever ``control``, the living workers or who holds
+        which lane have changed since another pulse, and ``next_due``. None: nothing was done, so ``renew`` and look."""
+        ...
+
     def bury(self) -> None:
         """Forget workers whose lease ran out and whose lanes all went to others."""
         ...
@@ -455,6 +461,9 @@ class SomeWaker(Protocol):
         """Somebody has published in this process, and will commit soon."""
         ...
 
+    polled: bool
+    """The last call came of the clock alone: nothing was heard."""
+
     def close(self) -> None:
         """Behind ``disarm``, perhaps from another thread than the loop's; may block."""
         ...
@@ -522,6 +531,11 @@ class Store(Protocol):
 
     def query(self, job: Callable[[Unit], T]) -> T:
         """Run a reading job in one snapshot."""
+        ...
+
+    def at_once(self, job: Callable[[Unit], T]) -> T:
+        """Run a job of one statement, which needs neither a transaction nor a snapshot around it. Blocks. If it raises, nobody knows
+        whether it was done: for what may be done twice."""
         ...
 
     def read(self, after: int, upto: int) -> tuple[list[tuple[Any, ...]], int]:

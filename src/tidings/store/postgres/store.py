@@ -212,6 +212,13 @@ class PostgresStore:
         except psycopg.Error as error:
             raise explain(error, self.url) from error
 
+    def at_once(self, job: Callable[[PostgresUnit], T]) -> T:
+        try:
+            with self._connection() as conn:
+                return job(self.unit(conn))
+        except psycopg.Error as error:
+            raise explain(error, self.url) from error
+
     def read(self, after: int, upto: int) -> tuple[list[tuple[Any, ...]], int]:
         with self._reading_lock:
             try:

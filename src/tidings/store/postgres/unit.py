@@ -67,6 +67,17 @@ ADVANCE = ADVANCE.replace("{still}", "")
 LOCK_LANES = "SELECT 1 FROM tidings_lanes WHERE subscription = %s AND lane = ANY (%s::int[]) ORDER BY lane FOR UPDATE"
 
 
+# Only while it lasts, so that nobody can have taken the lanes. Who is claiming them has locked the row if it was over; then this waits, and
+# finds it over too.
+PULSE = f"""UPDATE tidings_workers w SET until = {_CLOCK} + %s, info = %s WHERE worker = %s AND until > {_CLOCK} RETURNING
+    (SELECT value FROM tidings_meta WHERE name = 'control')
+    || (SELECT md5(coalesce(string_agg(concat_ws(' ', worker, subscriptions, info::jsonb -> 'groups'), ',' ORDER BY worker), ''))
+        FROM tidings_workers WHERE until > {_CLOCK})
+    || (SELECT md5(coalesce(string_agg(concat_ws(' ', subscription, lane, worker, epoch), ',' ORDER BY subscription, lane), ''))
+        FROM tidings_lanes),
+    (SELECT min(due) FROM tidings_scheduled)"""
+
+
 def append_with(constants: Mapping[str, str | int | None]) -> str:
     """``APPEND`` with the values of some columns written into it: less to be sent and taken apart for each event.
 
@@ -343,6 +354,11 @@ class PostgresUnit:
             )
             == 1
         )  # fmt: skip
+
+    def pulse(self, worker: str, until: float, info: dict[str, Any] | None) -> tuple[str, int | None] | None:
+        now = self._seconds()
+        row = self._one(PULSE, now, until - self._clock.monotonic(), json.dumps(info or {}), worker, now, now)
+        return None if row is None else (row[0], row[1])
 
     def workers(self) -> list[WorkerRow]:
         rows = self._all(

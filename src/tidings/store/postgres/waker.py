@@ -22,8 +22,8 @@ from .connect import command, connect, is_open, is_pooled, label
 
 log = logging.getLogger("tidings.store")
 
-POLL_SECONDS = 2.0
-"""With nothing heard, look this often."""
+POLL_SECONDS = (10.0, 2.0)
+"""With nothing heard, look this often: while somebody listens, and while nobody can."""
 POOLED_SECONDS = 0.5
 """The same where nothing can be heard: a pooler stands between, and no direct connection was given."""
 QUICK = (0.0005, 0.05)
@@ -114,7 +114,8 @@ class Waker:
         self._conn: psycopg.Connection[Any] | None = None
         self._socket = -1  # a connection that is lost no longer knows its own
         self._connecting: asyncio.Future[Any] | None = None
-        self._poll = POLL_SECONDS
+        self._poll = POLL_SECONDS[1]
+        self.polled = False
         self._armed = False
         self._heard = True  # until the first look
         self._closed = False
@@ -172,6 +173,7 @@ class Waker:
             self._forget(self._conn)
 
     def _wake(self) -> None:
+        self.polled = not self._heard
         self._heard = False
         self.disarm()
         self._woken()
@@ -217,6 +219,7 @@ class Waker:
             conn.close()
             return
         self._conn, self._socket = conn, conn.fileno()
+        self._poll = POLL_SECONDS[0]
         self._loop.add_reader(self._socket, self._on_readable)
         self._told()  # whatever was said while nobody listened
 
@@ -246,5 +249,6 @@ class Waker:
 
     def _forget(self, conn: psycopg.Connection[Any]) -> None:
         self._conn = None
+        self._poll = POLL_SECONDS[1]
         self._loop.remove_reader(self._socket)
         conn.close()

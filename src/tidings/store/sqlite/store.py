@@ -192,6 +192,9 @@ class SQLiteStore:
             raise StoreError("the store is not open; use `async with app:` or app.open() first", path=self.path)
         return self._writer
 
+    def at_once(self, job: Callable[[SQLiteUnit], T]) -> T:
+        return self.query(job)
+
     def query(self, job: Callable[[SQLiteUnit], T]) -> T:
         conn = self.reader()
         try:

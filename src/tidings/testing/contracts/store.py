@@ -474,6 +474,55 @@ class StoreContract(IntakeStatements):
         assert (row.alive, round(row.seconds_left), row.info) == (True, 10, {"running": 3})
         assert not store.write(lambda unit: unit.renew("b", 1e9, None)).result()
 
+    def test_a_pulse_renews_a_lease_that_lasts_and_no_other(self, store: Store, clock: ManualClock) -> None:
+        _register(store)
+        _enrol(store, "a", until=10)
+        _claim(store, "a", 1, 1)
+        before = _pulse(store, clock, "a")
+        if before is None:  # a store may leave it to ``renew``
+            return
+        clock.advance(20)
+        (row,) = store.query(lambda unit: unit.workers())
+        assert (row.alive, round(row.seconds_left), row.info) == (True, 10, {"running": 3})
+        clock.advance(11)
+        assert _pulse(store, clock, "a") is None
+        assert _pulse(store, clock, "nobody") is None
+        (row,) = store.query(lambda unit: unit.workers())
+        assert not row.alive
+
+    def test_a_pulse_tells_what_a_look_depends_on(self, store: Store, clock: ManualClock) -> None:
+        _register(store)
+        _enrol(store, "a", until=1_000)
+        _enrol(store, "b", until=10)
+        mine = {lane.lane: lane.epoch for lane in _claim(store, "a", 2, 1)}
+        if _pulse(store, clock, "a") is None:
+            return
+        seen: list[tuple[str, int | None]] = []
+
+        def changed() -> bool:
+            pulse = _pulse(store, clock, "a")
+            assert pulse is not None
+            seen.append(pulse)
+            return len(seen) < 2 or seen[-1][0] != seen[-2][0]
+
+        assert changed()
+        lane = min(mine)
+        assert _advance(store, "a", [(lane, mine[lane], 3, "[1, 2]")]) == []
+        clock.advance(5)
+        assert not changed()
+        _claim(store, "b", 2, 1)
+        assert changed()
+        clock.advance(6)  # b's lease is over
+        assert changed()
+        _enrol(store, "c", until=1_000)
+        assert changed()
+        store.write(lambda unit: unit.set_paused("mail", True)).result()
+        assert changed()
+        assert seen[-1][1] is None
+        store.write(lambda unit: unit.schedule(an_event(1), 77)).result()
+        assert not changed()
+        assert seen[-1][1] == 77
+
     def test_whoever_lost_a_lane_cannot_write_its_checkpoint(self, store: Store, clock: ManualClock) -> None:
         _register(store)
         _enrol(store, "a", until=10)
@@ -691,6 +740,10 @@ def _enrol(store: Store, *names: str, until: float = 1e6) -> None:
     for name in names:
         row = WorkerRow(name, "shop", "host", 1, NOW, ("mail",), True, until)
         store.write(lambda unit, row=row: unit.enrol(row, end)).result(10)  # type: ignore[misc]
+
+
+def _pulse(store: Store, clock: ManualClock, worker: str) -> tuple[str, int | None] | None:
+    return store.at_once(lambda unit: unit.pulse(worker, clock.monotonic() + 30, {"running": 3}))
 
 
 def _claim(store: Store, worker: str, groups: int, share: int) -> list[Lane]:
