@@ -373,15 +373,15 @@ LIST = (
     Sabotage(
         "who writes straight into a partition holds the horizon",
         "store/postgres/horizon.py",
-        " OR relation IN (SELECT relid FROM pg_partition_tree('{LOG}'))",
+        " OR relation IN (SELECT relid FROM pg_partition_tree({table}))",
         " OR false",
         HORIZON + "test_whoever_drew_a_position_holds_the_horizon_until_he_ends",
     ),
     Sabotage(
         "the sequence is read with its page locked",
         "store/postgres/horizon.py",
-        "coalesce(pg_sequence_last_value('{SEQUENCE}'), 0)",
-        "(SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM {SEQUENCE})",
+        "coalesce(pg_sequence_last_value({sequence}), 0)",
+        "(SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM tidings_log_position_seq)",
         HORIZON + "test_what_is_read_of_the_sequence_has_been_drawn",
     ),
 )
