@@ -66,7 +66,11 @@ class Range(NamedTuple):
 
 
 class Slot(Protocol):
-    """A relay's way to the broker for its share of the lanes. ``mark``: what its last committed ``send`` was given; None if there was none."""
+    """A relay's way to the broker for its share of the lanes.
+
+    Attributes:
+        mark: what its last committed ``send`` was given; None if there was none.
+    """
 
     mark: bytes | None
 

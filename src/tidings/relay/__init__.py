@@ -1,1 +1,1 @@
-"""From a log to a broker and back, and from somebody else's outbox table to a broker."""
+"""Between the log and a broker: the relay sends what was published, the intake brings in what others published."""
