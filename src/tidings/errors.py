@@ -16,6 +16,14 @@
     │   ├── StoreNewer                 the tables were made by a newer Tidings
     │   ├── StoreBusy                  somebody else holds the file's write lock
     │   └── StoreFailed                full disk, read-only file, damaged file
+    ├── BrokerError                the broker can't be used as it is
+    │   ├── BrokerUnavailable          no answer, or nobody knows what became of a request
+    │   ├── NotAllowed                 wrong password, or a right is missing
+    │   ├── TopicMissing               there is no such topic
+    │   ├── RecordTooLarge             larger than the topic takes
+    │   ├── SlotFenced                 somebody else opened the relay's slot since
+    │   ├── OffsetLost                 records that were to be read are gone
+    │   └── PositionUnclear            the broker, the log and the store don't agree on how far the relay has come
     ├── HandlingError              about one event in one subscription
     │   ├── UndecodableEvent           the data doesn't fit the class that the handler asks for
     │   ├── HandlerTimeout             the handler ran past its timeout
@@ -99,6 +107,38 @@ class StoreBusy(StoreError):
 
 class StoreFailed(StoreError):
     """The file can't be read or written: full disk, read-only, damaged."""
+
+
+class BrokerError(TidingsError):
+    """The broker can't be used as it is."""
+
+
+class BrokerUnavailable(BrokerError):
+    """No answer in time, or nobody knows what became of a request."""
+
+
+class NotAllowed(BrokerError):
+    """Wrong user or password, or a right is missing."""
+
+
+class TopicMissing(BrokerError):
+    """There is no such topic. ``topic`` names it."""
+
+
+class RecordTooLarge(BrokerError):
+    """The topic takes no record of this size."""
+
+
+class SlotFenced(BrokerError):
+    """Somebody else opened the relay's slot since, or the broker gave up on us; nothing was sent."""
+
+
+class OffsetLost(BrokerError):
+    """Records that were to be read are gone from the broker."""
+
+
+class PositionUnclear(BrokerError):
+    """How far a relay has come is not what the broker, the log and the store say together. Somebody has to choose where it goes on."""
 
 
 class HandlingError(TidingsError):

@@ -19,6 +19,7 @@ COMMANDS = {
     "dead": "List, show, retry or drop dead letters.",
     "subscription": "List, pause, resume, rewind or remove subscriptions.",
     "scheduled": "List or cancel events that are to be published later.",
+    "relay": "Relay an application's outbox table to a broker.",
     "store": "Make, check and trim a store.",
     "completion": "Print the completion script for a shell.",
 }

@@ -114,11 +114,12 @@ Recorder = Callable[[Row, bytes | None, int | None, bool], Record]
 """(row, sequence, milliseconds since 1970 at which it was committed if that is known, whether it is out of order) -> record."""
 
 
-def recorder(layout: Layout, source: str, series: str) -> Recorder:
+def recorder(layout: Layout, source: str) -> Recorder:
     """What makes records of rows that were read as ``[id, *layout.columns]``.
 
     Args:
-        source: the CloudEvents source. series: which series of sequences a record's sequence belongs to.
+        source: the CloudEvents source.
+
     Raises (the function):
         Unsendable
     """
@@ -126,10 +127,8 @@ def recorder(layout: Layout, source: str, series: str) -> Recorder:
     key_at, payload_at, type_at, time_at = at["key"], at["payload"], at.get("type"), at.get("time")
     extra = [(name, at[f"header.{name}"]) for name, _ in layout.headers]
     fixed: Headers = ()
-    tail: Headers = ()
     if layout.cloudevent:
         fixed = (("ce_specversion", b"1.0"), ("ce_source", source.encode()), ("content-type", b"application/json"))
-        tail = ((SERIES, series.encode()),)
     topic_of = _topics(layout, at)
 
     def record(row: Row, sequence: bytes | None, committed: int | None, late: bool) -> Record:
@@ -149,7 +148,6 @@ def recorder(layout: Layout, source: str, series: str) -> Recorder:
                 headers.append(("ce_partitionkey", key))
             if sequence is not None:
                 headers.append(("ce_sequence", sequence))
-                headers += tail
             if late:
                 headers.append(LATE)
         else:
@@ -165,8 +163,7 @@ def recorder(layout: Layout, source: str, series: str) -> Recorder:
     return record
 
 
-SERIES = "ce_tidingslog"
-LATE = ("ce_outoforder", b"true")
+LATE = ("ce_tidingsoutoforder", b"true")
 
 
 def _present(layout: Layout) -> list[str]:

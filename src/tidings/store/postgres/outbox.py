@@ -56,8 +56,10 @@ _INDEXES = """
     WHERE i.indrelid = %s AND a.attname = %s AND i.indisvalid"""
 
 _SYSTEM = """
-    SELECT s.system_identifier::text, c.timeline_id, pg_is_in_recovery(), current_database()
-    FROM pg_control_system() s, pg_control_checkpoint() c"""
+    SELECT s.system_identifier::text,
+           CASE WHEN pg_is_in_recovery() THEN 0 ELSE ('x' || left(pg_walfile_name(pg_current_wal_insert_lsn()), 8))::bit(32)::int END,
+           pg_is_in_recovery(), current_database()
+    FROM pg_control_system() s"""
 
 _WHOLE = {"smallint", "integer", "bigint"}
 
@@ -196,7 +198,8 @@ class OutboxTable:
 
     def window(self, conn: psycopg.Connection[Any], after: str, cursor: str) -> tuple[str | None, list[str]]:
         """Look at some rows above ``after`` up to ``cursor``: where the look ended (None: at the cursor), and the ids of those without a tick."""
-        row = conn.execute(self._window, (after, cursor, WINDOW)).fetchone()  # type: ignore[call-overload]
+        row = conn.execute(self._window, (after, cursor, WINDOW)).fetchone()
+        assert row is not None
         last, ids, looked = row
         return (last if looked == WINDOW else None), list(ids)
 
@@ -206,13 +209,14 @@ class OutboxTable:
 
     def everything(self, conn: psycopg.Connection[Any], most: int) -> Iterator[list[Cells]]:
         """All rows without a tick in the snapshot of a transaction that is open on ``conn``."""
-        conn.execute(f"DECLARE everything NO SCROLL CURSOR FOR {self._all}")  # type: ignore[call-overload]
+        conn.execute(f"DECLARE everything NO SCROLL CURSOR FOR {self._all}")
         while rows := _cells(conn, f"FETCH {most:d} FROM everything", None):
             yield rows
 
     def count(self, conn: psycopg.Connection[Any], most: int) -> int:
         """How many rows have no tick; counts up to ``most``."""
-        row = conn.execute(self._count, (most,)).fetchone()  # type: ignore[call-overload]
+        row = conn.execute(self._count, (most,)).fetchone()
+        assert row is not None
         return int(row[0])
 
     def now(self, conn: psycopg.Connection[Any]) -> int:
@@ -228,8 +232,8 @@ class OutboxTable:
         if not ids or not self.marks:
             return 0
         if before is None:
-            return conn.execute(self._tick, (list(ids),)).rowcount  # type: ignore[call-overload,no-any-return]
-        return conn.execute(self._tick_old, (list(ids), str(before))).rowcount  # type: ignore[call-overload,no-any-return]
+            return conn.execute(self._tick, (list(ids),)).rowcount
+        return conn.execute(self._tick_old, (list(ids), str(before))).rowcount
 
 
 def partition_of(conn: psycopg.Connection[Any], oid: int, table: int) -> bool:
@@ -267,7 +271,7 @@ def _role(conn: psycopg.Connection[Any]) -> str:
 def _cells(conn: psycopg.Connection[Any], statement: str, parameters: tuple[Any, ...] | None) -> list[Cells]:
     """Rows as the bytes that the server sent, without a look at their types."""
     with conn.cursor() as cursor:
-        cursor.execute(statement, parameters)  # type: ignore[call-overload]
+        cursor.execute(statement, parameters)
         result = cursor.pgresult
         assert result is not None
         get, columns = result.get_value, range(result.nfields)
@@ -275,4 +279,4 @@ def _cells(conn: psycopg.Connection[Any], statement: str, parameters: tuple[Any,
 
 
 def _ids(conn: psycopg.Connection[Any], statement: str, parameters: tuple[Any, ...]) -> list[str]:
-    return [id for (id,) in conn.execute(statement, parameters)]  # type: ignore[call-overload]
+    return [id for (id,) in conn.execute(statement, parameters)]

@@ -23,7 +23,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from ...errors import StoreError, StoreFailed
 from .connect import CONNECT_SECONDS, explain, label
-from .pgoutput import XLOG_HEAD, keepalive, lsn, lsn_text, status
+from .pgoutput import XLOG_HEAD, keepalive, lsn, status
 
 STATUS_SECONDS = 5.0
 """How often the server hears from us, and is asked how far it is. Its patience (wal_sender_timeout) is 60 s unless set."""
@@ -58,12 +58,11 @@ _SLOT = """
 _LIMIT = "SELECT setting::bigint FROM pg_settings WHERE name = 'max_slot_wal_keep_size'"
 
 _PUBLISHED = """
-    SELECT p.pubinsert, EXISTS (
-        SELECT FROM pg_publication_tables t JOIN pg_partition_tree(%(table)s) r ON (t.schemaname, t.tablename) = (
-            SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-            WHERE c.oid = r.relid)
-        WHERE t.pubname = p.pubname)
-    FROM pg_publication p WHERE p.pubname = %(name)s"""
+    SELECT p.pubinsert, concat_ws('.', p.oid, r.oid), p.puballtables OR r.oid IS NOT NULL OR EXISTS (
+        SELECT FROM pg_publication_tables t JOIN pg_class c ON c.relname = t.tablename
+        JOIN pg_namespace n ON n.oid = c.relnamespace AND n.nspname = t.schemaname
+        WHERE t.pubname = p.pubname AND c.oid IN (SELECT relid FROM pg_partition_tree(%(table)s::oid)))
+    FROM pg_publication p LEFT JOIN pg_publication_rel r ON r.prpubid = p.oid AND r.prrelid = %(table)s::oid WHERE p.pubname = %(name)s"""
 
 
 def slot_info(conn: psycopg.Connection[Any], name: str) -> SlotInfo | None:
@@ -81,27 +80,32 @@ def retention_is_limited(conn: psycopg.Connection[Any]) -> bool:
     return row is not None and row[0] >= 0
 
 
-def publish_table(conn: psycopg.Connection[Any], publication: str, table: int, name: str) -> None:
-    """See that the publication sends the INSERTs of the table (its oid; its quoted name), and make it if it isn't there.
+def published(conn: psycopg.Connection[Any], publication: str, table: int) -> str | None:
+    """By what the publication sends the INSERTs of the table: another name once it was dropped and made anew. None if it doesn't."""
+    row = conn.execute(_PUBLISHED, {"table": table, "name": publication}).fetchone()
+    return str(row[1]) if row is not None and row[0] and row[2] else None
+
+
+def publish_table(conn: psycopg.Connection[Any], publication: str, table: int, name: str) -> str:
+    """See that the publication sends the INSERTs of the table (its oid; its quoted name), and make it if it isn't there; as ``published``.
 
     Raises:
         StoreError: it isn't there and this role may not make it, or it sends something else; with the statement that helps.
     """
     row = conn.execute(_PUBLISHED, {"table": table, "name": publication}).fetchone()
     quoted = sql.Identifier(publication).as_string()
-    make = f"CREATE PUBLICATION {quoted} FOR TABLE {name} WITH (publish = 'insert', publish_via_partition_root = true)"
     if row is None:
+        make = f"CREATE PUBLICATION {quoted} FOR TABLE {name} WITH (publish = 'insert', publish_via_partition_root = true)"
         try:
-            conn.execute(make)  # type: ignore[call-overload]
+            conn.execute(make)
         except psycopg.errors.InsufficientPrivilege as error:
             raise StoreError(f"this role may not make the publication; let the table's owner run: {make}", statement=make) from error
-        return
-    if not row[0]:
-        mend = f"ALTER PUBLICATION {quoted} SET (publish = 'insert')"
-        raise StoreError(f"the publication {publication} sends no INSERTs; run: {mend}", statement=mend)
-    if not row[1]:
-        mend = f"ALTER PUBLICATION {quoted} ADD TABLE {name}"
-        raise StoreError(f"the publication {publication} does not have the table; run: {mend}", statement=mend)
+        return publish_table(conn, publication, table, name)
+    if not row[0] or not row[2]:
+        mend = f"ALTER PUBLICATION {quoted} " + (f"ADD TABLE {name}" if row[0] else "SET (publish = 'insert')")
+        lacks = "does not have the table" if row[0] else "sends no INSERTs"
+        raise StoreError(f"the publication {publication} {lacks}; let its owner run: {mend}", statement=mend)
+    return str(row[1])
 
 
 def free_slot(conn: psycopg.Connection[Any], name: str) -> None:
@@ -263,6 +267,8 @@ class Replication:
         state = None if result is None else result.error_field(pq.DiagnosticField.SQLSTATE)
         if state in (None, b"57P01", b"57P02", b"57P03") or self._conn.status != pq.ConnStatus.OK:
             raise psycopg.OperationalError(said or "the server ended the stream")
+        if state == b"42704" and "publication" in said:
+            raise psycopg.OperationalError(said)  # it was dropped: what that means is found out at the next start
         raise _explain(said, self._url)
 
 
@@ -289,8 +295,3 @@ def _explain(said: str, url: str) -> StoreError:
         if words in said:
             return StoreFailed(f"{label(url)}: {said} -- {advice}", url=url)
     return explain(psycopg.OperationalError(said), url)
-
-
-__all__ = [
-    "SETTINGS", "Created", "Replication", "SlotInfo", "System", "free_slot", "lsn_text", "publish_table", "retention_is_limited", "slot_info",
-]  # fmt: skip
