@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.promises import shared_data
-from tidings.brokers.port import Record
+from tidings.brokers.port import Record, size
 from tidings.envelope import Envelope, lane_of
 from tidings.errors import InvalidEvent
-from tidings.relay.cloudevents import Origin, from_record, recorder, size
+from tidings.relay.cloudevents import Origin, from_record, recorder
 
 PROMISE = "CloudEvents conformance"
 

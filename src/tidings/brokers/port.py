@@ -33,6 +33,14 @@ class Record(NamedTuple):
     time: int
 
 
+def size(record: Record) -> int:
+    """Bytes that a record takes, rather a few more than fewer."""
+    total = 40 + len(record.key or b"") + len(record.value or b"")
+    for name, value in record.headers:
+        total += len(name) + len(value) + 8
+    return total
+
+
 class Received(NamedTuple):
     """One record that was read. ``time``: milliseconds since 1970."""
 
@@ -70,18 +78,25 @@ class Slot(Protocol):
 
     Attributes:
         mark: what its last committed ``send`` was given; None if there was none.
+        together: whether records and mark appear together. False: records that were sent may be sent again after a failure, and there is
+            no mark; asked for by name.
     """
 
     mark: bytes | None
+    together: bool
 
     def send(self, records: Sequence[Record], mark: bytes) -> None:
-        """All records and the mark, together.
+        """All records and the mark, together. Waits while the broker doesn't answer, until ``give_up``.
 
         Raises:
-            RecordTooLarge, TopicMissing, NotAllowed: before anything was sent; the slot can be used again.
-            SlotFenced: somebody opened it after us, or the broker gave up on us. Nothing was sent.
-            BrokerUnavailable: nobody knows. Close it.
+            RecordTooLarge, TopicMissing: before anything was sent; the slot can be used again.
+            SlotFenced: somebody opened it after us, or the broker gave up on us. Nothing was sent. Close it.
+            BrokerUnavailable, NotAllowed: nobody knows. Close it.
         """
+        ...
+
+    def give_up(self) -> None:
+        """From another thread: a ``send`` that waits for the broker is to raise BrokerUnavailable soon."""
         ...
 
     def close(self) -> None: ...
@@ -121,8 +136,23 @@ class Broker(Protocol):
         """Whether it is small enough to be taken."""
         ...
 
-    def open_slot(self, relay: str, slot: int, slots: int) -> Slot:
-        """Shut out whoever had it, then read its mark. Raises BrokerUnavailable, NotAllowed."""
+    def limit(self, topic: str) -> int:
+        """Bytes that a record of this topic may have. Raises BrokerUnavailable."""
+        ...
+
+    def forget(self) -> None:
+        """Ask again for limits, which somebody may have changed."""
+        ...
+
+    def open_slot(self, relay: str, slot: int, slots: int, *, together: bool = True, patience: float = 10.0) -> Slot:
+        """Shut out whoever had it, then read its mark. Slots of another number of slots are others, with marks of their own.
+
+        Args:
+            patience: seconds after which the broker gives up a ``send`` whose sender is gone, so that readers wait no longer for its end.
+
+        Raises:
+            BrokerUnavailable, NotAllowed, SlotFenced: somebody else did the same at this moment.
+        """
         ...
 
     def reader(

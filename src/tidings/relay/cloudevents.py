@@ -225,11 +225,3 @@ def _origin(attributes: Mapping[str, Any]) -> Origin | None:
     if not log or not 0 <= origin.lane < 64 or origin.sequence < 0:
         raise InvalidEvent(f"{named!r}, {lane!r}, {sequence!r} name no place in a log", attribute="tidingslog")
     return origin
-
-
-def size(record: Record) -> int:
-    """Bytes that a record takes at most, headers included, as brokers count them."""
-    total = 64 + len(record.key or b"") + len(record.value or b"")
-    for name, raw in record.headers:
-        total += len(name) + len(raw) + 6
-    return total
