@@ -66,9 +66,9 @@ class Killed(Exception):
 class DyingRelay(OutboxRelay):
     """Dies before or after a step of a batch: nothing is done after that, as if by SIGKILL."""
 
-    def __init__(self, *args: Any, die: str, batch: int = 1, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, die: str, at: int = 1, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._die, self._left = die, batch
+        self._die, self._left = die, at
 
     def _send_batch(self, slot: Slot, batch: Batch) -> None:
         if batch.records:
@@ -173,11 +173,11 @@ class Shop:
             broker.close()
         raise AssertionError("it ran")
 
-    def dies(self, die: str, *, batch: int = 1, **changes: Any) -> None:
+    def dies(self, die: str, *, at: int = 1, **changes: Any) -> None:
         """A relay that runs until it dies there."""
         broker = KafkaBroker(self.kafka.address)
         try:
-            DyingRelay(self.options(**changes), broker, die=die, batch=batch).run()
+            DyingRelay(self.options(**changes), broker, die=die, at=at).run()
         except Killed:
             return
         finally:

@@ -125,7 +125,7 @@ def test_rows_that_somebody_else_has_flagged_are_not_sent(shop: Shop) -> None:
 def test_sent_but_not_ticked_is_known_from_never_sent(new_shop: Callable[..., Shop], die: str, id: str) -> None:
     shop = new_shop(id=id)
     written = shop.insert(50)
-    shop.dies(die, batch=3)
+    shop.dies(die, at=3, batch=10)
     with shop.relay():
         shop.await_ticked()
     assert sorted(ids(shop.seen())) == sorted(written)

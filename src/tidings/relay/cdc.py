@@ -38,7 +38,7 @@ from ..store.postgres.replication import (
     retention_is_limited,
     slot_info,
 )
-from .cloudevents import size
+from ..brokers.port import size
 from .layout import Recorder, Unsendable
 from .outbox import BATCH_BYTES, Batch, Mark, Threaded
 

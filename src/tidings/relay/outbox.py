@@ -38,7 +38,7 @@ from ..store.postgres.durable import flush
 from ..store.postgres.horizon import Horizon
 from ..store.postgres.leader import Leader, reading
 from ..store.postgres.outbox import OutboxTable, server
-from .cloudevents import size
+from ..brokers.port import size
 from .layout import Layout, Recorder, Unsendable, recorder
 
 log = logging.getLogger("tidings.relay")
@@ -170,12 +170,15 @@ class OutboxRelay:
         self._tell = tell or (lambda event, facts: None)
         self._stopping = threading.Event()
         self._known: set[str] = set()
+        self._slot: Slot | None = None
 
     # -- lifecycle
 
     def stop(self) -> None:
         """Read no more; what was read is sent and ticked off, then ``run`` returns. From any thread or a signal's handler."""
         self._stopping.set()
+        if (slot := self._slot) is not None:
+            slot.give_up()  # if the broker doesn't answer, it is no use to wait
 
     @property
     def stopping(self) -> bool:
@@ -238,7 +241,9 @@ class OutboxRelay:
         if here.standby:
             raise StoreFailed("this server is a standby (in recovery), where rows can't be ticked off; give the primary's address")
         table = self.table(leader.conn)
-        slot = self.broker.open_slot(options.name, 0, 1)
+        slot = self._slot = self.broker.open_slot(options.name, 0, 1, patience=options.lease)
+        if self.stopping:
+            slot.give_up()
         source: Source | None = None
         try:
             mark = self._agree(slot.mark, here.id, here.timeline, table, leader)
@@ -253,6 +258,7 @@ class OutboxRelay:
         finally:
             if source is not None:
                 source.close()
+            self._slot = None
             slot.close()
 
     def table(self, conn: psycopg.Connection[Any]) -> OutboxTable:
@@ -532,11 +538,16 @@ class Polling(Threaded):
     def _sweep(self, conn: psycopg.Connection[Any], horizon: Horizon | None) -> bool:
         """Send what lies off the fast path; whether there may be more of it."""
         table = self._table
-        ids = table.loose(conn, self._cursor, horizon.drawn if horizon else 0, self._most)
-        if horizon is not None and not table.indexed and self._cursor is not None:
-            last, behind = table.window(conn, self._from or _LEAST[table.id_type], self._cursor)
-            self._from = last or ""
-            ids = [*ids, *behind[: self._most]]
+        if horizon is None:
+            ids = table.unordered(conn, self._most)
+        else:
+            ids = table.beyond(conn, horizon, self._most)
+            if self._cursor is not None and table.indexed:
+                ids = [*table.behind(conn, self._cursor, self._most), *ids]
+            elif self._cursor is not None:
+                last, behind = table.window(conn, self._from or _LEAST[table.id_type], self._cursor)
+                self._from = behind[self._most - 1] if len(behind) > self._most else last or ""
+                ids = [*behind[: self._most], *ids]
         if not ids:
             return False
         rows = table.these(conn, ids)

@@ -19,6 +19,7 @@ import psycopg
 from psycopg import sql
 
 from ...errors import ConfigurationError, StoreError
+from .horizon import Horizon
 
 Cells = list[bytes | None]
 """One row: the texts of the columns that were asked for."""
@@ -187,14 +188,21 @@ class OutboxTable:
             return _cells(conn, self._first, (str(upto), most))
         return _cells(conn, self._ahead, (after, str(upto), most))
 
-    def loose(self, conn: psycopg.Connection[Any], cursor: str | None, drawn: int, most: int) -> list[str]:
-        """Ids of rows without a tick at or below ``cursor``, or above everything drawn. By an index, or without one only the latter."""
-        if not self.ordered:
-            return _ids(conn, self._any, (most,))
-        found = _ids(conn, self._beyond, (str(drawn), most))
-        if self.indexed and cursor is not None:
-            found = [*_ids(conn, self._behind, (cursor, most)), *found]
-        return found[:most]
+    def unordered(self, conn: psycopg.Connection[Any], most: int) -> list[str]:
+        """Ids of rows without a tick, where ids have no order."""
+        return _ids(conn, self._any, (most,))
+
+    def behind(self, conn: psycopg.Connection[Any], cursor: str, most: int) -> list[str]:
+        """Ids of rows without a tick at or below ``cursor``; quick with an index, and else by ``window``."""
+        return _ids(conn, self._behind, (cursor, most))
+
+    def beyond(self, conn: psycopg.Connection[Any], horizon: Horizon, most: int) -> list[str]:
+        """Ids of rows without a tick that the sequence has not given out."""
+        found = _ids(conn, self._beyond, (str(horizon.drawn), most))
+        if not found:
+            return found
+        horizon.observe(conn)  # rows that were written since the last reading are above it too, and will be read in their turn
+        return [id for id in found if int(id) > horizon.drawn]
 
     def window(self, conn: psycopg.Connection[Any], after: str, cursor: str) -> tuple[str | None, list[str]]:
         """Look at some rows above ``after`` up to ``cursor``: where the look ended (None: at the cursor), and the ids of those without a tick."""
