@@ -154,6 +154,10 @@ class Shop:
         try:
             relay.failed = failed  # type: ignore[attr-defined]
             yield relay
+        except AssertionError as error:
+            if failed:
+                raise AssertionError("the relay had failed") from failed[0]
+            raise AssertionError(f"{error}; the relay has told {told}, {relay.progress}") from error
         finally:
             relay.stop()
             thread.join(SECONDS)

@@ -135,7 +135,7 @@ def _broker(url: str) -> Broker:
 def _run(options: Any, broker: Broker, as_json: bool) -> None:
     from ..relay.outbox import OutboxRelay
 
-    def say(event: str, text: str, **facts: Any) -> None:
+    def say(event: str, text: str, /, **facts: Any) -> None:
         click.echo(msgspec.json.encode({"event": event, **facts}) if as_json else text)
         sys.stdout.flush()
 

@@ -294,4 +294,7 @@ def _explain(said: str, url: str) -> StoreError:
     ):
         if words in said:
             return StoreFailed(f"{label(url)}: {said} -- {advice}", url=url)
-    return explain(psycopg.OperationalError(said), url)
+    cause = psycopg.OperationalError(said)
+    made = explain(cause, url)
+    made.__cause__ = cause  # by which it is known that trying again may help
+    return made
