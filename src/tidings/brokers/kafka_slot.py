@@ -62,19 +62,19 @@ class _Sending:
         self._broker = broker
         self._settings = settings
         self._producer: Any = None
-        self._limit = 0
+        self._batch = 0
         self._known: set[str] = set()
         self._given_up = False
 
     def _make(self) -> Any:
-        """A new producer, whose batches are no larger than the smallest of the topics seen so far takes."""
+        """A new producer, whose batches are no larger than the smallest of the topics known so far takes. (A single record may be.)"""
         from confluent_kafka import Producer
 
-        from .kafka import LARGEST, _made
+        from .kafka import _made
 
-        self._limit = min([int(self._broker.settings.get("message.max.bytes", LARGEST)), *map(self._broker.limit, self._known)])
-        sizes = {"message.max.bytes": self._limit, "batch.size": min(_PRODUCING["batch.size"], self._limit)}
-        self._producer = _made(Producer, {**_PRODUCING, **self._broker.settings, **self._settings, **sizes})
+        batch = int(self._broker.settings.get("batch.size", _PRODUCING["batch.size"]))
+        self._batch = min(batch, self._broker.smallest())
+        self._producer = _made(Producer, {**_PRODUCING, **self._broker.settings, **self._settings, "batch.size": self._batch})
         return self._producer
 
     def _check(self, records: Sequence[Record]) -> None:
@@ -88,17 +88,13 @@ class _Sending:
                         f"{self._broker.label} has no topic {topic}; create it, or let the relay do so with Relay(partitions=…)",
                         topic=topic,
                     )
+            if min(map(self._broker.limit, new)) < self._batch:
+                raise SlotFenced(f"{self._broker.label}: a topic takes smaller batches than we make; the slot has to be opened anew")
             self._known |= new
-            if min(map(self._broker.limit, new)) < self._limit:
-                self._renew()
-        enough = self._limit // 2
+        enough = self._broker.smallest() // 2
         for record in records:
             if len(record.value or b"") > enough and not self._broker.fits(record):
                 raise RecordTooLarge(f"a record of {len(record.value or b''):,} bytes is more than the topic {record.topic} takes")
-
-    def _renew(self) -> None:
-        self.close()
-        self._make()
 
     def give_up(self) -> None:
         self._given_up = True

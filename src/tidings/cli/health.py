@@ -39,7 +39,8 @@ class Health:
                 reasons.append(f"{app.name}: {worker.trouble}")
             elif age > worker.lease:
                 reasons.append(f"{app.name}: the lease was last renewed {age:.1f} s ago, and lasts {worker.lease:g} s")
-            reasons += [f"{app.name}: {name}: {runner.trouble}" for name, runner in worker.runners.items() if runner.trouble is not None]
+            troubles = {one.name: one.trouble for one in (*worker.runners.values(), *worker.sharers.values())}
+            reasons += [f"{app.name}: {name}: {trouble}" for name, trouble in troubles.items() if trouble is not None]
         return reasons
 
     def lease_age(self, app: App) -> float:

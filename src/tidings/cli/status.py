@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from . import intake
 from .options import Target, store_options
 from .output import console, duration, print_json, table, width
 
@@ -79,7 +80,7 @@ def status(target: Target, as_json: bool, watch: bool, every: float, conditions:
         print_json(found)
     else:
         console().print(_shown(found))
-    failed = [text for row in found["subscriptions"] for text in _failing(row, conditions)]
+    failed = [text for row in (*found["subscriptions"], *_as_subscriptions(found["intake"])) for text in _failing(row, conditions)]
     for text in failed:
         click.echo(text, err=True)
     if failed:
@@ -143,8 +144,29 @@ def gather(store: Store) -> dict[str, Any]:
         }
 
     found = store.query(look)
+    found["intake"] = intake.partitions(store)
     found["store_bytes"] = store.size()
     return found
+
+
+def _as_subscriptions(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Topics that come in, to be judged by the same conditions. Their dead letters are counted with the intake's name."""
+    rows = []
+    for topic in sorted({row["topic"] for row in found}):
+        parts = [row for row in found if row["topic"] == topic]
+        rows.append(
+            {
+                "name": f"topic {topic}",
+                "behind": sum(row["behind"] for row in parts),
+                "seconds_behind": max(row["seconds_behind"] or 0 for row in parts),
+                **dict.fromkeys(("parked", "waiting", "dead", "paused"), 0),
+                "held": None,
+                "trouble": [row["trouble"] for row in parts if row["trouble"]],
+                "stuck": [],
+                "lanes_free": sum(row["owner"] is None for row in parts),
+            }
+        )
+    return rows
 
 
 def _failing(row: dict[str, Any], conditions: tuple[tuple[str, str, float], ...]) -> list[str]:
@@ -189,6 +211,8 @@ def _shown(found: dict[str, Any]) -> RenderableType:
     columns = width()
     narrow = columns is not None and columns < NARROW
     parts += [Text(""), *(_line(row) for row in found["subscriptions"])] if narrow else [Text(""), _table(found["subscriptions"])]
+    if found["intake"]:
+        parts += [Text(""), intake.shown(found["intake"])]
     if found["workers"] and narrow:
         for row in found["workers"]:
             ending = "" if row["alive"] else ", gone: its lease ran out"

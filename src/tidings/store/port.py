@@ -28,6 +28,7 @@ from typing import Any, Protocol, TypeVar
 
 from ..clock import Clock
 from ..envelope import Envelope
+from .intakes import IntakeRow, IntakeUnit
 from .writer import Writer
 
 T = TypeVar("T")
@@ -35,6 +36,10 @@ T = TypeVar("T")
 
 Row = tuple[str, int, str, tuple[Any, ...], bool]
 """An event as the one INSERT that publishes it: event id, lane, the statement, its values, whether it is scheduled."""
+
+
+EVERYTHING = "*"
+"""Among the types of a subscription: whatever its own app published."""
 
 
 @dataclass(slots=True)
@@ -66,7 +71,8 @@ class WorkerRow:
 
 @dataclass(slots=True)
 class SubscriptionRow:
-    """A subscription as the store knows it. ``types`` are the type names it reads; times are microseconds since 1970."""
+    """A subscription as the store knows it. ``types``: the type names it reads, or ``EVERYTHING``, which is what its app published itself;
+    times are microseconds since 1970."""
 
     name: str
     app: str
@@ -174,6 +180,10 @@ class Unit(Protocol):
     # -- the log
     def append(self, envelopes: Iterable[Envelope]) -> list[int]:
         """Write events to the end of the log; their positions."""
+        ...
+
+    def append_many(self, envelopes: Sequence[Envelope]) -> None:
+        """``append`` in bulk, on a connection of the store's own: in this order, and their positions are not told."""
         ...
 
     def insert(self, statement: str, values: Sequence[Any]) -> int:
@@ -297,13 +307,29 @@ class Unit(Protocol):
         """Delete a dead letter; an attempt with the outcome ``dropped`` says that somebody did."""
         ...
 
+    # -- what comes in from a broker
+    def intake(self, name: str) -> IntakeUnit: ...
+    def intakes(self) -> list[IntakeRow]: ...
+
     # -- operators' commands
     def control(self) -> int:
         """Raised by every operator's command, so that workers see it by reading one row."""
         ...
 
     def facts(self) -> dict[str, str]:
-        """What the store knows about itself: schema, log_id, incarnation, retained, control."""
+        """What the store knows about itself: schema, log_id, incarnation, retained, control; and what was noted."""
+        ...
+
+    def note(self, name: str, value: str | None) -> None:
+        """Remember a fact under a name of the caller's, or forget it; workers are told that something has changed."""
+        ...
+
+    def free(self, subscription: str) -> None:
+        """Take every lane of it from whoever holds it: he is fenced."""
+        ...
+
+    def raise_incarnation(self) -> int:
+        """The log went back in time and somebody knows it: what is published from now on is of another series. The new one."""
         ...
 
 
@@ -397,6 +423,34 @@ class SomeWaker(Protocol):
         ...
 
 
+class Cursor(Protocol):
+    """Reads a part of the log through a connection of its own, for whoever takes events out of this machine. It belongs to one thread.
+
+    Attributes:
+        held_back: whether the last reading saw positions that open transactions keep from being read.
+    """
+
+    held_back: bool
+
+    def read(
+        self, lanes: Sequence[int], after: int, rows: int, known: tuple[int, str] | None = None
+    ) -> tuple[list[tuple[Any, ...]], int]:  # fmt: skip
+        """Rows of these lanes and of the cursor's source behind ``after``, ascending, in the order of ``Envelope``'s fields, and how far
+        that is complete. ``rows`` of them at most, and bounded in bytes: it may stop early. What is returned survives a crash of the
+        machine, and no other row up to there will come, whatever the writers' settings are.
+
+        Args:
+            known: position and event id of a row that was read before: it must still be there, unless it was trimmed.
+
+        Raises:
+            LogWentBack: another event is at that position, or the log ends before it or before ``after``.
+            StoreError
+        """
+        ...
+
+    def close(self) -> None: ...
+
+
 class Store(Protocol):
     """A log, its readers' progress, and where transactions come from.
 
@@ -434,6 +488,10 @@ class Store(Protocol):
     def read(self, after: int, upto: int) -> tuple[list[tuple[Any, ...]], int]:
         """Rows with ``after < position <= upto``, ascending, in the order of ``Envelope``'s fields, and how far that is complete: no row up
         to there is missing or will come. Bounded in bytes: it may stop early. For the hot path."""
+        ...
+
+    def cursor(self, source: str) -> Cursor:
+        """A reader of its own of what ``source`` published."""
         ...
 
     def glance(self, after: int, upto: int) -> tuple[list[tuple[Any, ...]], int] | None:
@@ -483,6 +541,10 @@ class Store(Protocol):
     def is_busy(self, error: BaseException) -> bool:
         """Whether an error means that the store was busy or failed, so that the same work is simply run again. Looks through what
         SQLAlchemy and Django make of their driver's errors."""
+        ...
+
+    def is_refusal(self, error: BaseException) -> bool:
+        """Whether an error means that a value can't be kept by this kind of database, now or ever."""
         ...
 
     def is_lost(self, error: BaseException) -> bool:

@@ -174,6 +174,11 @@ class Horizon:
             )
         return self.take(Reading(backend, last, lockers))
 
+    @property
+    def drawn(self) -> int:
+        """The last position that had been drawn when the last reading was taken, whether its row is there or not."""
+        return self._last
+
     def take(self, reading: Reading) -> int:
         """Learn from a reading; the new ``safe``. A sequence that went back (setval, TRUNCATE) is as good as a restart."""
         if reading.backend not in self._backends:

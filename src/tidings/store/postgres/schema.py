@@ -131,6 +131,56 @@ CREATE TABLE tidings_scheduled (
 CREATE INDEX tidings_scheduled_due ON tidings_scheduled (due, event_id_);
 """,
     ),
+    (
+        2,
+        "what comes in from a broker",
+        """
+-- Who brings events in from a broker. dead: the last number given to a record that could not be read.
+CREATE TABLE tidings_intakes (
+    intake  text PRIMARY KEY,
+    app     text NOT NULL,
+    broker  text NOT NULL,
+    since   bigint NOT NULL,
+    dead    bigint NOT NULL
+);
+
+-- How far each partition was read: next is moved in the transaction of the events that lie before it, from what its reader expects, or not
+-- at all. topic_id: which topic of that name; ending: where it ended when last asked; reached: time of the last record taken;
+-- trouble: why it is not read; resume: where an operator wants it to go on.
+CREATE TABLE tidings_offsets (
+    intake     text NOT NULL,
+    topic      text NOT NULL,
+    partition  integer NOT NULL,
+    topic_id   text NOT NULL,
+    next       bigint NOT NULL,
+    ending     bigint NOT NULL,
+    reached    bigint NOT NULL DEFAULT 0,
+    owner      text,
+    trouble    text,
+    resume     text,
+    PRIMARY KEY (intake, topic, partition)
+) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 2000);
+
+-- The highest sequence taken of each lane of each log, from each partition; lanes: 64 texts with commas between them.
+CREATE TABLE tidings_marks (
+    intake     text NOT NULL,
+    topic      text NOT NULL,
+    partition  integer NOT NULL,
+    log_id     text NOT NULL,
+    series     text NOT NULL,
+    lanes      text NOT NULL,
+    PRIMARY KEY (intake, topic, partition, log_id, series)
+) WITH (fillfactor = 40, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 2000);
+
+-- What was taken lately that no mark can tell: digests of source and event id. The oldest go.
+CREATE TABLE tidings_window (
+    number  bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    intake  text NOT NULL,
+    digest  bytea NOT NULL,
+    UNIQUE (intake, digest)
+);
+""",
+    ),
 )
 
 NEWEST = MIGRATIONS[-1][0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import struct
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
@@ -16,7 +17,8 @@ from ...clock import Clock, SystemClock
 from ...errors import StoreError, StoreNotInitialised, WrongStore
 from ..port import Examination, Row, size_text
 from . import enlist, schema
-from .connect import check_url, connect, explain, is_busy, is_lost, is_open, label
+from .connect import check_url, connect, explain, is_busy, is_lost, is_open, label, sqlstate_of
+from .cursor import PostgresCursor
 from .durable import flush
 from .horizon import Horizon
 from .transactions import Transactions
@@ -69,6 +71,8 @@ class PostgresStore:
         self._frozen = FROZEN_SECONDS
         self._rows = 256
         self._ours: WeakSet[Any] = WeakSet()
+        self._cursors: WeakSet[PostgresCursor] = WeakSet()
+        self._cursors_lock = threading.Lock()
 
     # -- lifecycle
 
@@ -149,9 +153,10 @@ class PostgresStore:
 
     @contextmanager
     def transaction(self) -> Iterator[psycopg.Connection[Any]]:
-        """A psycopg connection with a transaction open: commits at the end, rolls back on an error."""
+        """A psycopg connection with a transaction open: commits at the end, rolls back on an error. The server ends it if nothing
+        happens in it for too long, so that a process that is frozen holds nobody up."""
         with self._connection() as conn:
-            conn.execute("BEGIN")
+            conn.execute(f"BEGIN; SET LOCAL idle_in_transaction_session_timeout = {int(self._frozen * 1000)}".encode())
             try:
                 yield conn
                 conn.execute("COMMIT")
@@ -231,6 +236,12 @@ class PostgresStore:
             self._reading.close()
             self._reading = None
 
+    def cursor(self, source: str) -> PostgresCursor:
+        cursor = PostgresCursor(self.url, source, flush)
+        with self._cursors_lock:
+            self._cursors.add(cursor)
+        return cursor
+
     def glance(self, after: int, upto: int) -> None:
         """Never without waiting for the server."""
 
@@ -242,7 +253,11 @@ class PostgresStore:
 
     def watch(self, woken: Callable[[], None]) -> Waker:
         """What calls ``woken`` on the running loop when there may be something new; it is closed by whoever asked."""
-        return Waker(self.url, self._channel, woken, lambda: self._held_back)
+        return Waker(self.url, self._channel, woken, self._anything_held_back)
+
+    def _anything_held_back(self) -> bool:
+        with self._cursors_lock:
+            return self._held_back or any(cursor.held_back for cursor in self._cursors)
 
     def on_commit(self, callback: Callable[[], None]) -> None:
         """Call ``callback`` (from any thread) after commits of this process that readers want to know of."""
@@ -277,6 +292,10 @@ class PostgresStore:
 
     def is_busy(self, error: BaseException) -> bool:
         return is_busy(error)
+
+    def is_refusal(self, error: BaseException) -> bool:
+        """A zero byte in a text, numbers beyond their column, values that are too large."""
+        return (sqlstate_of(error) or "").startswith(("22", "54")) or isinstance(error, (UnicodeEncodeError, OverflowError, struct.error))
 
     def is_lost(self, error: BaseException) -> bool:
         return is_lost(error)

@@ -9,12 +9,17 @@ from typing import Any
 from ...clock import Clock, SystemClock
 from ...envelope import LANES, Envelope
 from ...errors import SubscriptionNameTaken, TransactionEnded
+from ..intakes import IntakeRow
 from ..port import Behind, FailedAttempt, KeyState, Lane, Parked, Scheduled, SubscriptionRow, WorkerRow
+from .bulk import arrays, insert_many
+from .intakes import PostgresIntake, intakes
 
 EVENT = "lane, topic, type, version, key_name, key, event_id, time, source, data, correlation_id, causation_id, traceparent, headers"
 """The columns of an event, in the order of ``Envelope``'s fields after the position."""
 
 APPEND = f"INSERT INTO tidings_log ({EVENT}) VALUES (%s,%s,%s,%s,%s,%s,%s,%s,%s,%s,%s,%s,%s,%s) RETURNING position"
+
+APPEND_MANY = insert_many(EVENT)
 
 SCHEDULE = f"INSERT INTO tidings_scheduled (event_id_, due, {EVENT}) VALUES ({','.join(['%s'] * 16)}) RETURNING 0"
 
@@ -120,6 +125,11 @@ class PostgresUnit:
     def insert(self, statement: str, values: Sequence[Any]) -> int:
         self.told = True
         return int(self._conn.execute(statement, values).fetchone()[0])
+
+    def append_many(self, envelopes: Sequence[Envelope]) -> None:
+        if envelopes:
+            self.told = True
+            self._conn.execute(APPEND_MANY, arrays(EVENT, envelopes))
 
     def head(self) -> int:
         row = self._one(HEAD)
@@ -263,8 +273,9 @@ class PostgresUnit:
         row = self._one(
             "SELECT count(*), min(g.time) FROM tidings_log g JOIN tidings_lanes l ON l.subscription = %s AND l.lane = g.lane"
             " WHERE g.position > %s AND g.position <= %s AND g.position > l.position"
-            " AND g.type = ANY (SELECT unnest(types) FROM tidings_subscriptions WHERE name = %s)",
-            name, first, upto, name,
+            " AND (g.type = ANY (SELECT unnest(types) FROM tidings_subscriptions WHERE name = %s)"
+            " OR g.source = (SELECT app FROM tidings_subscriptions WHERE name = %s AND '*' = ANY (types)))",
+            name, first, upto, name, name,
         )  # fmt: skip
         waiting = self._one("SELECT count(*), min(time) FROM tidings_log WHERE position = ANY (%s::bigint[])", opened)
         assert row is not None
@@ -524,11 +535,36 @@ class PostgresUnit:
         self._raise_control()
         return True
 
+    # -- what comes in from a broker
+
+    def intake(self, name: str) -> PostgresIntake:
+        return PostgresIntake(self._conn, name)
+
+    def intakes(self) -> list[IntakeRow]:
+        return intakes(self._conn)
+
     # -- operators' commands
 
     def facts(self) -> dict[str, str]:
         """What the meta table says: schema, log_id, incarnation, retained, control."""
         return dict(self._all("SELECT name, value FROM tidings_meta"))
+
+    def note(self, name: str, value: str | None) -> None:
+        if value is None:
+            self._count("DELETE FROM tidings_meta WHERE name = %s", name)
+        else:
+            self._count("INSERT INTO tidings_meta VALUES (%s, %s) ON CONFLICT (name) DO UPDATE SET value = excluded.value", name, value)
+        self._raise_control()
+
+    def free(self, subscription: str) -> None:
+        self._all(LOCK_LANES, subscription, list(range(LANES)))
+        self._count("UPDATE tidings_lanes SET worker = NULL, epoch = epoch + 1 WHERE subscription = %s", subscription)
+        self._raise_control()
+
+    def raise_incarnation(self) -> int:
+        self._count("UPDATE tidings_meta SET value = value::bigint + 1 WHERE name = 'incarnation'")
+        self._raise_control()
+        return int(self._meta("incarnation"))
 
     def count(self) -> int:
         """Events in the log."""

@@ -6,6 +6,7 @@ import os
 import shutil
 import sqlite3
 import threading
+import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import closing, contextmanager
@@ -16,6 +17,7 @@ from ...errors import ConfigurationError, StoreBusy, StoreError, StoreNotInitial
 from ..port import Examination, Row, size_text
 from . import enlist, schema
 from .connect import BUSY_SECONDS, boot_id, connect, explain, is_busy, is_store_failure, path_of, plain, write_lock_holder
+from .cursor import SQLiteCursor
 from .transactions import Transactions
 from .unit import APPEND, HEAD, READ, SCHEDULE, SQLiteUnit, append_with, only_in
 from .waker import Waker
@@ -218,6 +220,9 @@ class SQLiteStore:
                 return rows, rows[-1][0]
         return rows, safe
 
+    def cursor(self, source: str) -> SQLiteCursor:
+        return SQLiteCursor(self.connect, self.path, source)
+
     def glance(self, after: int, upto: int) -> tuple[list[tuple[Any, ...]], int] | None:
         if not self.stepping.begin():
             return None
@@ -268,6 +273,7 @@ class SQLiteStore:
                 conn.execute("BEGIN IMMEDIATE")
             except sqlite3.Error as error:
                 raise explain(error, self.path) from error
+            began = time.monotonic()
             try:
                 yield conn
                 conn.commit()
@@ -276,6 +282,7 @@ class SQLiteStore:
                     conn.rollback()
                 raise
             self.announce()
+            time.sleep(self.turn.rest(time.monotonic() - began))
 
     def handling_connection(self) -> sqlite3.Connection:
         """This thread's connection for handlers' transactions."""
@@ -300,6 +307,10 @@ class SQLiteStore:
         """
         cause = getattr(error, "orig", None) or error.__cause__
         return isinstance(error, StoreBusy) or any(is_busy(one) or is_store_failure(one) for one in (error, cause) if one is not None)
+
+    def is_refusal(self, error: BaseException) -> bool:
+        """Text that is no UTF-8, numbers beyond 64 bits, values that are too large."""
+        return isinstance(error, (sqlite3.DataError, UnicodeEncodeError, OverflowError))
 
     def is_lost(self, error: BaseException) -> bool:
         """Never: a commit that failed was rolled back."""
