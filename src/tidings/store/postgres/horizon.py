@@ -128,13 +128,12 @@ class Horizon:
 
     Attributes:
         safe: every position up to this one has been committed, and can be seen from now on, or will never be used. 0 if nothing is known.
-        held_back: whether a position beyond it has been drawn. drawn: the last one that has been.
+        held_back: whether a position beyond it has been drawn.
     """
 
     def __init__(self, table: int | None = None, sequence: int | None = None) -> None:
         self._strict = table is None
         self._sql = _reading(_OURS, f"'{SEQUENCE}'::regclass") if table is None else _reading(f"{table}::regclass", f"{sequence}::regclass")
-        self.drawn = 0
         self._backends: deque[str] = deque(maxlen=BACKENDS)
         self.reset()
 
@@ -187,7 +186,7 @@ class Horizon:
         elif reading.last < self._last:
             self.reset()
         self._since = {locker: self._since.get(locker, self._last) for locker in reading.lockers}
-        self._last = self.drawn = reading.last
+        self._last = reading.last
         self.safe = min(self._since.values(), default=reading.last)
         self.held_back = self.safe < reading.last
         return self.safe
