@@ -117,7 +117,7 @@ class Changes(Threaded):
     def _prepare(self, conn: psycopg.Connection[Any], broker: Slot) -> None:
         options, table, mark = self._options, self._table, self._mark
         info = slot_info(conn, self._slot)
-        claimed = mark.mode == "cdc" and mark.slot == self._slot
+        claimed = mark.slot == self._slot
         if info is not None and not claimed:
             raise StoreError(
                 f"there is a slot {self._slot}, and this relay has not made it; drop it if nobody needs it, or take another name with --slot"
@@ -128,7 +128,7 @@ class Changes(Threaded):
                 " max_slot_wal_keep_size = '20GB' and SELECT pg_reload_conf(), or accept it with --unlimited-wal"
             )
         publication = publish_table(conn, options.publication, table.oid, table.name)
-        begun = claimed and mark.lsn > 0
+        begun = claimed and mark.mode == "cdc" and mark.lsn > 0
         lost = self._lost(info, publication) if begun else None
         if lost and not table.marks and options.resume_from != "table":
             raise StoreFailed(

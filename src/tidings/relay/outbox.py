@@ -38,6 +38,7 @@ from ..store.postgres.durable import flush
 from ..store.postgres.horizon import Horizon
 from ..store.postgres.leader import Leader, reading
 from ..store.postgres.outbox import OutboxTable, server
+from ..store.postgres.replication import forget_slot
 from ..brokers.port import size
 from .layout import Layout, Recorder, Unsendable, recorder
 
@@ -313,6 +314,8 @@ class OutboxRelay:
 
     def _source(self, table: OutboxTable, record: Recorder, mark: Mark, leader: Leader, slot: Slot) -> Source:
         if self.options.mode == "poll":
+            if mark.slot and forget_slot(leader.conn, mark.slot):
+                self.note(f"dropped the replication slot {mark.slot}: the relay polls now, and a slot that nobody reads keeps WAL")
             return Polling(self.options, table, record, mark, self.unsendable)
         from .cdc import Changes
 

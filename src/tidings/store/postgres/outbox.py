@@ -163,9 +163,10 @@ class OutboxTable:
         order = f"{sql.Identifier(time).as_string()}, {id}" if time and not self.ordered else id
         self._ahead = f"{reading} WHERE {id} > %s::{kind} AND {id} <= %s::{kind} AND {untick} ORDER BY {id} LIMIT %s"
         self._first = f"{reading} WHERE {id} <= %s::{kind} AND {untick} ORDER BY {id} LIMIT %s"
-        self._any = f"SELECT {id}::text FROM {table} WHERE {untick} ORDER BY {order} LIMIT %s"
-        self._behind = f"SELECT {id}::text FROM {table} WHERE {untick} AND {id} <= %s::{kind} ORDER BY {id} LIMIT %s"
-        self._beyond = f"SELECT {id}::text FROM {table} WHERE {untick} AND {id} > %s::{kind} ORDER BY {id} LIMIT %s"
+        ids = f"SELECT {id}::text AS as_text FROM {table} WHERE {untick}"  # a name of its own, or they would be ordered as texts
+        self._any = f"{ids} ORDER BY {order} LIMIT %s"
+        self._behind = f"{ids} AND {id} <= %s::{kind} ORDER BY {id} LIMIT %s"
+        self._beyond = f"{ids} AND {id} > %s::{kind} ORDER BY {id} LIMIT %s"
         # Goes along the key over so many rows, and takes those without a tick out of them.
         self._window = f"""
             SELECT max(id)::text, coalesce(array_agg(id::text ORDER BY id) FILTER (WHERE open), '{{}}'), count(*)

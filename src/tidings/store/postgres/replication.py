@@ -115,6 +115,12 @@ def free_slot(conn: psycopg.Connection[Any], name: str) -> None:
     )
 
 
+def forget_slot(conn: psycopg.Connection[Any], name: str) -> bool:
+    """Drop the slot, if nobody streams from it; whether that was done."""
+    query = "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = %s AND NOT active"
+    return conn.execute(query, (name,)).fetchone() is not None
+
+
 class System(NamedTuple):
     """Which server this is. timeline: raised when a standby is promoted. written: how far its WAL goes."""
 
