@@ -33,6 +33,7 @@ NAMES = (
     "start_up",
     "publish_beside_handlers",
     "intake",
+    "outbox",
     "peers",
 )
 

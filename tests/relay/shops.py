@@ -114,6 +114,11 @@ class Shop:
         )
         return [id for (id,) in rows]
 
+    def reconnect(self) -> None:
+        """After a crash of the server's."""
+        self.conn.close()
+        self.conn = psycopg.connect(self.url, autocommit=True)
+
     def unticked(self) -> int:
         row = self.conn.execute("SELECT count(*) FROM outbox WHERE NOT published").fetchone()
         assert row is not None

@@ -61,7 +61,9 @@ def test_a_crash_between_the_brokers_answer_and_the_confirmation(shop: Shop) -> 
         relay.await_event("leading")
         wait_for(lambda: len(shop.seen()) == 30, "the rows")
         relay.kill()  # within the seconds in which nothing is confirmed
-    row = shop.conn.execute("SELECT confirmed_flush_lsn FROM pg_replication_slots WHERE slot_name = %s", (f"tidings_{shop.name}",)).fetchone()
+    row = shop.conn.execute(
+        "SELECT confirmed_flush_lsn FROM pg_replication_slots WHERE slot_name = %s", (f"tidings_{shop.name}",)
+    ).fetchone()
     with shop.relay(**UNTICKED):
         written += shop.insert()
         wait_for(lambda: len(shop.seen()) >= len(written), "the rows")
@@ -188,7 +190,9 @@ def test_a_column_that_is_gone_stops_the_relay_and_another_lets_it_go_on(shop: S
         written = shop.insert(2)
         wait_for(lambda: relay.progress.sent == 2, "the rows")
         shop.conn.execute("ALTER TABLE outbox RENAME COLUMN event_type TO kind")
-        written += [id for (id,) in shop.conn.execute("INSERT INTO outbox (aggregate_id, kind) VALUES (1, 'shop.Placed') RETURNING id::text")]
+        written += [
+            id for (id,) in shop.conn.execute("INSERT INTO outbox (aggregate_id, kind) VALUES (1, 'shop.Placed') RETURNING id::text")
+        ]
         failed: list[BaseException] = relay.failed  # type: ignore[attr-defined]
         wait_for(lambda: failed, "the relay to stop")
         said = str(failed.pop())
@@ -316,7 +320,9 @@ def test_debeziums_outbox_with_rows_that_are_gone_at_once(shop: Shop) -> None:
 def test_debeziums_outbox_by_polling_deletes_what_was_sent(shop: Shop) -> None:
     shop.conn.execute(DEBEZIUM_TABLE)
     assert "--after delete" in shop.fails(layout=DEBEZIUM, mode="poll")
-    shop.conn.execute("INSERT INTO outbox (aggregatetype, aggregateid, type) SELECT 'thing', n::text, 'Changed' FROM generate_series(1, 30) n")
+    shop.conn.execute(
+        "INSERT INTO outbox (aggregatetype, aggregateid, type) SELECT 'thing', n::text, 'Changed' FROM generate_series(1, 30) n"
+    )
     written = [id for (id,) in shop.conn.execute("SELECT id::text FROM outbox")]
     with shop.relay(layout=DEBEZIUM, mode="poll", after="delete", batch=10):
         wait_for(lambda: shop.conn.execute("SELECT count(*) FROM outbox").fetchone() == (0,), "the rows to go")

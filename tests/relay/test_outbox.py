@@ -227,7 +227,7 @@ def test_what_a_crash_of_the_server_takes_back_was_not_sent(new_shop: Callable[.
             (id,) = shop.insert()
             wait_for(lambda: id in ids(shop.seen()), "the row to be sent")
             postgres.restart("immediate")
-            shop.conn = psycopg.connect(shop.url, autocommit=True)
+            shop.reconnect()
             assert shop.conn.execute("SELECT id FROM outbox WHERE id = %s", (id,)).fetchone(), f"{id} was sent and is gone"
     finally:
         postgres.execute("ALTER SYSTEM RESET wal_writer_delay")
@@ -313,13 +313,8 @@ def test_the_server_and_the_broker_crash(shop: Shop, postgres: Postgres, mode: s
         for crash in (lambda: postgres.restart("immediate"), lambda: (shop.kafka.kill(), shop.kafka.start())):
             written += shop.insert(100)
             crash()
-            if shop.conn.closed or shop.conn.broken:
-                shop.conn = psycopg.connect(shop.url, autocommit=True)
-            try:
-                written += shop.insert(100)
-            except psycopg.OperationalError:
-                shop.conn = psycopg.connect(shop.url, autocommit=True)
-                written += shop.insert(100)
+            shop.reconnect()
+            written += shop.insert(100)
             shop.await_ticked()
     assert ids(shop.seen()) == written
 
@@ -391,9 +386,9 @@ def test_a_right_that_is_missing(shop: Shop, postgres: Postgres) -> None:
     try:
         url = shop.url.replace("tidings@", f"{role}@")
         for said in (
-            f"GRANT SELECT ON public.outbox TO \"{role}\"",
-            f"GRANT UPDATE (published) ON public.outbox TO \"{role}\"",
-            f"GRANT USAGE, SELECT ON SEQUENCE outbox_id_seq TO \"{role}\"",
+            f'GRANT SELECT ON public.outbox TO "{role}"',
+            f'GRANT UPDATE (published) ON public.outbox TO "{role}"',
+            f'GRANT USAGE, SELECT ON SEQUENCE outbox_id_seq TO "{role}"',
         ):
             told = shop.fails(url=url)
             assert said in told
