@@ -32,6 +32,7 @@ NAMES = (
     "large_log",
     "start_up",
     "publish_beside_handlers",
+    "relay",
     "intake",
     "outbox",
     "peers",

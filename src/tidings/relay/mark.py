@@ -10,7 +10,7 @@ sending, and closes it by a mark that says so. From then on nobody can send anyt
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -25,7 +25,7 @@ VERSION = 1
 class Mark(msgspec.Struct, frozen=True, omit_defaults=True):
     """
     Attributes:
-        log, incarnation: whose positions these are. generation, slots, lanes: how the lanes were shared out.
+        log, incarnation: whose positions these are. generation, slot, slots, lanes: how the lanes were shared out, and which share this is.
         position: everything of the slot's lanes up to here was sent, in each lane of ``ahead`` up to what it says there.
         row, event: position and id of the last event that was sent, or (0, "").
         late: events that were sent out of order, whose parked rows may still be there.
@@ -35,6 +35,7 @@ class Mark(msgspec.Struct, frozen=True, omit_defaults=True):
     log: str
     incarnation: int
     generation: int
+    slot: int
     slots: int
     position: int = 0
     row: int = 0
@@ -52,7 +53,7 @@ class Mark(msgspec.Struct, frozen=True, omit_defaults=True):
         return msgspec.json.encode(self)
 
 
-def decode(text: bytes | None, log: str, slots: int) -> Mark | None:
+def decode(text: bytes | None, log: str, slot: int, slots: int) -> Mark | None:
     """The mark that a slot has, if it has one.
 
     Raises:
@@ -69,8 +70,11 @@ def decode(text: bytes | None, log: str, slots: int) -> Mark | None:
             f"the relay's position was written by another version of Tidings (version {mark.version}, {mark.lanes} lanes; this one has"
             f" {VERSION} and {LANES}); run that one"
         )
-    if (mark.log, mark.slots) != (log, slots):
-        raise ConfigurationError(f"the relay's position is that of another log ({mark.log}, {mark.slots} slots), not of {log}")
+    if (mark.log, mark.slot, mark.slots) != (log, slot, slots):
+        raise ConfigurationError(
+            f"the relay's position is that of slot {mark.slot} of {mark.slots} of the log {mark.log}, not that of slot {slot} of {slots} of"
+            f" {log}"
+        )
     return mark
 
 
@@ -97,13 +101,13 @@ def earlier(slot: int, history: Sequence[int]) -> list[Earlier]:
     return sorted(found, key=lambda one: (one.slots, one.slot))
 
 
-def reached(lanes: Iterable[int], marks: Sequence[Mark]) -> dict[int, int]:
+def reached(lanes: Collection[int], marks: Sequence[Mark]) -> dict[int, int]:
     """How far each lane has come by these marks: by the one of the latest generation that covers it. Those without any are left out."""
     found: dict[int, tuple[int, int]] = {}
     for mark in marks:
         if mark.generation == 0:  # closed before anything was sent
             continue
-        for lane in lanes:
+        for lane in set(lanes).intersection(lanes_of_slot(mark.slot, mark.slots)):
             found[lane] = max(found.get(lane, (0, 0)), (mark.generation, mark.reached(lane)))
     return {lane: position for lane, (_, position) in found.items()}
 

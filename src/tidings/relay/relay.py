@@ -117,6 +117,11 @@ class RunningRelay:
         return sum(not sender.at_head for sender in self._senders.values())
 
     @property
+    def open_slots(self) -> int:
+        """Those that this process could send in now."""
+        return sum(sender.open for sender in self._senders.values())
+
+    @property
     def sent(self) -> int:
         return self.ended_sent + sum(sender.sent for sender in (*self._senders.values(), *self._ending))
 

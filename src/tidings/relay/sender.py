@@ -123,6 +123,7 @@ class Sender:
         self._reopen = False
         self._paused = False
         self._way: Slot | None = None
+        self._opened = False
         self._cursor: Cursor | None = None
         self._advancing: Future[Any] | None = None
         self._careful = False
@@ -137,6 +138,11 @@ class Sender:
         self.thread = threading.Thread(target=self._run, name=f"tidings-{relay}-{slot}", daemon=True)
 
     # -- from the loop
+
+    @property
+    def open(self) -> bool:
+        """Whether it has its way to the broker, and knows where to go on."""
+        return self._opened
 
     def start(self) -> None:
         self.thread.start()
@@ -216,6 +222,7 @@ class Sender:
             self._changed()
 
     def _close_way(self) -> None:
+        self._opened = False
         way, self._way = self._way, None
         if way is not None:
             way.close()
@@ -237,6 +244,7 @@ class Sender:
         """Send until something happens."""
         if self._way is None:
             self._open()
+            self._opened = True
         while not self._stop.is_set():
             self._wake.clear()
             if self._paused:
@@ -317,7 +325,7 @@ class Sender:
         assert self._facts is not None
         row, event = known or (0, "")
         facts = self._facts
-        return Mark(facts.log, facts.incarnation, len(facts.history), self._slots, position, row, event, self._ahead, late)
+        return Mark(facts.log, facts.incarnation, len(facts.history), self.slot, self._slots, position, row, event, self._ahead, late)
 
     def _limits(self, rows: Sequence[tuple[Any, ...]]) -> None:
         """Below which size of its data and headers a row needs no closer look; -1 if every row needs one."""
@@ -427,7 +435,7 @@ class Sender:
             self._late = set()
             return
         generation = len(facts.history)
-        mine = marks.decode(self._way.mark, facts.log, self._slots)
+        mine = marks.decode(self._way.mark, facts.log, self.slot, self._slots)
         if mine is not None and (mine.generation > generation or mine.closed > generation):
             raise NotOurs
         if mine is not None and mine.generation == generation:
@@ -443,11 +451,11 @@ class Sender:
         for one in marks.earlier(self.slot, facts.history):
             way = self._broker.open_slot(name, one.slot, one.slots, patience=self._patience)
             try:
-                theirs = marks.decode(way.mark, facts.log, one.slots)
+                theirs = marks.decode(way.mark, facts.log, one.slot, one.slots)
                 if theirs is not None and theirs.generation > generation:
                     raise NotOurs
                 if theirs is None or theirs.closed < generation:
-                    theirs = theirs or Mark(facts.log, facts.incarnation, 0, one.slots)
+                    theirs = theirs or Mark(facts.log, facts.incarnation, 0, one.slot, one.slots)
                     theirs = msgspec.structs.replace(theirs, closed=generation)
                     way.send([], theirs.encode())
             finally:
