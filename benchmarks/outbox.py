@@ -1,7 +1,7 @@
 """Somebody else's outbox table, by polling (`published` kept) and by CDC, to a real Kafka; the latter against the same work by hand.
 
-By hand: the same stream of the same rows is decoded by the same functions and produced in transactions of as many records with the same headers;
-but without marks that say how far it is, without a leader, and in one thread.
+By hand: the same stream of the same rows is decoded by the same functions and produced in transactions of as many records with the same
+headers; but without marks that say how far it is, without a leader, and in one thread.
 """
 
 from __future__ import annotations

@@ -19,7 +19,6 @@ import psycopg
 from confluent_kafka import Consumer, TopicPartition
 
 from servers.kafka import Kafka
-
 from tidings.brokers.kafka import KafkaBroker
 from tidings.brokers.port import Slot
 from tidings.relay.layout import DEBEZIUM, SIMPLE, Layout
@@ -221,7 +220,8 @@ class Shop:
             there = consumer.list_topics(timeout=20).topics
             parts = [TopicPartition(topic, part, 0) for topic in topics if topic in there for part in there[topic].partitions]
             consumer.assign(parts)
-            found, ended = [], set()
+            found: list[Seen] = []
+            ended: set[tuple[str, int]] = set()
             until = time.monotonic() + SECONDS
             while len(ended) < len(parts):
                 assert time.monotonic() < until, "the topics have no end"

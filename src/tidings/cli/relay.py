@@ -1,4 +1,4 @@
-"""``tidings relay``: how far events have gone to the broker, and where to go on when that is not clear; and a foreign outbox table to a broker."""
+"""``tidings relay``: how far events have gone to the broker, where to go on when that is not clear; and a foreign outbox table."""
 
 from __future__ import annotations
 

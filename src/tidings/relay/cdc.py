@@ -1,15 +1,17 @@
 """Reading an outbox by CDC: from the server's own record of what was committed, through a replication slot.
 
-**A row's place is (LSN of its commit, ordinal in its transaction).** All rows of a transaction share the LSN, so the LSN alone would lose or
-repeat rows. ``Begin`` carries it, so rows can be sent before the end of their transaction is read: a transaction may be larger than memory.
-The broker's mark holds the place of the last row that was sent; a stream begins where the slot stands, at or before that, and rows up to it are skipped.
+**A row's place is (LSN of its commit, ordinal in its transaction).** All rows of a transaction share the LSN, so the LSN alone would lose
+or repeat rows. ``Begin`` carries it, so rows can be sent before the end of their transaction is read: a transaction may be larger than
+memory. The broker's mark holds the place of the last row that was sent; a stream begins where the slot stands, at or before that, and rows
+up to it are skipped.
 
-**The server is told to forget only what the broker has:** the end of the last transaction of which every row was sent. With nothing under way
-it is told to forget what it says it has looked through, so an idle database holds no WAL back and needs no writes of its own.
+**The server is told to forget only what the broker has:** the end of the last transaction of which every row was sent. With nothing under
+way it is told to forget what it says it has looked through, so an idle database holds no WAL back and needs no writes of its own.
 
 **Where it begins.** A new slot's stream has what is committed after its start, and the snapshot that was made with it sees what was before.
-If rows are ticked off, those without a tick are sent from that snapshot first. A crash before that is done throws the slot away and begins anew,
-with the rows that have no tick by then. So it is too when a slot is lost: with ticks nothing is. Without them only what comes after is sent.
+If rows are ticked off, those without a tick are sent from that snapshot first. A crash before that is done throws the slot away and begins
+anew, with the rows that have no tick by then. So it is too when a slot is lost: with ticks nothing is. Without them only what comes after
+is sent.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import psycopg
 
-from ..brokers.port import Record, Slot
+from ..brokers.port import Record, Slot, size
 from ..errors import StoreError, StoreFailed
 from ..store.postgres.leader import Leader, reading
 from ..store.postgres.outbox import OutboxTable, partition_of
@@ -38,7 +40,6 @@ from ..store.postgres.replication import (
     retention_is_limited,
     slot_info,
 )
-from ..brokers.port import size
 from .layout import Recorder, Unsendable
 from .outbox import BATCH_BYTES, Batch, Mark, Threaded
 
@@ -120,7 +121,7 @@ class Changes(Threaded):
         claimed = mark.slot == self._slot
         if info is not None and not claimed:
             raise StoreError(
-                f"there is a slot {self._slot}, and this relay has not made it; drop it if nobody needs it, or take another name with --slot"
+                f"there is a slot {self._slot} that this relay has not made; drop it if nobody needs it, or take another name with --slot"
             )
         if not options.unlimited_wal and not retention_is_limited(conn):
             raise StoreError(
@@ -132,8 +133,8 @@ class Changes(Threaded):
         lost = self._lost(info, publication) if begun else None
         if lost and not table.marks and options.resume_from != "table":
             raise StoreFailed(
-                f"{lost}, and rows are not ticked off: what was committed after {lsn_text(mark.lsn)} and before a new slot can't be had any more."
-                " Send those rows yourself if need be, then give --resume-from table to begin with a new slot"
+                f"{lost}, and rows are not ticked off: what was committed after {lsn_text(mark.lsn)} and before a new slot can't be had any"
+                " more. Send those rows yourself if need be, then give --resume-from table to begin with a new slot"
             )
         if info is not None and info.pid is not None:
             free_slot(conn, self._slot)  # we lead: it is a process that is frozen or dying
@@ -315,17 +316,16 @@ class _Reading:
     def _find(self, relation: Relation) -> list[int] | None:
         """Where the table has the columns that are wanted, the flag last (-1: none); None if it is another table."""
         of = self._of
-        if relation.oid != of._table.oid:
-            if not partition_of(self._conn, relation.oid, of._table.oid):
-                return None
+        if relation.oid != of._table.oid and not partition_of(self._conn, relation.oid, of._table.oid):
+            return None
         layout = of._options.layout
         there = {column.name: number for number, column in enumerate(relation.columns)}
         found = []
         for name in (layout.id, *layout.columns):
             if name not in there:
                 raise StoreError(
-                    f"{of._table.name} lost its column {name!r} before {lsn_text(self._lsn)} -- it has {', '.join(there)}; say with --columns which"
-                    " one it is now, and the relay goes on from there",
+                    f"{of._table.name} lost its column {name!r} before {lsn_text(self._lsn)} -- it has {', '.join(there)}; say with"
+                    " --columns which one it is now, and the relay goes on from there",
                     columns=list(there),
                 )
             found.append(there[name])

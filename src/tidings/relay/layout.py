@@ -3,7 +3,8 @@
 ``simple``: the row is an event. It goes out as a CloudEvent in binary mode, its key the aggregate's id.
 
 ``debezium``: the row says itself where it goes. It goes out as Debezium's outbox event router writes it with its defaults: to the topic
-``outbox.event.<aggregatetype>``, the key the aggregate's id, the payload as it is, the row's id in the header ``id``; a NULL payload is a tombstone.
+``outbox.event.<aggregatetype>``, the key the aggregate's id, the payload as it is, the row's id in the header ``id``; a NULL payload is a
+tombstone.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ class Layout:
     """Names of columns.
 
     Attributes:
-        id: tells rows apart; the event's id. key: whose event it is. type: its type. payload: what happened. time: when; None for when it was read.
+        id: tells rows apart; the event's id. key: whose event it is. type: its type. payload: what happened. time: when; None for when it
+        was read.
         published: a boolean column that is true once the row was sent; None where there is none.
         route: a column that says where the row goes. headers: further headers, (name, column).
         topic: where rows go; ``{route}`` and ``{type}`` stand for what is in those columns.
@@ -195,7 +197,7 @@ def _topics(layout: Layout, at: dict[str, int]) -> Callable[[Row], str]:
 
 
 def millis_of(moment: bytes) -> int | None:
-    """A timestamp as the server writes it (ISO, UTC; without an offset it is taken for UTC), in milliseconds since 1970; None for infinity."""
+    """A timestamp as the server writes it (ISO; without an offset it is UTC) in milliseconds since 1970; None for infinity."""
     try:
         made = datetime.fromisoformat(moment.decode())
     except ValueError:

@@ -2,11 +2,12 @@
 
     read a batch -> send it, with a mark, in one transaction of the broker's -> tick its rows off -> only then send the next
 
-The table's ticks are the truth. What a crash can leave is a batch that was sent and not ticked off; the mark holds its ids, so whoever takes
-over ticks them off first, and knows "sent but not ticked" from "never sent". The mark also holds a point in the server's history: a row that
-was written again after it, a flag set back by hand say, is not the row that was sent, and is sent again.
+The table's ticks are the truth. What a crash can leave is a batch that was sent and not ticked off; the mark holds its ids, so whoever
+takes over ticks them off first, and knows "sent but not ticked" from "never sent". The mark also holds a point in the server's history: a
+row that was written again after it, a flag set back by hand say, is not the row that was sent, and is sent again.
 
-A source (``Polling`` here, ``Changes`` in cdc.py) reads in a thread of its own; the relay's thread owns the broker's slot and the leader's connection.
+A source (``Polling`` here, ``Changes`` in cdc.py) reads in a thread of its own; the relay's thread owns the broker's slot and the leader's
+connection.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import Any, NamedTuple, Protocol
 import msgspec
 import psycopg
 
-from ..brokers.port import Broker, Record, Slot
+from ..brokers.port import Broker, Record, Slot, size
 from ..errors import (
     BrokerUnavailable,
     ConfigurationError,
@@ -39,7 +40,6 @@ from ..store.postgres.horizon import Horizon
 from ..store.postgres.leader import Leader, reading
 from ..store.postgres.outbox import OutboxTable, server
 from ..store.postgres.replication import forget_slot
-from ..brokers.port import size
 from .layout import Layout, Recorder, Unsendable, recorder
 
 log = logging.getLogger("tidings.relay")
@@ -292,9 +292,9 @@ class OutboxRelay:
             answer, self.options.resume_from = self.options.resume_from, None
             if answer is None:
                 raise StoreFailed(
-                    f"the relay {self.options.name!r} last read another database or table, or this one before a failover or a restore, where rows"
-                    " that were sent may have lost their tick: look at those without one, then give --resume-from table to send them all, or"
-                    " --resume-from broker to go on behind what was sent last"
+                    f"the relay {self.options.name!r} last read another database or table, or this one before a failover or a restore,"
+                    " where rows that were sent may have lost their tick: look at those without one, then give --resume-from table to send"
+                    " them all, or --resume-from broker to go on behind what was sent last"
                 )
             if answer == "table":
                 return fresh
@@ -398,7 +398,8 @@ class OutboxRelay:
         """A row of which no record can be made: an error, or told and left out."""
         if not self.options.skip_unsendable:
             raise StoreError(
-                f"the row {id} of {self.options.table} can't be sent: {why} -- mend it, tick it off, or give --skip-unsendable to leave such rows out",
+                f"the row {id} of {self.options.table} can't be sent: {why} -- mend it, tick it off, or give"
+                " --skip-unsendable to leave such rows out",
                 id=id,
             )
         self.progress.skipped += 1
@@ -431,9 +432,10 @@ class Threaded:
         try:
             return self._batches.get(timeout=0 if self._failure is not None or not self._thread.is_alive() else seconds)
         except queue.Empty:
-            if self._failure is not None:
-                raise self._failure from None
-            return None
+            pass
+        if self._failure is not None:
+            raise self._failure  # with its cause, which says whether waiting helps
+        return None
 
     def sent(self, batch: Batch) -> None:
         with self._lock:

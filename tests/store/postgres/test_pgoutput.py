@@ -39,7 +39,8 @@ CREATE PUBLICATION everything FOR TABLE outbox;
 def _read(conn: psycopg.Connection, **options: str) -> list[pgoutput.Change]:
     more = "".join(f", '{name}', '{value}'" for name, value in options.items())
     rows = conn.execute(
-        f"SELECT data FROM pg_logical_slot_get_binary_changes('reading', NULL, NULL, 'proto_version', '1', 'publication_names', 'everything'{more})"
+        "SELECT data FROM pg_logical_slot_get_binary_changes("
+        f"'reading', NULL, NULL, 'proto_version', '1', 'publication_names', 'everything'{more})"
     )
     return [decode(data) for (data,) in rows]
 
@@ -57,15 +58,18 @@ def test_a_transaction_as_the_server_writes_it(conn: psycopg.Connection) -> None
     with conn.transaction():
         conn.execute("INSERT INTO outbox (aggregate_id, payload) VALUES (7, '{\"a\": 1}'), (NULL, NULL)")
         conn.execute("DELETE FROM outbox WHERE id = 1")
-        xid = conn.execute("SELECT pg_current_xact_id()").fetchone()[0]
-    at = conn.execute("SELECT extract(epoch FROM now())::float8").fetchone()[0]
+        ((xid,),) = conn.execute("SELECT pg_current_xact_id()").fetchall()
+    ((at,),) = conn.execute("SELECT extract(epoch FROM now())::float8").fetchall()
 
     begin, kind, relation, first, second, gone, commit = _read(conn)
 
-    assert isinstance(kind, Type) and kind.name == "mood"
-    assert isinstance(begin, Begin) and begin.xid == int(xid) & 0xFFFFFFFF
+    assert isinstance(kind, Type)
+    assert kind.name == "mood"
+    assert isinstance(begin, Begin)
+    assert begin.xid == int(xid) & 0xFFFFFFFF
     assert abs(begin.time / 1e6 - at) < 60
-    assert isinstance(commit, Commit) and begin.lsn == commit.lsn < commit.end
+    assert isinstance(commit, Commit)
+    assert begin.lsn == commit.lsn < commit.end
     assert isinstance(relation, Relation)
     assert (relation.schema, relation.name, relation.identity) == ("public", "outbox", "d")
     assert [(column.name, column.key) for column in relation.columns] == [
@@ -109,14 +113,20 @@ def test_the_other_messages(conn: psycopg.Connection) -> None:
     changes = _read(conn, messages="on")
 
     first, second = (change for change in changes if isinstance(change, Update))
-    assert first.old is None and first.row[1] == b"2" and first.row[3] is UNCHANGED
-    assert second.old is not None and second.old[1] == b"2" and second.row[3] == b"short"
+    assert first.old is None
+    assert first.row[1] == b"2"
+    assert first.row[3] is UNCHANGED
+    assert second.old is not None
+    assert second.old[1] == b"2"
+    assert second.row[3] == b"short"
     relations = [change for change in changes if isinstance(change, Relation)]
     assert [relation.identity for relation in relations[-1:]] == ["f"]
     (truncate,) = (change for change in changes if isinstance(change, Truncate))
     assert truncate == Truncate((relations[0].oid,), cascade=False, restart_identity=True)
     (message,) = (change for change in changes if isinstance(change, Message))
-    assert message[0] is True and message[2:] == ("tidings", b"content") and message.lsn > 0
+    assert message[0] is True
+    assert message[2:] == ("tidings", b"content")
+    assert message.lsn > 0
     assert [change.name for change in changes if isinstance(change, Origin)] == ["elsewhere"]
 
 

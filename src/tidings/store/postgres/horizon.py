@@ -73,7 +73,7 @@ def _drawn(sequence: str) -> str:
 
 
 def _reading(table: str, sequence: str) -> str:
-    """Two statements in one round trip: without parameters they travel as one simple query, and the server runs them one after the other."""
+    """Two statements in one round trip: without parameters they travel as one simple query, and the server runs them in turn."""
     return f"""
     SELECT pg_backend_pid() || ' since ' || coalesce(
                (SELECT backend_start FROM pg_stat_get_activity(pg_backend_pid())), pg_postmaster_start_time()),
@@ -123,7 +123,8 @@ class Horizon:
     """One reader's knowledge. Not for several threads at once: readings must be taken in the order in which they are made.
 
     Args:
-        table, sequence: their oids, to read somebody else's table behind the same horizon; Tidings' own log unless given. Of theirs not every
+        table, sequence: their oids, to read somebody else's table behind the same horizon; Tidings' own log unless given. Of theirs not
+        every
             promise of a writer can be asked, so there an altered sequence is no error.
 
     Attributes:

@@ -1,10 +1,11 @@
 """A table that belongs to somebody else: what it is, which of its rows are still to be sent, and how they are ticked off.
 
-The flag, or where there is none the row's presence, is the truth. Positions are only the fast path: an application may draw ids long before it
-inserts, write smaller ones by hand, or set a flag back, and each such row is found by its flag.
+The flag, or where there is none the row's presence, is the truth. Positions are only the fast path: an application may draw ids long before
+it inserts, write smaller ones by hand, or set a flag back, and each such row is found by its flag.
 
 *Ahead* are rows above a cursor and below the horizon (horizon.py, over this table and its sequence): those come in the order in which they
-were written, as far as that can be told. *Loose* are the others that have no tick: behind the cursor, or above everything that the sequence has given out.
+were written, as far as that can be told. *Loose* are the others that have no tick: behind the cursor, or above everything that the sequence
+has given out.
 
 Nothing is made or changed in the application's schema.
 """
@@ -151,7 +152,8 @@ class OutboxTable:
         elif published is not None:
             if found[published][1] != "boolean":
                 raise StoreError(
-                    f"the column {published!r} of {self.name} is {found[published][1]}, not boolean; name another with --columns published=…"
+                    f"the column {published!r} of {self.name} is {found[published][1]}, not boolean; name another with --columns"
+                    " published=…"
                 )
             if not found[published][4]:
                 raise StoreError(f"the role may not flag rows; GRANT UPDATE ({published}) ON {self.name} TO {_role(conn)}")
@@ -206,7 +208,7 @@ class OutboxTable:
         return [id for id in found if int(id) > horizon.drawn]
 
     def window(self, conn: psycopg.Connection[Any], after: str, cursor: str) -> tuple[str | None, list[str]]:
-        """Look at some rows above ``after`` up to ``cursor``: where the look ended (None: at the cursor), and the ids of those without a tick."""
+        """Look at some rows above ``after`` up to ``cursor``: where the look ended (None: there), and the ids of those without a tick."""
         row = conn.execute(self._window, (after, cursor, WINDOW)).fetchone()
         assert row is not None
         last, ids, looked = row

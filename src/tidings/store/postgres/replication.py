@@ -1,13 +1,14 @@
 """Logical decoding: a slot, a publication, and the stream of what was committed, over libpq as psycopg hands it out.
 
-A *slot* is the server's memory of how far somebody has come: it keeps the WAL from there on. A stream begins where the slot stands and brings
-whole transactions in the order of their commits, each one after it was flushed: what a crash of the server could take back is never sent.
+A *slot* is the server's memory of how far somebody has come: it keeps the WAL from there on. A stream begins where the slot stands and
+brings whole transactions in the order of their commits, each one after it was flushed: what a crash of the server could take back is never
+sent.
 
 The server forgets only what was ``confirmed``. A confirmation may be lost in a crash of the server, whose slots are written at checkpoints:
 then a stream begins earlier than what was confirmed, so whoever reads it knows himself what he has had.
 
-While nothing is committed in this database, but elsewhere on the server, the slot would hold the WAL back all the same. The server says in its
-keepalives how far it has looked, and that may be confirmed when nothing is under way: so an idle database needs no writes of its own.
+While nothing is committed in this database, but elsewhere on the server, the slot would hold the WAL back all the same. The server says in
+its keepalives how far it has looked, and that may be confirmed when nothing is under way: so an idle database needs no writes of its own.
 """
 
 from __future__ import annotations
