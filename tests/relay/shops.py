@@ -229,7 +229,7 @@ class Shop:
                 if record is None:
                     continue
                 if record.error():
-                    ended.add((record.topic(), record.partition()))
+                    ended.add((str(record.topic()), int(record.partition() or 0)))
                 else:
                     found.append(Seen(record))
             return found

@@ -310,7 +310,8 @@ def test_the_server_and_the_broker_crash(shop: Shop, postgres: Postgres, mode: s
     written = shop.insert(100)
     with shop.relay(mode=mode, batch=20):
         shop.await_ticked()
-        for crash in (lambda: postgres.restart("immediate"), shop.kafka.kill):
+        crashes: list[Callable[[], None]] = [lambda: postgres.restart("immediate"), shop.kafka.kill]
+        for crash in crashes:
             written += shop.insert(100)
             crash()
             shop.kafka.start()

@@ -26,7 +26,7 @@ PROGRESS_SECONDS = 5.0
 
 @click.command(
     "table",
-    epilog="Example: tidings relay --database postgresql://shop@127.0.0.1/shop --broker kafka://127.0.0.1:9092 --create-topics 8",
+    epilog="Example: tidings relay table --database postgresql://shop@127.0.0.1/shop --broker kafka://127.0.0.1:9092 --create-topics 8",
 )
 @click.option("--database", required=True, metavar="URL", envvar="TIDINGS_DATABASE", help="The application's database [TIDINGS_DATABASE].")
 @click.option("--table", default="outbox", show_default=True, help="The table, as SQL names it.")
