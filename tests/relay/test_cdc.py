@@ -41,8 +41,10 @@ def _began(shop: Shop, **changes: object) -> None:
 def test_a_crash_in_the_middle_of_a_transaction(shop: Shop, die: str) -> None:
     """Rows of one transaction share an LSN, so a place that has no ordinal would lose or repeat some."""
     _began(shop)
-    written = _copy(shop, 95) + shop.insert(95) + shop.insert(1)
-    for at in (2, 5, 3):
+    written = _copy(shop, 95) + shop.insert(95)
+    for _ in range(40):
+        written += shop.insert()
+    for at in (2, 5, 12, 3):
         shop.dies(die, at=at, batch=10, **UNTICKED)
     with shop.relay(**UNTICKED):
         written += shop.insert()
