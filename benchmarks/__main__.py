@@ -34,6 +34,7 @@ NAMES = (
     "publish_beside_handlers",
     "relay",
     "intake",
+    "outbox",
     "peers",
     "postgres.publish",
     "postgres.writers",

@@ -47,6 +47,8 @@ HORIZON = "tests/store/postgres/test_horizon.py::"
 INTAKE = "tests/relay/test_intake.py::test_"
 INTAKE_RACES = "tests/relay/test_intake_races.py::test_"
 PARTITIONS = "tests/store/postgres/test_partitions.py::"
+OUTBOX = "tests/relay/test_outbox.py::"
+CDC = "tests/relay/test_cdc.py::"
 
 LIST = (
     # -- leases, epochs, lanes
@@ -487,15 +489,15 @@ LIST = (
     Sabotage(
         "who writes straight into a partition holds the horizon",
         "store/postgres/horizon.py",
-        " OR relation IN (SELECT relid FROM pg_partition_tree('{LOG}'))",
+        " OR relation IN (SELECT relid FROM pg_partition_tree({table}))",
         " OR false",
         HORIZON + "test_whoever_drew_a_position_holds_the_horizon_until_he_ends",
     ),
     Sabotage(
         "the sequence is read with its page locked",
         "store/postgres/horizon.py",
-        "coalesce(pg_sequence_last_value('{SEQUENCE}'), 0)",
-        "(SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM {SEQUENCE})",
+        "coalesce(pg_sequence_last_value({sequence}), 0)",
+        "(SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM tidings_log_position_seq)",
         HORIZON + "test_what_is_read_of_the_sequence_has_been_drawn",
     ),
     Sabotage(
@@ -660,6 +662,91 @@ LIST = (
         "if not self._store.is_refusal(error):",
         "if True:",
         INTAKE + "a_record_that_cannot_be_read_is_kept_and_tried_again[postgresql]",
+    ),
+    # -- somebody else's outbox table
+    Sabotage(
+        "rows that were sent and not ticked off are ticked off first",
+        "relay/outbox.py",
+        "again = table.tick(leader.conn, mark.ids, before=mark.point)",
+        "again = 0",
+        OUTBOX + "test_sent_but_not_ticked_is_known_from_never_sent",
+    ),
+    Sabotage(
+        "a row of the outbox that was written again is another",
+        "store/postgres/outbox.py",
+        " AND age(xmin) > age(%s::text::xid)",
+        " AND %s::text IS NOT NULL",
+        OUTBOX + "test_what_the_application_did_to_a_batch_between_a_crash_and_the_next_start",
+    ),
+    Sabotage(
+        "an outbox is read behind the horizon",
+        "relay/outbox.py",
+        "safe = horizon.observe(conn)",
+        "safe = max(horizon.observe(conn), horizon.drawn)",
+        OUTBOX + "test_order_per_key_beside_slow_transactions",
+    ),
+    Sabotage(
+        "rows above an outbox's sequence are looked at twice",
+        "store/postgres/outbox.py",
+        "return [id for id in found if int(id) > horizon.drawn]",
+        "return found",
+        OUTBOX + "test_order_per_key_beside_slow_transactions",
+    ),
+    Sabotage(
+        "rows behind an outbox's cursor are looked for",
+        "relay/outbox.py",
+        "ids = [*table.behind(conn, self._cursor, self._most), *ids]",
+        "pass",
+        OUTBOX + "test_rows_that_come_behind_the_cursor",
+    ),
+    Sabotage(
+        "rows of an outbox are on disk before they are sent",
+        "relay/outbox.py",
+        "        flush(conn)\n",
+        "        pass\n",
+        OUTBOX + "test_what_a_crash_of_the_server_takes_back_was_not_sent",
+    ),
+    Sabotage(
+        "one relay of a name leads on an outbox",
+        "store/postgres/leader.py",
+        "return row is not None and bool(row[0])",
+        "return row is not None",
+        OUTBOX + "test_a_standby_takes_over_from_a_killed_and_from_a_frozen_leader",
+    ),
+    Sabotage(
+        "a place in the stream of changes has an ordinal",
+        "relay/cdc.py",
+        "if (self._lsn, self._ordinal) <= self._after:",
+        "if self._lsn <= self._after[0]:",
+        CDC + "test_a_crash_in_the_middle_of_a_transaction",
+    ),
+    Sabotage(
+        "the stream is confirmed only as far as the broker has it",
+        "relay/cdc.py",
+        "if not of._open and not self._batch.rows:",
+        "if True:",
+        CDC + "test_a_crash_in_the_middle_of_a_transaction",
+    ),
+    Sabotage(
+        "an idle stream is confirmed as far as the server has looked",
+        "relay/cdc.py",
+        "0 if self._inside else self._stream.seen",
+        "0",
+        CDC + "test_an_idle_database_holds_no_wal_back",
+    ),
+    Sabotage(
+        "a publication that was made anew is not trusted",
+        "relay/cdc.py",
+        "if publication != self._mark.publication:",
+        "if False:",
+        CDC + "test_a_publication_that_vanishes",
+    ),
+    Sabotage(
+        "a replication slot of somebody else's is left alone",
+        "relay/cdc.py",
+        "claimed = mark.slot == self._slot",
+        "claimed = True",
+        CDC + "test_somebody_elses_slot_is_left_alone",
     ),
 )
 

@@ -21,6 +21,7 @@ from ..port import Examination, Holder, Row, holder_text, size_text
 from . import enlist, partitions, schema
 from .connect import check_url, connect, explain, is_busy, is_lost, is_open, label, sqlstate_of
 from .cursor import PostgresCursor
+from .durable import flush
 from .fetch import fetch
 from .horizon import Horizon, lockers
 from .transactions import Transactions
@@ -38,8 +39,6 @@ ROWS = (16, 1024)
 """Rows asked for at a time, at least and at most; between them as many as the data seen lately lets expect to fit."""
 FROZEN_SECONDS = 10.0
 """A transaction of the writer's in which nothing happens is ended by the server after this time, or after the lease if that is shorter."""
-FLUSH_SECONDS = 0.005
-"""So long others' commits may take to carry what was read to disk, before it is done here."""
 
 
 class PostgresStore:
@@ -262,7 +261,7 @@ class PostgresStore:
         # would not notice. The horizon was looked at before; what it covers is durable once the server has flushed up to here.
         if self._durable < safe:
             reached = self._horizon.safe
-            self._flush(conn)
+            flush(conn)
             self._durable = reached
         return rows, safe
 
@@ -275,7 +274,7 @@ class PostgresStore:
             self._reading = None
 
     def cursor(self, source: str) -> PostgresCursor:
-        cursor = PostgresCursor(self.url, source, self._flush)
+        cursor = PostgresCursor(self.url, source, flush)
         with self._cursors_lock:
             self._cursors.add(cursor)
         return cursor
@@ -289,20 +288,6 @@ class PostgresStore:
 
     def lasts(self, upto: int, last: tuple[Any, ...] | None) -> bool:
         return upto <= self._durable
-
-    @staticmethod
-    def _flush(conn: psycopg.Connection[Any]) -> None:
-        """Wait until everything that was written until now has been flushed; if nobody's commit does it soon, make one that does."""
-        row = conn.execute("SELECT pg_current_wal_insert_lsn()::text, pg_current_wal_flush_lsn() >= pg_current_wal_insert_lsn()").fetchone()
-        assert row is not None
-        until = time.monotonic() + FLUSH_SECONDS
-        flushed = row[1]
-        while not flushed and time.monotonic() < until:
-            time.sleep(0.0002)
-            again = conn.execute("SELECT pg_current_wal_flush_lsn() >= %s::pg_lsn", (row[0],)).fetchone()
-            flushed = again is not None and again[0]
-        if not flushed:  # a transaction without a change of its own would not be written
-            conn.execute("BEGIN; SET LOCAL synchronous_commit = on; SELECT pg_logical_emit_message(true, 'tidings', ''); COMMIT")
 
     # -- waking up
 
