@@ -175,7 +175,8 @@ LIST = (
     Sabotage(
         "a trip's events are taken back from behind a slow one",
         "subscribe/crew.py",
-        "                self._take_back(chunk, waiting)  # one of them is slow: the others go on in other threads\n            await future\n",
+        "                self._take_back(chunk, waiting)  # one of them is slow: the others go on in other threads\n"
+        "            await future\n",
         "            await future\n",
         "tests/subscribe/test_runner.py::test_a_slow_handler_holds_back_nobody_it_shares_a_trip_with[1010]",
     ),
@@ -324,8 +325,8 @@ LIST = (
     Sabotage(
         "suspects are handled alone",
         "subscribe/caution.py",
-        "            batch.append(ctx)\n            if suspect:\n",
-        "            batch.append(ctx)\n            if False:\n",
+        "return ctx.suspect or (",
+        "return False and (",
         CAUTION + "innocent_events_are_suspected_and_lose_an_attempt_only_for_a_death_while_they_are_alone",
     ),
     Sabotage(
