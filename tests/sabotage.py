@@ -148,7 +148,7 @@ LIST = (
     Sabotage(
         "what was read is durable before an effect leaves",
         "subscribe/tail.py",
-        "if rows and not self._lasts(safe):",
+        "if rows and not self._lasts(rows, safe):",
         "if False:",
         HANDLING + "what_was_read_is_durable_before_an_effect_leaves_the_machine",
     ),
@@ -211,7 +211,8 @@ LIST = (
     Sabotage(
         "a trip's events are taken back from behind a slow one",
         "subscribe/crew.py",
-        "                self._take_back(chunk, waiting)\n            await future\n",
+        "                self._take_back(chunk, waiting)  # one of them is slow: the others go on in other threads\n"
+        "            await future\n",
         "            await future\n",
         "tests/subscribe/test_runner.py::test_a_slow_handler_holds_back_nobody_it_shares_a_trip_with[1010]",
     ),
@@ -219,14 +220,14 @@ LIST = (
     Sabotage(
         "events of a key wait in its chain",
         "subscribe/feed.py",
-        "if chain is ctx:",
-        "if True:",
+        "if chained and busy and (chain := busy.get(key_id)) is not None:",
+        "if False:",
         HANDLING + "each_key_in_its_order_whatever_fails[1-async]",
     ),
     Sabotage(
         "followers are parked behind their head",
         "subscribe/crew.py",
-        "                if parked and not ctx.parked and ctx.key_id in parked:\n                    ctx.failure = FOLLOWS\n",
+        "                if not ctx.parked and ctx.key_id in runner.parked.keys:\n                    ctx.failure = FOLLOWS\n",
         "                if False:\n                    ctx.failure = FOLLOWS\n",
         HANDLING + "a_poison_event_parks_its_key_and_not_its_lane[async]",
     ),
@@ -310,7 +311,7 @@ LIST = (
     ),
     Sabotage(
         "the authorizer refuses COMMIT to handlers",
-        "subscribe/transactions.py",
+        "store/sqlite/transactions.py",
         "if self._closed and action == sqlite3.SQLITE_TRANSACTION:",
         "if False:",
         HANDLING + "a_handler_that_ends_the_transaction_counts_for_nothing[commit]",
@@ -360,8 +361,8 @@ LIST = (
     Sabotage(
         "suspects are handled alone",
         "subscribe/caution.py",
-        "            batch.append(ctx)\n            if suspect:\n",
-        "            batch.append(ctx)\n            if False:\n",
+        "return ctx.suspect or (",
+        "return False and (",
         CAUTION + "innocent_events_are_suspected_and_lose_an_attempt_only_for_a_death_while_they_are_alone",
     ),
     Sabotage(
@@ -395,14 +396,14 @@ LIST = (
     ),
     Sabotage(
         "a session is flushed before it publishes",
-        "publish/enlist.py",
+        "store/sqlite/enlist.py",
         "        tx.flush()\n        connection = tx.connection()",
         "        connection = tx.connection()",
         PUBLISHING + "a_session_writes_its_rows_before_the_event",
     ),
     Sabotage(
         "a failed job is alone in its failure",
-        "store/sqlite/writer.py",
+        "store/writer.py",
         "                for single in group:\n                    self._commit([single])\n                return\n",
         "                pass\n",
         PUBLISHING + "one_failed_publish_takes_none_of_its_group_with_it",
@@ -431,8 +432,8 @@ LIST = (
     Sabotage(
         "a locked file is told to a whole group at once",
         "store/sqlite/writer.py",
-        "if len(group) > 1 and not is_busy(error):",
-        "if len(group) > 1:",
+        "return is_busy(error)",
+        "return False",
         PUBLISHING + "a_file_that_somebody_holds_is_an_error_that_names_him",
     ),
     # -- bounded

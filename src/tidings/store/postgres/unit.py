@@ -33,6 +33,9 @@ _ACTIVE = "(state <> 'dead' OR holds)"
 _PARKED = f"subscription, state, holds, attempts, due, delay, since, error, traceback, position, {EVENT}"
 
 # Never more than the whole delay from now, whatever the wall clock did in between.
+# A scheduled event is published when it is due, so that the times along the log go on as its positions do (``start=``, retention).
+_RELEASED = EVENT.replace(" time,", " due,")
+
 _DUE_IN = "greatest(0, least(due - %s, delay))"
 
 # A failed retry keeps the time of its first failure (since) and its copy of the event.
@@ -231,7 +234,7 @@ class PostgresUnit:
     def release_due(self, now: int, limit: int) -> int:
         """Two workers may try at once: the second waits for the first one's rows and finds them gone."""
         rows = self._all(
-            f"SELECT event_id_, {EVENT} FROM tidings_scheduled WHERE due <= %s ORDER BY due, event_id_ LIMIT %s FOR UPDATE", now, limit
+            f"SELECT event_id_, {_RELEASED} FROM tidings_scheduled WHERE due <= %s ORDER BY due, event_id_ LIMIT %s FOR UPDATE", now, limit
         )
         if rows:
             self.told = True

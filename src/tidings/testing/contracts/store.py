@@ -413,6 +413,7 @@ class StoreContract(IntakeStatements):
         assert store.write(lambda unit: unit.release_due(NOW + 20, 2)).result() == 2
         assert store.write(lambda unit: unit.release_due(NOW + 20, 2)).result() == 1
         assert [row[7] for row in store.read(0, 100)[0]] == [an_event(number).event_id for number in (2, 4, 3)]
+        assert [row[8] - NOW for row in store.read(0, 100)[0]] == [10, 10, 20]  # published when they are due
         assert store.write(lambda unit: unit.cancel(an_event(1).event_id)).result()
         assert not store.write(lambda unit: unit.cancel(an_event(1).event_id)).result()
         assert store.query(lambda unit: unit.next_due()) is None
@@ -465,6 +466,27 @@ class StoreContract(IntakeStatements):
         after = _claim(store, "b", 1, 1)
         assert len(after) == LANES
         assert all(lane.epoch > before[lane.lane] for lane in after)
+
+    def test_what_a_dead_worker_had_begun_is_told_to_who_takes_its_lanes(self, store: Store, clock: ManualClock) -> None:
+        _register(store)
+        _enrol(store, "a", until=10)
+        mine = {lane.lane: lane for lane in _claim(store, "a", 1, 1)}
+        assert not any(lane.died or lane.begun for lane in mine.values())
+        rows = [(7, mine[7].epoch, "seven"), (8, mine[8].epoch, "eight"), (9, mine[9].epoch - 1, "of an earlier time")]
+        assert store.write(lambda unit: unit.note_begun("mail", "a", rows)).result() == [(9, mine[9].epoch - 1)]
+        assert store.write(lambda unit: unit.note_begun("mail", "a", [(8, mine[8].epoch, None)])).result() == []
+        _enrol(store, "b", until=1_000)
+        clock.advance(11)
+        taken = {lane.lane: lane for lane in _claim(store, "b", 1, 1)}
+        assert all(lane.died for lane in taken.values())
+        assert {lane.lane: lane.begun for lane in taken.values() if lane.begun is not None} == {7: "seven"}
+        store.write(lambda unit: unit.leave("b")).result()
+        _enrol(store, "c")
+        passed_on = {lane.lane: lane for lane in _claim(store, "c", 1, 1)}
+        assert not any(lane.died for lane in passed_on.values())
+        assert passed_on[7].begun == "seven"
+        store.write(lambda unit: unit.rewind("mail", 0)).result()
+        assert not any(lane.begun for lane in _lanes(store))
 
     def test_a_renewed_lease_goes_on(self, store: Store, clock: ManualClock) -> None:
         _enrol(store, "a", until=10)
