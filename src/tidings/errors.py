@@ -13,6 +13,7 @@
     ├── StoreError                 the store can't be used as it is
     │   ├── StoreNotInitialised        no Tidings tables there
     │   ├── WrongStore                 the transaction is another database's
+    │   ├── LogWentBack                somebody has read further than the log goes
     │   ├── StoreNewer                 the tables were made by a newer Tidings
     │   ├── StoreBusy                  somebody else holds the file's write lock
     │   └── StoreFailed                full disk, read-only file, damaged file
@@ -87,6 +88,10 @@ class StoreNotInitialised(StoreError):
 
 class WrongStore(StoreError):
     """The transaction belongs to another database than the app's store."""
+
+
+class LogWentBack(StoreError):
+    """A subscription has read further than the log goes: part of the database was restored from an earlier time."""
 
 
 class StoreNewer(StoreError):

@@ -314,6 +314,15 @@ class Unit(Protocol):
         """Delete a dead letter; an attempt with the outcome ``dropped`` says that somebody did."""
         ...
 
+    # -- a log that went back in time
+    def passed(self) -> int:
+        """The highest position that any subscription has seen."""
+        ...
+
+    def acknowledge(self, upto: int) -> int:
+        """Let positions go on behind ``upto``, so that none that somebody has seen is given out again, and raise the incarnation; it."""
+        ...
+
     # -- operators' commands
     def control(self) -> int:
         """Raised by every operator's command, so that workers see it by reading one row."""
@@ -419,6 +428,8 @@ class Store(Protocol):
 
     Attributes:
         label: the URL as it may be shown. one_writer: transactions that write run one after another, all of them.
+        history: changes when the database turns out to be another one, or at another point of its history, than what was read before:
+            then rows and positions that are remembered count for nothing.
     """
 
     url: str
@@ -426,6 +437,7 @@ class Store(Protocol):
     log_id: str
     clock: Clock
     one_writer: bool
+    history: str
 
     def open(self) -> None:
         """Connect, and make or migrate the tables. Raises StoreError. May be called again."""

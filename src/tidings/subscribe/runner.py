@@ -352,8 +352,9 @@ class Runner:
         """
         row, handler = ctx.row, ctx.handler
         shared = handler.decoded
-        if shared is not None and (event := shared.get(row[POSITION])) is not None:
-            return event
+        # The very same data, not only the same position: after a failover a position may be another event's.
+        if shared is not None and (known := shared.get(row[POSITION])) is not None and known[0] is row[DATA]:
+            return known[1]
         try:
             event = handler.decode(row[DATA])
         except Exception as error:
@@ -366,7 +367,7 @@ class Runner:
         if shared is not None:
             if len(shared) >= DECODED:
                 shared.clear()
-            shared[row[POSITION]] = event
+            shared[row[POSITION]] = row[DATA], event
         return event
 
     def collect(self, ctx: Context, result: Any) -> None:
