@@ -38,6 +38,7 @@ PUBLISHING = "tests/test_promises_publishing.py::test_"
 RACES = "tests/test_promises_races.py::test_"
 SURROUNDINGS = "tests/test_promises_surroundings.py::test_"
 HORIZON = "tests/store/postgres/test_horizon.py::"
+HISTORY = "tests/store/postgres/test_history.py::"
 PARTITIONS = "tests/store/postgres/test_partitions.py::"
 
 LIST = (
@@ -405,6 +406,34 @@ LIST = (
         "int(LOCK_SECONDS * 1000)",
         "int(LOCK_SECONDS * 30_000)",
         PARTITIONS + "test_who_holds_the_log_is_not_waited_for",
+    ),
+    Sabotage(
+        "after a failover nobody's checkpoints from before are taken",
+        "store/postgres/history.py",
+        "        if known is not None:\n",
+        "        if False:\n",
+        HISTORY + "test_a_checkpoint_from_before_is_not_taken",
+    ),
+    Sabotage(
+        "what was decoded at a position is not taken for what a failover put there",
+        "subscribe/runner.py",
+        " and known[0] is row[DATA]",
+        "",
+        HISTORY + "test_a_standby_that_lacks_the_last_transactions_is_promoted[False-18]",
+    ),
+    Sabotage(
+        "after a failover rows that were read before are forgotten",
+        "subscribe/tail.py",
+        "        if self._store.history != self._history:\n            self.forget()\n        number",
+        "        number",
+        HISTORY + "test_a_standby_that_lacks_the_last_transactions_is_promoted[False-18]",
+    ),
+    Sabotage(
+        "a log that ends below what was read is not run",
+        "subscribe/worker.py",
+        "if read > head:",
+        "if False:",
+        HISTORY + "test_a_log_that_ends_below_what_was_read_is_not_run",
     ),
     Sabotage(
         "behind a pooler no statement is prepared",
