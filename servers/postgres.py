@@ -187,6 +187,25 @@ class Postgres:
         self.stop(mode)
         self.start()
 
+    def backup(self) -> Path:
+        """A copy of its data as they are now; it is stopped for that, and started again."""
+        self.stop()
+        copy = Path(shutil.copytree(self.data, self._folder.path / f"backup{self._made}", symlinks=True))
+        self.start()
+        return copy
+
+    def go_back_to(self, backup: Path) -> None:
+        """Be what a standby would be that got no further than this backup, and is promoted: a primary on a timeline of its own."""
+        self.kill()
+        shutil.rmtree(self.data)
+        shutil.copytree(backup, self.data, symlinks=True)
+        (self.data / "recovery.signal").touch()
+        with (self.data / "postgresql.auto.conf").open("a") as settings:
+            settings.write("restore_command = 'false'\n")
+        for path in (self.data, *self.data.rglob("*")):
+            self._folder.give(path)
+        self.start()
+
     def kill(self) -> None:
         """SIGKILL for the server and every backend of it."""
         if self._process is not None and self.running:

@@ -46,6 +46,7 @@ CONTRACT = "tests/store/test_contract.py::TestPostgresStore::test_"
 HORIZON = "tests/store/postgres/test_horizon.py::"
 INTAKE = "tests/relay/test_intake.py::test_"
 INTAKE_RACES = "tests/relay/test_intake_races.py::test_"
+HISTORY = "tests/store/postgres/test_history.py::"
 PARTITIONS = "tests/store/postgres/test_partitions.py::"
 OUTBOX = "tests/relay/test_outbox.py::"
 CDC = "tests/relay/test_cdc.py::"
@@ -521,6 +522,34 @@ LIST = (
         "int(LOCK_SECONDS * 1000)",
         "int(LOCK_SECONDS * 30_000)",
         PARTITIONS + "test_who_holds_the_log_is_not_waited_for",
+    ),
+    Sabotage(
+        "after a failover nobody's checkpoints from before are taken",
+        "store/postgres/history.py",
+        "        if known is not None:\n",
+        "        if False:\n",
+        HISTORY + "test_a_checkpoint_from_before_is_not_taken",
+    ),
+    Sabotage(
+        "what was decoded at a position is not taken for what a failover put there",
+        "subscribe/runner.py",
+        " and known[0] is row[DATA]",
+        "",
+        HISTORY + "test_a_standby_that_lacks_the_last_transactions_is_promoted[False-18]",
+    ),
+    Sabotage(
+        "after a failover rows that were read before are forgotten",
+        "subscribe/tail.py",
+        "        if self._store.history != self._history:\n            self.forget()\n        number",
+        "        number",
+        HISTORY + "test_a_standby_that_lacks_the_last_transactions_is_promoted[False-18]",
+    ),
+    Sabotage(
+        "a log that ends below what was read is not run",
+        "subscribe/worker.py",
+        "if read > head:",
+        "if False:",
+        HISTORY + "test_a_log_that_ends_below_what_was_read_is_not_run",
     ),
     Sabotage(
         "behind a pooler no statement is prepared",

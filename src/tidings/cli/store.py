@@ -140,6 +140,27 @@ def trim(target: Target, as_json: bool, older: timedelta | None, before: datetim
         click.echo(f"deleted {count(deleted, 'event')}; the room is used again, but not given back to the disk (VACUUM would)")
 
 
+@store.command(epilog="Example: tidings store acknowledge --store postgresql://shop@db/shop")
+@store_options
+@click.option("--at-least", type=click.IntRange(1), metavar="POSITION", help="Go on behind this position, if that is further.")
+@click.option("--yes", is_flag=True, help="Don't ask.")
+def acknowledge(target: Target, as_json: bool, at_least: int | None, yes: bool) -> None:
+    """Say that you know that the log went back in time (a restored backup, a promoted standby without the last transactions).
+
+    Positions go on behind the highest that any subscription here has seen, so that none is given out twice, and the log's incarnation
+    rises: what reads this log elsewhere then doesn't take new events for those that it has seen. Run it while no worker runs."""
+    with target.writing() as opened:
+        upto = max(opened.query(lambda unit: unit.passed()), at_least or 0)
+        head = opened.query(lambda unit: unit.head())
+        if not yes:
+            click.confirm(f"The log ends at position {head}. Go on behind {max(head, upto)}, in a new incarnation?", abort=True, err=True)
+        incarnation = opened.write(lambda unit: unit.acknowledge(upto)).result()
+    if as_json:
+        print_json({"incarnation": incarnation, "head": max(head, upto)})
+    else:
+        click.echo(f"incarnation {incarnation}; the next event gets a position above {max(head, upto)}")
+
+
 @store.command(epilog="Example: tidings store condense --store sqlite:///shop.db")
 @store_options
 def condense(target: Target, as_json: bool) -> None:

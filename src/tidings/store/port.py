@@ -344,6 +344,14 @@ class Unit(Protocol):
     # -- what comes in from a broker
     def intake(self, name: str) -> IntakeUnit: ...
     def intakes(self) -> list[IntakeRow]: ...
+    # -- a log that went back in time
+    def passed(self) -> int:
+        """The highest position that any subscription has seen."""
+        ...
+
+    def acknowledge(self, upto: int) -> int:
+        """Let positions go on behind ``upto``, so that none that somebody has seen is given out again, and raise the incarnation; it."""
+        ...
 
     # -- operators' commands
     def control(self) -> int:
@@ -503,6 +511,8 @@ class Store(Protocol):
     Attributes:
         label: the URL as it may be shown. one_writer: transactions that write run one after another, all of them.
         reads_aside: a thread that reads takes nothing from those that compute, so what comes next is better read before it is asked for.
+        history: changes when the database turns out to be another one, or at another point of its history, than what was read before:
+            then rows and positions that are remembered count for nothing.
     """
 
     url: str
@@ -511,6 +521,7 @@ class Store(Protocol):
     clock: Clock
     one_writer: bool
     reads_aside: bool
+    history: str
 
     def open(self) -> None:
         """Connect, and make or migrate the tables. Raises StoreError. May be called again."""

@@ -379,23 +379,24 @@ class Runner:
         Raises:
             UndecodableEvent
         """
-        handler = ctx.handler
+        row, handler = ctx.row, ctx.handler
         shared = handler.decoded
         try:
             if shared is None:
-                return handler.decode(ctx.row[DATA])
-            event = shared.get(ctx.row[POSITION])
-            if event is None:
-                event = handler.decode(ctx.row[DATA])
-                size = len(ctx.row[DATA])
-                if len(shared) >= DECODED or shared.size + size > DECODED_BYTES:
-                    shared.clear()
-                    shared.size = 0
-                shared.size += size
-                shared[ctx.row[POSITION]] = event
+                return handler.decode(row[DATA])
+            # The very same data, not only the same position: after a failover a position may be another event's.
+            known = shared.get(row[POSITION])
+            if known is not None and known[0] is row[DATA]:
+                return known[1]
+            event = handler.decode(row[DATA])
+            size = len(row[DATA])
+            if len(shared) >= DECODED or shared.size + size > DECODED_BYTES:
+                shared.clear()
+                shared.size = 0
+            shared.size += size
+            shared[row[POSITION]] = row[DATA], event
             return event
         except Exception as error:
-            row = ctx.row
             raise UndecodableEvent(
                 f"event {row[POSITION]} ({row[TYPE]} version {row[VERSION]}) does not fit {handler.event_type.cls.__name__}: {error}",
                 position=row[POSITION],

@@ -54,12 +54,15 @@ class Tail:
         self.end = 0
         """Where somebody found nothing more, and nothing has grown since."""
         self._in_thread_until = 0.0
+        self._history = store.history
 
     async def read(self, after: int) -> tuple[Block | None, int]:
         """The block that holds the next rows behind ``after`` and the index of the first of them; None if there are none yet.
 
         A block without such rows whose ``upto`` is above ``after`` says that positions were trimmed or rolled back.
         """
+        if self._store.history != self._history:
+            self.forget()
         number = after // BLOCK
         while (block := self._blocks.get(number)) is None or block.upto <= after or after < block.first:
             fetching = self._fetching.get(number)
@@ -95,6 +98,8 @@ class Tail:
     def forget(self) -> None:
         """Drop what was read; after a trim or a restore."""
         self._blocks.clear()
+        self.end = self._lasting = 0
+        self._history = self._store.history
 
     @staticmethod
     def _opened(number: int, block: Block | None, after: int) -> Block:
@@ -117,9 +122,12 @@ class Tail:
 
     async def _fetch(self, number: int, block: Block, found: tuple[list[tuple[Any, ...]], int] | None) -> bool:
         """Whether there was anything."""
-        upto = (number + 1) * BLOCK
+        upto, history = (number + 1) * BLOCK, self._history
         try:
             found = await asyncio.get_running_loop().run_in_executor(self._executor, self._read, block.upto, upto, found)
+            if not (history == self._history == self._store.history):  # the block is from before, and these rows may be from after
+                self.forget()
+                return False
             return self._keep(number, block, *found)
         finally:
             # By the fetch itself and not by those who wait: one that resumes late would take away the next fetch, and two at once would put

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..clock import Clock, SystemClock
 from ..envelope import LANES
-from ..errors import StoreError
+from ..errors import LogWentBack, StoreError
 from ..store.port import Lane, SomeWaker, SubscriptionRow, WorkerRow
 from .caution import Turn
 from .runner import Runner, groups_of
@@ -374,6 +374,7 @@ class Worker:
 
             def claim(unit: Any) -> tuple[list[Lane], list[Any]]:
                 taken = unit.claim(name, self.id, runner.groups, share)
+                _refuse_future(unit, name, taken)
                 return taken, unit.parked_keys(name, [lane.lane for lane in taken], now)
 
             taken, keys = await asyncio.wrap_future(self._store.write(claim))
@@ -561,3 +562,16 @@ class Worker:
 
     def _now(self) -> int:
         return int(self._clock.time() * 1_000_000)
+
+
+def _refuse_future(unit: Any, name: str, lanes: list[Lane]) -> None:
+    """Raise LogWentBack if a lane was read further than positions were given out: what is published next would be taken for handled."""
+    read, head = max((lane.position for lane in lanes), default=0), unit.head()
+    if read > head:
+        raise LogWentBack(
+            f"the log ends at position {head}, and the subscription {name!r} has read up to {read}: the log went back in time (restored"
+            " without the rest?). `tidings store acknowledge` lets positions go on behind what was read, so that nothing is skipped",
+            subscription=name,
+            head=head,
+            read=read,
+        )

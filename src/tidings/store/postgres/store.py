@@ -18,7 +18,7 @@ import psycopg
 from ...clock import Clock, SystemClock
 from ...errors import StoreError, StoreNotInitialised, WrongStore
 from ..port import Examination, Holder, Row, holder_text, size_text
-from . import enlist, partitions, schema
+from . import enlist, history, partitions, schema
 from .connect import check_url, connect, explain, is_busy, is_lost, is_open, label, sqlstate_of
 from .cursor import PostgresCursor
 from .durable import flush
@@ -83,6 +83,8 @@ class PostgresStore:
         self._ours: WeakSet[Any] = WeakSet()
         self._cursors: WeakSet[PostgresCursor] = WeakSet()
         self._cursors_lock = threading.Lock()
+        self._placed: WeakSet[Any] = WeakSet()
+        self.history = ""
 
     # -- lifecycle
 
@@ -95,7 +97,7 @@ class PostgresStore:
         with self._open_lock:
             if self._writer is None:
                 self._look(schema.migrate)
-                self._writer = ServerWriter(self.url, self.unit, self._on_committed, lambda: self._frozen)
+                self._writer = ServerWriter(self.url, self.unit, self._on_committed, lambda: self._frozen, self._place)
                 self._notifier = Notifier(self.url, self._channel)
             self._opened += 1
 
@@ -225,10 +227,16 @@ class PostgresStore:
                 if conn is None or not is_open(conn):
                     self._stop_reading()
                     conn = self._reading = connect(self.url, name="tidings reader")
+                    self._notice(conn)
+                elif self.pooled:
+                    self._notice(conn)
                 return self._read(conn, after, upto)
             except psycopg.Error as error:
                 self._stop_reading()
                 raise explain(error, self.url) from error
+            except StoreError:  # a standby, perhaps: what it is later must be asked anew
+                self._stop_reading()
+                raise
 
     def _read(self, conn: psycopg.Connection[Any], after: int, upto: int) -> tuple[list[tuple[Any, ...]], int]:
         safe = self._horizon.safe
@@ -264,6 +272,34 @@ class PostgresStore:
             flush(conn)
             self._durable = reached
         return rows, safe
+
+    def _notice(self, conn: psycopg.Connection[Any]) -> None:
+        """Learn the name of the history that is read from now on; another one's rows and positions count for nothing."""
+        row = conn.execute(history.LOOK).fetchone()
+        if row is not None and row[0] is not None and row[0] != self.history:
+            self.history = row[0]
+            self._horizon.reset()
+            self._durable = 0
+
+    def _place(self, conn: psycopg.Connection[Any]) -> None:
+        """See that no progress from another history is written through this connection (history.py)."""
+        self.history, fenced = history.settle(conn)
+        if fenced:
+            log.warning(
+                "%s: this is another server, or another line of its history, than the log was last used on (a promoted standby, a restored"
+                " backup): every subscription goes on from where this database says, and what it no longer has is lost or done again",
+                self.label,
+            )
+
+    def check_history(self, raw: enlist.Executor) -> None:
+        """The same for a connection that handlers are run on; the fencing is done beside its transaction."""
+        if raw.driver in self._placed and not self.pooled:
+            return
+        row = raw.execute(history.LOOK).fetchone()
+        if row is not None and row[0] is not None and row[0] != row[1]:
+            with self._connection() as conn:
+                self._place(conn)
+        self._placed.add(raw.driver)
 
     def _stop_reading(self) -> None:
         """A new connection may find other transactions under the old names, so what was seen of them counts for nothing."""

@@ -199,6 +199,7 @@ class Transactions:
         if kind == "psycopg":
             conn = self._psycopg()
             command(conn, f"BEGIN; {begun}")
+            self._store.check_history(enlist.Psycopg(conn))
             guard = Guard(lambda: conn.closed or conn.info.transaction_status == TransactionStatus.IDLE)
             transaction = Transaction(conn, _marked(enlist.Psycopg(conn), mark), guard, lambda: _savepoint(conn), conn.cancel)
             with _refusing(conn, guard, ("commit", "rollback", "close")):
@@ -219,6 +220,7 @@ class Transactions:
             with django.db.transaction.atomic():
                 raw = _marked(enlist.Django(connection), mark)
                 self._store.check(raw)
+                self._store.check_history(raw)
                 raw.execute(begun)
                 guard = Guard(lambda: not connection.in_atomic_block)
                 yield Transaction(connection, raw, guard, django.db.transaction.atomic, lambda: None)
@@ -227,6 +229,7 @@ class Transactions:
             try:
                 raw2 = _marked(enlist.Psycopg2(conn2), mark)
                 self._store.check(raw2)
+                self._store.check_history(raw2)
                 raw2.execute(begun)
                 guard = Guard(lambda: conn2.closed or conn2.info.transaction_status == TransactionStatus.IDLE)
                 yield Transaction(conn2, raw2, guard, lambda: _savepoint_by(raw2), conn2.cancel)
@@ -242,6 +245,7 @@ class Transactions:
             with source() if kind == "session" else source.connect() as tx:
                 raw_sa = _marked(enlist.SQLAlchemy(tx), mark)
                 self._store.check(raw_sa)
+                self._store.check_history(raw_sa)
                 raw_sa.execute(begun)
                 guard = Guard(lambda: not tx.in_transaction())
                 if kind == "session":
@@ -270,10 +274,12 @@ class Transactions:
             if kind == "asyncpg":
                 await outer.start()
                 await enlist.run_async(tx, self._store.check)
+                await enlist.run_async(tx, self._store.check_history)
                 await tx.execute(begun)
                 guard = Guard(lambda: tx.is_closed() or not tx.is_in_transaction())
             elif kind == "async psycopg":
                 await tx.execute(f"BEGIN; {begun}".encode())
+                await enlist.run_async(tx, self._store.check_history)
                 guard = Guard(lambda: tx.closed or tx.info.transaction_status == TransactionStatus.IDLE)
             else:
                 await enlist.run_async(tx, lambda raw: self._start(raw, begun))
@@ -293,6 +299,7 @@ class Transactions:
 
     def _start(self, raw: enlist.Executor, begun: str) -> None:
         self._store.check(raw)
+        self._store.check_history(raw)
         raw.execute(begun)
 
     @asynccontextmanager

@@ -582,6 +582,23 @@ class PostgresUnit:
     def intakes(self) -> list[IntakeRow]:
         return intakes(self._conn)
 
+    # -- a log that went back in time
+
+    def passed(self) -> int:
+        row = self._one(
+            "SELECT greatest((SELECT max(greatest(position, (SELECT max(p) FROM unnest(open) p))) FROM tidings_lanes),"
+            " (SELECT max(position) FROM tidings_parked), (SELECT max(position) FROM tidings_attempts), 0)"
+        )
+        assert row is not None
+        return int(row[0])
+
+    def acknowledge(self, upto: int) -> int:
+        if upto > self.head():
+            self._one("SELECT setval('tidings_log_position_seq', %s)", upto)
+        self._count("UPDATE tidings_meta SET value = value::bigint + 1 WHERE name = 'incarnation'")
+        self._raise_control()
+        return int(self._meta("incarnation"))
+
     # -- operators' commands
 
     def facts(self) -> dict[str, str]:

@@ -192,11 +192,15 @@ class Waker:
 
         def listen() -> psycopg.Connection[Any] | None:
             conn = connect(self._url, name="tidings listen")
-            if is_pooled(conn):  # a LISTEN would stay with a backend that others get next
+            try:
+                if is_pooled(conn):  # a LISTEN would stay with a backend that others get next
+                    conn.close()
+                    return None
+                conn.execute(f'LISTEN "{self._channel}"'.encode())
+                return conn
+            except psycopg.Error:  # a standby lets nobody listen
                 conn.close()
-                return None
-            conn.execute(f'LISTEN "{self._channel}"'.encode())
-            return conn
+                raise
 
         self._connecting = self._loop.run_in_executor(None, listen)
         self._connecting.add_done_callback(self._connected)

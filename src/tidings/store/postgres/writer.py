@@ -41,11 +41,19 @@ class ServerWriter(Writer):
     """Commits on a connection of its own, made anew when it breaks.
 
     Args:
-        unit: makes the statements on a connection. committed: called behind a commit, with its unit.
+        unit: makes the statements on a connection. committed: called behind a commit, with its unit. placed: called
+            with a connection before it is used, and before each transaction behind a pooler.
         idle: seconds after which the server ends a transaction in which nothing happens.
     """
 
-    def __init__(self, url: str, unit: Callable[[Any], Any], committed: Callable[[Any], None], idle: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        url: str,
+        unit: Callable[[Any], Any],
+        committed: Callable[[Any], None],
+        idle: Callable[[], float],
+        placed: Callable[[psycopg.Connection[Any]], None] = lambda conn: None,
+    ) -> None:
         self._url = url
         self._idle = idle
         self._id = uuid.uuid4().hex
@@ -53,7 +61,9 @@ class ServerWriter(Writer):
         self._make_unit = unit
         self._unit: Any = None
         self._told = committed
-        self._conn: psycopg.Connection[Any] | None = connect(url, name="tidings writer")
+        self._placed = placed
+        self._conn: psycopg.Connection[Any] | None = None
+        self._connected()
         super().__init__(label(url))
 
     def close(self) -> None:
@@ -128,8 +138,15 @@ class ServerWriter(Writer):
             pause = min(longest, pause * 2)
 
     def _connected(self) -> psycopg.Connection[Any]:
+        if self._conn is not None and self._conn.prepare_threshold is not None:
+            return self._conn
         if self._conn is None:
             self._conn = connect(self._url, name="tidings writer")
+        try:
+            self._placed(self._conn)
+        except psycopg.Error:
+            self._drop()
+            raise
         return self._conn
 
     def _drop(self) -> None:

@@ -79,6 +79,7 @@ class SQLiteStore:
 
     one_writer = True
     reads_aside = False
+    history = ""
 
     def __init__(self, url: str, *, synchronous: str = "FULL", clock: Clock | None = None, busy: float = BUSY_SECONDS) -> None:
         if synchronous not in {"FULL", "NORMAL"}:

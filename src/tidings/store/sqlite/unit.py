@@ -520,6 +520,23 @@ class SQLiteUnit:
     def intakes(self) -> list[IntakeRow]:
         return intakes(self._conn)
 
+    # -- a log that went back in time
+
+    def passed(self) -> int:
+        row = self._conn.execute(
+            "SELECT max(coalesce((SELECT max(position) FROM tidings_lanes), 0), coalesce((SELECT max(position) FROM tidings_parked), 0),"
+            " coalesce((SELECT max(position) FROM tidings_attempts), 0))"
+        ).fetchone()
+        return int(row[0])
+
+    def acknowledge(self, upto: int) -> int:
+        if upto > self.head():
+            self._conn.execute("DELETE FROM sqlite_sequence WHERE name = 'tidings_log'")
+            self._conn.execute("INSERT INTO sqlite_sequence (name, seq) VALUES ('tidings_log', ?)", (upto,))
+        self._conn.execute("UPDATE tidings_meta SET value = CAST(value AS INTEGER) + 1 WHERE name = 'incarnation'")
+        self._raise_control()
+        return int(self._meta("incarnation"))
+
     # -- operators' commands
 
     def note(self, name: str, value: str | None) -> None:

@@ -192,6 +192,26 @@ class StoreContract(IntakeStatements):
         finally:
             again.close()
 
+    def test_positions_go_on_behind_what_was_acknowledged(self, store: Store) -> None:
+        positions = _append(store, *(an_event(number) for number in range(3)))
+        store.write(lambda unit: unit.register("mail", "shop", ["shop.Placed"], "key", 0, NOW)).result()
+        assert store.query(lambda unit: unit.passed()) == 0
+        store.write(lambda unit: unit.park(a_parked(positions[2]))).result()
+        assert store.query(lambda unit: unit.passed()) == positions[2]
+        before = store.query(lambda unit: int(unit.facts()["incarnation"]))
+        assert store.write(lambda unit: unit.acknowledge(positions[2] + 50)).result() == before + 1
+        assert _append(store, an_event(4)) == [positions[2] + 51]
+        assert store.write(lambda unit: unit.acknowledge(positions[0])).result() == before + 2
+        assert _append(store, an_event(5)) == [positions[2] + 52]
+
+    def test_upkeep_lets_nothing_go_that_is_wanted(self, store: Store) -> None:
+        positions = _append(store, *(an_event(number) for number in range(3)))
+        assert store.upkeep(0) == 0
+        assert store.upkeep(positions[-1]) == 0
+        assert [row[0] for row in store.read(0, positions[-1])[0]] == positions
+        assert store.holders() == []
+        assert store.held_back() == 0.0
+
     # -- transactions
 
     def test_a_job_is_all_or_nothing(self, store: Store) -> None:
