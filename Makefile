@@ -14,7 +14,7 @@ setup: ## .venv with everything, from the hashed locks
 test: setup ## the tests; ends with the list of promises left untested
 	$(PYTHON) -m pytest $(ARGS)
 
-demo: setup ## the checkout application, live; ORDERS=path.csv reads real orders, STORE=path keeps the store
+demo: setup ## the checkout application, live; ORDERS=path.csv reads real orders, STORE=path keeps the store, STORE=postgres or a URL puts it on a server
 	$(PYTHON) -m apps.checkout.demo $(if $(ORDERS),--orders "$(ORDERS)") $(if $(STORE),--store "$(STORE)") $(ARGS)
 
 compare: setup ## the same shop, event-driven against request-response

@@ -32,7 +32,15 @@ NAMES = (
     "large_log",
     "start_up",
     "publish_beside_handlers",
+    "intake",
     "peers",
+    "postgres.publish",
+    "postgres.writers",
+    "postgres.empty_handler",
+    "postgres.upsert_handler",
+    "postgres.many_subscriptions",
+    "postgres.latency",
+    "postgres.peers",
 )
 
 

@@ -38,6 +38,7 @@ PUBLISHING = "tests/test_promises_publishing.py::test_"
 RACES = "tests/test_promises_races.py::test_"
 SURROUNDINGS = "tests/test_promises_surroundings.py::test_"
 HORIZON = "tests/store/postgres/test_horizon.py::"
+PARTITIONS = "tests/store/postgres/test_partitions.py::"
 
 LIST = (
     # -- leases, epochs, lanes
@@ -142,6 +143,27 @@ LIST = (
         HANDLING + "what_was_read_is_durable_before_an_effect_leaves_the_machine",
     ),
     Sabotage(
+        "a commit that changes nothing makes nothing last",
+        "store/sqlite/writer.py",
+        " and conn.total_changes > changes else 0",
+        " else 0",
+        "tests/store/sqlite/test_store.py::test_what_the_writer_has_synced_is_known_to_last",
+    ),
+    Sabotage(
+        "what will be synced is known by the event's id",
+        "store/sqlite/store.py",
+        "(upto, last[_EVENT_ID]) == self._syncing",
+        "upto == self._syncing[0]",
+        "tests/store/sqlite/test_store.py::test_what_a_user_of_this_process_will_sync_is_known_while_somebody_waits_for_it",
+    ),
+    Sabotage(
+        "a user's setting is looked at before his commit counts as synced",
+        "store/sqlite/store.py",
+        "fetchone()[0] >= _FULL",
+        "fetchone()[0] >= 0",
+        "tests/store/sqlite/test_store.py::test_what_a_user_of_this_process_will_sync_is_known_while_somebody_waits_for_it",
+    ),
+    Sabotage(
         "an idle worker listens on when a commit brought no events",
         "subscribe/worker.py",
         "if not woken:",
@@ -151,22 +173,22 @@ LIST = (
     Sabotage(
         "a trip's events are taken back from behind a slow one",
         "subscribe/crew.py",
-        "                self._take_back(chunk, waiting)\n            await future\n",
-        "            await future\n",
+        "                self._take_back(chunk, waiting)  # one of them is slow",
+        "                pass  # one of them is slow",
         "tests/subscribe/test_runner.py::test_a_slow_handler_holds_back_nobody_it_shares_a_trip_with[1010]",
     ),
     # -- order and parking
     Sabotage(
         "events of a key wait in its chain",
         "subscribe/feed.py",
-        "if chain is ctx:",
-        "if True:",
+        "if chained and busy and (chain := busy.get(key_id)) is not None:",
+        "if False:",
         HANDLING + "each_key_in_its_order_whatever_fails[1-async]",
     ),
     Sabotage(
         "followers are parked behind their head",
         "subscribe/crew.py",
-        "                if parked and not ctx.parked and ctx.key_id in parked:\n                    ctx.failure = FOLLOWS\n",
+        "                if not ctx.parked and ctx.key_id in runner.parked.keys:\n                    ctx.failure = FOLLOWS\n",
         "                if False:\n                    ctx.failure = FOLLOWS\n",
         HANDLING + "a_poison_event_parks_its_key_and_not_its_lane[async]",
     ),
@@ -383,6 +405,34 @@ LIST = (
         "coalesce(pg_sequence_last_value('{SEQUENCE}'), 0)",
         "(SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM {SEQUENCE})",
         HORIZON + "test_what_is_read_of_the_sequence_has_been_drawn",
+    ),
+    Sabotage(
+        "the log's last part has no end",
+        "store/postgres/schema.py",
+        "FOR VALUES FROM (%s) TO (MAXVALUE)'",
+        "FOR VALUES FROM (%s) TO (9000000000000)'",
+        PARTITIONS + "test_there_is_room_for_weeks_without_a_worker",
+    ),
+    Sabotage(
+        "a part of the log goes when every subscription has passed it",
+        "store/postgres/partitions.py",
+        "passed[0] < last:",
+        "passed[0] < 0:",
+        PARTITIONS + "test_parts_go_when_everyone_has_passed_and_not_before",
+    ),
+    Sabotage(
+        "who wants the log for himself waits for a moment only",
+        "store/postgres/partitions.py",
+        "int(LOCK_SECONDS * 1000)",
+        "int(LOCK_SECONDS * 30_000)",
+        PARTITIONS + "test_who_holds_the_log_is_not_waited_for",
+    ),
+    Sabotage(
+        "behind a pooler no statement is prepared",
+        "store/postgres/connect.py",
+        "conn.prepare_threshold = None",
+        "pass",
+        "tests/store/postgres/test_connect.py::test_statements_are_not_prepared_where_another_backend_may_come_next",
     ),
 )
 

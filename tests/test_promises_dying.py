@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from servers.pgbouncer import PgBouncer
 from servers.postgres import Postgres
 from tests.running import committed, connection, settled, sqlite, until
 from tests.storm.storm import Storm
@@ -91,6 +92,20 @@ def test_a_short_storm_on_a_server(tmp_path: Path, postgres: Postgres) -> None:
     assert found.deposits > 50
     assert len(storm.downs) == 4
     assert storm.cut
+
+
+@pytest.mark.promise("nothing lost")
+@pytest.mark.promise("order per key")
+@pytest.mark.promise("effects once")
+@pytest.mark.processes
+@pytest.mark.slow
+def test_a_short_storm_behind_pgbouncer(tmp_path: Path, postgres: Postgres, pgbouncer: PgBouncer) -> None:
+    """Each transaction on another backend, and a restart that the pooler hides from its clients."""
+    storm = Storm(tmp_path, seed=1, kills=4, freezes=1, seconds=60, postgres=postgres.version, crashes=2, cuts=4, pooled=True)
+    found = storm.run()
+    print(*storm.report(found), sep="\n")
+    assert found.problems == []
+    assert found.deposits > 50
 
 
 @pytest.mark.promise("independence")

@@ -315,11 +315,14 @@ async def test_what_was_read_is_durable_before_an_effect_leaves_the_machine(tmp_
 
     async with app:
         await settled(app)
-        for order in range(3):
-            heard.clear()
-            publish(app, Placed(order))
-            await until(lambda: "charged" in heard)
-            assert heard[0] == "durable"
+        with connection(Path(sqlite(app).path)) as conn:
+            conn.execute("PRAGMA synchronous = NORMAL")
+            for order in range(3):
+                heard.clear()
+                with committed(conn):
+                    app.publish(Placed(order), tx=conn)
+                await until(lambda: "charged" in heard)
+                assert heard[0] == "durable"
 
 
 @pytest.mark.promise("effects once")

@@ -5,14 +5,13 @@ Sales by day come in lists: one UPSERT for each day in the list instead of one f
 
 from __future__ import annotations
 
-import sqlite3
 from collections import Counter
 from datetime import date
 from decimal import Decimal
 
 from apps.checkout.seen import saw, seen_table
 from apps.checkout.settings import LEASE, STORE
-from apps.checkout.tables import cents, create
+from apps.checkout.tables import Tx, cents, create, run
 from tidings import App, Context, Event
 
 app = App("analytics", store=STORE, lease=LEASE)
@@ -52,44 +51,49 @@ analytics = app.subscription("analytics", shared_tx=True)
 
 
 @analytics.on(OrderPlaced)
-def placed(event: OrderPlaced, ctx: Context, tx: sqlite3.Connection) -> None:
+def placed(event: OrderPlaced, ctx: Context, tx: Tx) -> None:
     _add("placed", event.total, ctx, tx)
 
 
 @analytics.on(OrderCancelled)
-def cancelled(event: OrderCancelled, ctx: Context, tx: sqlite3.Connection) -> None:
+def cancelled(event: OrderCancelled, ctx: Context, tx: Tx) -> None:
     _add(f"cancelled: {event.reason}", event.total, ctx, tx)
 
 
 @analytics.on(PaymentCharged)
-def charged(event: PaymentCharged, ctx: Context, tx: sqlite3.Connection) -> None:
+def charged(event: PaymentCharged, ctx: Context, tx: Tx) -> None:
     _add("charged", event.total, ctx, tx)
 
 
 @analytics.on(PaymentRefunded)
-def refunded(event: PaymentRefunded, ctx: Context, tx: sqlite3.Connection) -> None:
+def refunded(event: PaymentRefunded, ctx: Context, tx: Tx) -> None:
     _add("refunded", event.total, ctx, tx)
 
 
 @app.subscribe(OrderPlaced, name="sales_by_day", size=200, age=0.5, shared_tx=True)
-def sales_by_day(events: list[OrderPlaced], tx: sqlite3.Connection) -> None:
+def sales_by_day(events: list[OrderPlaced], tx: Tx) -> None:
     orders: Counter[str] = Counter()
     takings: Counter[str] = Counter()
     for event in events:
         day = event.ordered_on.isoformat()
         orders[day] += 1
         takings[day] += cents(event.total)
-    tx.executemany(
-        "INSERT INTO analytics_days VALUES (?, ?, ?)"
-        " ON CONFLICT (day) DO UPDATE SET orders = orders + excluded.orders, cents = cents + excluded.cents",
-        [(day, orders[day], takings[day]) for day in orders],
-    )
+    for day in orders:
+        run(
+            tx,
+            "INSERT INTO analytics_days VALUES (?, ?, ?)"
+            " ON CONFLICT (day) DO UPDATE SET orders = analytics_days.orders + excluded.orders,"
+            " cents = analytics_days.cents + excluded.cents",
+            (day, orders[day], takings[day]),
+        )
 
 
-def _add(name: str, total: Decimal, ctx: Context, tx: sqlite3.Connection) -> None:
+def _add(name: str, total: Decimal, ctx: Context, tx: Tx) -> None:
     saw(tx, "analytics", ctx)
-    tx.execute(
+    run(
+        tx,
         "INSERT INTO analytics_totals VALUES (?, 1, ?)"
-        " ON CONFLICT (name) DO UPDATE SET orders = orders + 1, cents = cents + excluded.cents",
+        " ON CONFLICT (name) DO UPDATE SET orders = analytics_totals.orders + 1,"
+        " cents = analytics_totals.cents + excluded.cents",
         (name, cents(total)),
     )

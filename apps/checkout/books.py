@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from apps.checkout.ledger import Account, read_ledger
 from apps.checkout.simulators import NAMES, ledger_file
+from apps.checkout.tables import Tx, connect, run
 
 SERVICES = ("shop", "fraud", "payment", "inventory", "shipping", "email", "analytics", "support")
 
@@ -63,31 +66,47 @@ class Books:
     ledgers: dict[str, Account] = field(default_factory=dict)
 
 
-def read_books(store_file: Path, ledgers: Path, *, events: bool = True) -> Books:
-    """Read everything from the store's file and the ledgers' directory; tables that aren't there read as empty.
+@contextmanager
+def snapshot(store: str) -> Iterator[Tx]:
+    """A connection that sees everything as it was at one moment: rows that are still being written must not make the books disagree.
+
+    Raises:
+        FileNotFoundError: no such store.
+    """
+    if store.startswith("sqlite:") and not Path(store.removeprefix("sqlite:///")).exists():
+        raise FileNotFoundError(f"no store at {store}")
+    conn = connect(store)
+    try:
+        run(conn, "BEGIN" if isinstance(conn, sqlite3.Connection) else "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        yield conn
+    finally:
+        conn.close()
+
+
+def tables_of(conn: Tx) -> set[str]:
+    """The names of all tables."""
+    where = "sqlite_master WHERE type = 'table'" if isinstance(conn, sqlite3.Connection) else "(SELECT relname FROM pg_class) t (name)"
+    return {name for (name,) in run(conn, f"SELECT name FROM {where}")}
+
+
+def read_books(store: str, ledgers: Path, *, events: bool = True) -> Books:
+    """Read everything from the store at this URL and the ledgers' directory; tables that aren't there read as empty.
 
     ``events=False`` leaves out the log and what the services saw, which is most of it.
 
     Raises:
         FileNotFoundError: no such store, or a ledger is missing.
     """
-    if not store_file.exists():
-        raise FileNotFoundError(f"no store at {store_file}")
-    conn = sqlite3.connect(f"file:{store_file}?mode=ro", uri=True)
-    try:
-        # One snapshot: rows that are still being written must not make the books disagree with each other.
-        conn.execute("BEGIN")
+    with snapshot(store) as conn:
         return _read(conn, {name: read_ledger(ledger_file(ledgers, name)) for name in NAMES}, events)
-    finally:
-        conn.close()
 
 
-def _read(conn: sqlite3.Connection, ledgers: dict[str, Account], events: bool) -> Books:
-    tables = {name for (name,) in conn.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+def _read(conn: Tx, ledgers: dict[str, Account], events: bool) -> Books:
+    tables = tables_of(conn)
 
     def rows(table: str, columns: str, tail: str = "") -> list[Any]:
         wanted = table in tables and (events or not table.endswith(("_seen", "_log")))
-        return conn.execute(f"SELECT {columns} FROM {table} {tail}").fetchall() if wanted else []
+        return run(conn, f"SELECT {columns} FROM {table} {tail}").fetchall() if wanted else []
 
     of_orders = "WHERE key_name = 'order_id' ORDER BY position"
     return Books(

@@ -126,7 +126,7 @@ class EventDriven(Shop):
         port = self.stage.order_service()
         for service in CONSUMERS:
             self.start(service)
-        self._watch = Watch(self.stage.places.store_file)
+        self._watch = Watch(self.stage.places.store)
         return port
 
     def start(self, service: str) -> None:
@@ -226,7 +226,7 @@ class Run:
             await asyncio.sleep(0.05)
 
     def _books(self) -> Books:
-        return read_books(self.places.store_file, self.places.directory, events=False)
+        return read_books(self.places.store, self.places.directory, events=False)
 
     def _now(self) -> float:
         return time.time() - self.measured.began
@@ -239,7 +239,7 @@ def measure(plan: Plan, style: str, directory: Path) -> Measured:
         ProcessFailed
     """
     directory.mkdir()
-    stage = Stage.build(Places(directory, directory / "shop.db"), plan.world)
+    stage = Stage.build(Places(directory, f"sqlite:///{directory}/shop.db"), plan.world)
     with stage.processes:
         shop = EventDriven(plan, stage) if style == "event-driven" else RequestResponse(plan, stage)
         return Run(plan, shop, style).play()

@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -28,6 +29,10 @@ from apps.checkout.reconcile import Reconciliation, reconcile
 from apps.checkout.simulators import World
 from apps.checkout.stage import Places, Stage
 from apps.checkout.watch import Snapshot, Watch
+from servers.folder import Missing
+from servers.postgres import Postgres
+from tidings import StoreNotInitialised, TidingsError
+from tidings.store import store_at
 
 LOOK_SECONDS = 0.4
 KILL_AT = 0.4  # of the orders
@@ -63,7 +68,7 @@ class Demonstration:
         for _ in range(self.plan.workers):
             self._start_worker()
         self.display.tell(f"order service (pid {self._pid('orders')}), {self.plan.workers} workers that share six services, one store")
-        watch = Watch(self.stage.places.store_file)
+        watch = Watch(self.stage.places.store)
         looking = asyncio.create_task(self._keep_looking(watch))
         try:
             await self._stream(port, looking)
@@ -222,8 +227,12 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=2, help="processes that run the six services")
     parser.add_argument("--fail", type=float, default=usual.fail, help="part of the outside requests that fail")
     parser.add_argument("--decline", type=float, default=usual.decline, help="part of the cards that are declined")
-    parser.add_argument("--patience", type=float, default=60.0, help="seconds to wait for everything to settle")
-    parser.add_argument("--store", type=_store_file, metavar="FILE", help="keep the store in this new file, and the ledgers beside it")
+    parser.add_argument("--patience", type=float, default=120.0, help="seconds to wait for everything to settle")
+    parser.add_argument(
+        "--store",
+        metavar="STORE",
+        help="a new file, kept with the ledgers beside it; or postgresql://user@host/database, kept; or postgres: a server of its own",
+    )
     given = parser.parse_args()
     console = Console()
     errors = Console(stderr=True)
@@ -238,18 +247,14 @@ def main() -> int:
             workers=given.workers,
             patience=given.patience,
         )
-        with tempfile.TemporaryDirectory(prefix="tidings-checkout-") as temporary:
-            return 0 if play(plan, _places(given.store, Path(temporary)), console) else 1
-    except (BadOrders, ProcessFailed) as error:
+        with ExitStack() as stack:
+            return 0 if play(plan, _places(given.store, stack), console) else 1
+    except (BadOrders, ProcessFailed, Missing, TidingsError) as error:
         errors.print(f"demo: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         return 2
     except KeyboardInterrupt:
         errors.print("demo: stopped; its processes have ended", style="yellow")
         return 130
-
-
-def _store_file(text: str) -> Path:
-    return Path(text.removeprefix("sqlite:///"))
 
 
 def _orders(given: argparse.Namespace, console: Console) -> list[Order]:
@@ -263,18 +268,41 @@ def _orders(given: argparse.Namespace, console: Console) -> list[Order]:
     return orders
 
 
-def _places(store: Path | None, temporary: Path) -> Places:
+def _places(store: str | None, stack: ExitStack) -> Places:
+    """Where this run keeps what; ``stack`` takes away what isn't kept."""
+    if (store is not None and "://" in store.replace("sqlite://", "")) or store == "postgres":
+        if store == "postgres":
+            store = stack.enter_context(Postgres()).new_database()
+        _refuse_used(store)
+        return Places(_temporary(stack), store)
     if store is None:
-        return Places(temporary, temporary / "checkout.db")
-    if store.exists():
-        raise BadOrders(f"--store {store} is there already: name a new file, so that old orders don't mix with new ones")
-    store = store.resolve()
-    directory = store.with_name(store.name + ".ledgers")
+        directory = _temporary(stack)
+        return Places(directory, f"sqlite:///{directory}/checkout.db")
+    file = Path(store.removeprefix("sqlite:///"))
+    if file.exists():
+        raise BadOrders(f"--store {file} is there already: name a new file, so that old orders don't mix with new ones")
+    file = file.resolve()
+    directory = file.with_name(file.name + ".ledgers")
     try:
         directory.mkdir(parents=True)
     except OSError as error:
-        raise BadOrders(f"--store {store}: {directory} can't be made: {error.strerror}") from error
-    return Places(directory, store)
+        raise BadOrders(f"--store {file}: {directory} can't be made: {error.strerror}") from error
+    return Places(directory, f"sqlite:///{file}")
+
+
+def _temporary(stack: ExitStack) -> Path:
+    return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tidings-checkout-")))
+
+
+def _refuse_used(store: str) -> None:
+    """Raise BadOrders unless a database on a server can be had for this run alone."""
+    at = store_at(store)
+    try:
+        at.open_to_read()
+        at.close()
+    except StoreNotInitialised:
+        return
+    raise BadOrders(f"--store {at.label} holds a log already: name an empty database, so that old orders don't mix with new ones")
 
 
 if __name__ == "__main__":

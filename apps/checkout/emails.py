@@ -5,12 +5,10 @@
 
 from __future__ import annotations
 
-import sqlite3
-
 from apps.checkout.http1 import Client
 from apps.checkout.seen import saw, seen_table
 from apps.checkout.settings import LEASE, MAIL, STORE
-from apps.checkout.tables import create
+from apps.checkout.tables import Tx, create, run
 from tidings import App, Context, Event, Retry
 
 app = App("email", store=STORE, lease=LEASE)
@@ -58,7 +56,7 @@ app.provide(MailServer, MailServer(MAIL))
 def prepare() -> None:
     create(
         "CREATE TABLE IF NOT EXISTS email_orders (order_id INTEGER PRIMARY KEY, customer_id INTEGER NOT NULL)",
-        "CREATE TABLE IF NOT EXISTS email_owed (order_id INTEGER NOT NULL, kind TEXT NOT NULL, PRIMARY KEY (order_id, kind)) WITHOUT ROWID",
+        "CREATE TABLE IF NOT EXISTS email_owed (order_id INTEGER NOT NULL, kind TEXT NOT NULL, PRIMARY KEY (order_id, kind))",
         seen_table("email"),
     )
 
@@ -67,24 +65,24 @@ email = app.subscription("email", shared_tx=True)
 
 
 @email.on(OrderPlaced)
-def placed(event: OrderPlaced, ctx: Context, tx: sqlite3.Connection) -> MailRequested:
+def placed(event: OrderPlaced, ctx: Context, tx: Tx) -> MailRequested:
     # Later events of the order don't say whose it is; an order's events come in order, so this row is there when they do.
-    tx.execute("INSERT INTO email_orders VALUES (?, ?)", (event.order_id, event.customer_id))
+    run(tx, "INSERT INTO email_orders VALUES (?, ?)", (event.order_id, event.customer_id))
     return _owe(event.order_id, "placed", ctx, tx)
 
 
 @email.on(OrderCancelled)
-def cancelled(event: OrderCancelled, ctx: Context, tx: sqlite3.Connection) -> MailRequested:
+def cancelled(event: OrderCancelled, ctx: Context, tx: Tx) -> MailRequested:
     return _owe(event.order_id, "cancelled", ctx, tx)
 
 
 @email.on(PaymentRefunded)
-def refunded(event: PaymentRefunded, ctx: Context, tx: sqlite3.Connection) -> MailRequested:
+def refunded(event: PaymentRefunded, ctx: Context, tx: Tx) -> MailRequested:
     return _owe(event.order_id, "refunded", ctx, tx)
 
 
 @email.on(OrderShipped)
-def shipped(event: OrderShipped, ctx: Context, tx: sqlite3.Connection) -> MailRequested:
+def shipped(event: OrderShipped, ctx: Context, tx: Tx) -> MailRequested:
     return _owe(event.order_id, "shipped", ctx, tx)
 
 
@@ -96,8 +94,8 @@ async def send(event: MailRequested, ctx: Context, server: MailServer) -> None:
     await server.send(event.order_id, event.customer_id, event.kind, key=ctx.idempotency_key)
 
 
-def _owe(order_id: int, kind: str, ctx: Context, tx: sqlite3.Connection) -> MailRequested:
+def _owe(order_id: int, kind: str, ctx: Context, tx: Tx) -> MailRequested:
     saw(tx, "email", ctx)
-    tx.execute("INSERT INTO email_owed VALUES (?, ?)", (order_id, kind))
-    (customer_id,) = tx.execute("SELECT customer_id FROM email_orders WHERE order_id = ?", (order_id,)).fetchone()
+    run(tx, "INSERT INTO email_owed VALUES (?, ?)", (order_id, kind))
+    (customer_id,) = run(tx, "SELECT customer_id FROM email_orders WHERE order_id = ?", (order_id,)).fetchone()
     return MailRequested(order_id=order_id, customer_id=customer_id, kind=kind)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sqlite3
 from decimal import Decimal
 
 from apps.checkout.chance import chance
 from apps.checkout.seen import saw, seen_table
 from apps.checkout.settings import FRAUD_RATE, LEASE, SEED, STORE
-from apps.checkout.tables import create
+from apps.checkout.tables import Tx, create, run
 from tidings import App, Context, Event
 
 app = App("fraud", store=STORE, lease=LEASE)
@@ -32,8 +31,8 @@ class OrderRejected(Event, key="order_id"):
 
 def prepare() -> None:
     create(
-        "CREATE TABLE IF NOT EXISTS fraud_checks (order_id INTEGER PRIMARY KEY, customer_id INTEGER NOT NULL, risk REAL NOT NULL,"
-        " approved INTEGER NOT NULL)",
+        "CREATE TABLE IF NOT EXISTS fraud_checks (order_id INTEGER PRIMARY KEY, customer_id INTEGER NOT NULL, risk DOUBLE PRECISION"
+        " NOT NULL, approved BOOLEAN NOT NULL)",
         seen_table("fraud"),
     )
 
@@ -44,11 +43,11 @@ def risk_of(order_id: int, total: Decimal) -> float:
 
 
 @app.subscribe(OrderPlaced, name="fraud", shared_tx=True)
-def check(event: OrderPlaced, ctx: Context, tx: sqlite3.Connection) -> OrderApproved | OrderRejected:
+def check(event: OrderPlaced, ctx: Context, tx: Tx) -> OrderApproved | OrderRejected:
     saw(tx, "fraud", ctx)
     risk = risk_of(event.order_id, event.total)
     approved = risk <= 1 - FRAUD_RATE
-    tx.execute("INSERT INTO fraud_checks VALUES (?, ?, ?, ?)", (event.order_id, event.customer_id, risk, approved))
+    run(tx, "INSERT INTO fraud_checks VALUES (?, ?, ?, ?)", (event.order_id, event.customer_id, risk, approved))
     if approved:
         return OrderApproved(order_id=event.order_id, total=event.total)
     return OrderRejected(order_id=event.order_id, risk=risk)

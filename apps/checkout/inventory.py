@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Mapping
 
 from apps.checkout.seen import saw, seen_table
 from apps.checkout.settings import LEASE, STORE
-from apps.checkout.tables import create
+from apps.checkout.tables import Tx, create, run, transaction
 from tidings import App, Context, Event
 
 app = App("inventory", store=STORE, lease=LEASE)
@@ -54,46 +53,45 @@ def prepare(stock: Mapping[str, int] | None = None) -> None:
         " state TEXT NOT NULL)",
         seen_table("inventory"),
     )
-    with sqlite3.connect(STORE.path) as conn:
-        conn.executemany("INSERT OR IGNORE INTO inventory_stock VALUES (?, ?, ?)", [(sku, n, n) for sku, n in (stock or {}).items()])
-    conn.close()
+    with transaction() as tx:
+        for sku, pieces in (stock or {}).items():
+            run(tx, "INSERT INTO inventory_stock VALUES (?, ?, ?) ON CONFLICT DO NOTHING", (sku, pieces, pieces))
 
 
 inventory = app.subscription("inventory", shared_tx=True)
 
 
 @inventory.on(OrderPlaced)
-def reserve(event: OrderPlaced, ctx: Context, tx: sqlite3.Connection) -> StockReserved | OutOfStock:
+def reserve(event: OrderPlaced, ctx: Context, tx: Tx) -> StockReserved | OutOfStock:
     saw(tx, "inventory", ctx)
-    taken = tx.execute(
-        "UPDATE inventory_stock SET on_hand = on_hand - ? WHERE sku = ? AND on_hand >= ?", (event.quantity, event.sku, event.quantity)
+    taken = run(
+        tx, "UPDATE inventory_stock SET on_hand = on_hand - ? WHERE sku = ? AND on_hand >= ?", (event.quantity, event.sku, event.quantity)
     ).rowcount
     state = "held" if taken else "refused"
-    tx.execute("INSERT INTO inventory_reservations VALUES (?, ?, ?, ?)", (event.order_id, event.sku, event.quantity, state))
+    run(tx, "INSERT INTO inventory_reservations VALUES (?, ?, ?, ?)", (event.order_id, event.sku, event.quantity, state))
     if taken:
         return StockReserved(order_id=event.order_id, sku=event.sku, quantity=event.quantity)
     return OutOfStock(order_id=event.order_id, sku=event.sku, wanted=event.quantity)
 
 
 @inventory.on(OrderCancelled)
-def release(event: OrderCancelled, ctx: Context, tx: sqlite3.Connection) -> StockReleased | None:
+def release(event: OrderCancelled, ctx: Context, tx: Tx) -> StockReleased | None:
     saw(tx, "inventory", ctx)
-    held = tx.execute(
+    held = run(
+        tx,
         "UPDATE inventory_reservations SET state = 'released' WHERE order_id = ? AND state = 'held' RETURNING sku, quantity",
         (event.order_id,),
     ).fetchone()
     if held is None:
         return None  # it never had any
     sku, quantity = held
-    tx.execute("UPDATE inventory_stock SET on_hand = on_hand + ? WHERE sku = ?", (quantity, sku))
+    run(tx, "UPDATE inventory_stock SET on_hand = on_hand + ? WHERE sku = ?", (quantity, sku))
     return StockReleased(order_id=event.order_id, sku=sku, quantity=quantity)
 
 
 @inventory.on(OrderShipped)
-def let_go(event: OrderShipped, ctx: Context, tx: sqlite3.Connection) -> None:
+def let_go(event: OrderShipped, ctx: Context, tx: Tx) -> None:
     saw(tx, "inventory", ctx)
-    gone = tx.execute(
-        "UPDATE inventory_reservations SET state = 'shipped' WHERE order_id = ? AND state = 'held'", (event.order_id,)
-    ).rowcount
+    gone = run(tx, "UPDATE inventory_reservations SET state = 'shipped' WHERE order_id = ? AND state = 'held'", (event.order_id,)).rowcount
     if not gone:
         raise RuntimeError(f"order {event.order_id} was shipped, but no stock was held for it")

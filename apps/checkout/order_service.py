@@ -6,7 +6,6 @@ This is how Tidings is embedded in a service that has a loop of its own; ``tidin
 from __future__ import annotations
 
 import asyncio
-import sqlite3
 
 import msgspec
 
@@ -14,21 +13,23 @@ from apps.checkout.data import Order
 from apps.checkout.http1 import Request, Response, Server
 from apps.checkout.lifetime import say_ready, stop_when_told
 from apps.checkout.orders import app, place
-from apps.checkout.tables import Transactions
+from apps.checkout.settings import STORE_URL
+from apps.checkout.tables import Tx, run
+from apps.checkout.transactions import transactions_of
 
 
-def take(order: Order, tx: sqlite3.Connection) -> bool:
+def take(order: Order, tx: Tx) -> bool:
     """Whether the order is new; a customer who asks twice has still ordered once."""
-    if tx.execute("SELECT 1 FROM shop_orders WHERE order_id = ?", (order.order_id,)).fetchone() is not None:
+    if run(tx, "SELECT 1 FROM shop_orders WHERE order_id = ?", (order.order_id,)).fetchone() is not None:
         return False
     place(order, tx)
     return True
 
 
-async def run() -> None:
+async def serve() -> None:
     stop = asyncio.Event()
     stop_when_told(stop)
-    transactions = Transactions()
+    transactions = transactions_of(STORE_URL)
 
     async def handle(request: Request) -> Response:
         if (request.method, request.path) != ("POST", "/orders"):
@@ -50,7 +51,7 @@ async def run() -> None:
 
 
 def main() -> None:
-    asyncio.run(run())
+    asyncio.run(serve())
 
 
 if __name__ == "__main__":

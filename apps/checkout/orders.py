@@ -5,14 +5,13 @@ It doesn't know who listens. An order is placed by one transaction: its row and 
 
 from __future__ import annotations
 
-import sqlite3
 from datetime import date
 from decimal import Decimal
 
 from apps.checkout.data import Order
 from apps.checkout.seen import saw, seen_table
 from apps.checkout.settings import LEASE, STORE
-from apps.checkout.tables import cents, create, money
+from apps.checkout.tables import Tx, cents, create, money, run
 from tidings import App, Context, Event, Receipt
 
 # A customer with so many orders before this one is a VIP.
@@ -62,17 +61,18 @@ class OrderShipped(Event, key="order_id", type="shipping.OrderShipped"):
 def prepare() -> None:
     create(
         "CREATE TABLE IF NOT EXISTS shop_orders (order_id INTEGER PRIMARY KEY, customer_id INTEGER NOT NULL, ordered_on TEXT NOT NULL,"
-        " sku TEXT NOT NULL, quantity INTEGER NOT NULL, cents INTEGER NOT NULL, vip INTEGER NOT NULL, state TEXT NOT NULL, reason TEXT)",
+        " sku TEXT NOT NULL, quantity INTEGER NOT NULL, cents INTEGER NOT NULL, vip BOOLEAN NOT NULL, state TEXT NOT NULL, reason TEXT)",
         "CREATE INDEX IF NOT EXISTS shop_orders_customer ON shop_orders (customer_id)",
         seen_table("shop"),
     )
 
 
-def place(order: Order, tx: sqlite3.Connection) -> Receipt:
+def place(order: Order, tx: Tx) -> Receipt:
     """Take an order in the caller's transaction."""
-    before = tx.execute("SELECT count(*) FROM shop_orders WHERE customer_id = ?", (order.customer_id,)).fetchone()[0]
+    before = run(tx, "SELECT count(*) FROM shop_orders WHERE customer_id = ?", (order.customer_id,)).fetchone()[0]
     vip = before >= VIP_ORDERS
-    tx.execute(
+    run(
+        tx,
         "INSERT INTO shop_orders VALUES (?, ?, ?, ?, ?, ?, ?, 'placed', NULL)",
         (order.order_id, order.customer_id, order.ordered_on.isoformat(), order.sku, order.quantity, cents(order.total), vip),
     )
@@ -92,35 +92,36 @@ orders = app.subscription("orders", shared_tx=True)
 
 
 @orders.on(OrderRejected)
-def rejected(event: OrderRejected, ctx: Context, tx: sqlite3.Connection) -> OrderCancelled | None:
+def rejected(event: OrderRejected, ctx: Context, tx: Tx) -> OrderCancelled | None:
     return _cancel(event.order_id, "rejected as fraud", ctx, tx)
 
 
 @orders.on(PaymentDeclined)
-def declined(event: PaymentDeclined, ctx: Context, tx: sqlite3.Connection) -> OrderCancelled | None:
+def declined(event: PaymentDeclined, ctx: Context, tx: Tx) -> OrderCancelled | None:
     return _cancel(event.order_id, "card declined", ctx, tx)
 
 
 @orders.on(OutOfStock)
-def out_of_stock(event: OutOfStock, ctx: Context, tx: sqlite3.Connection) -> OrderCancelled | None:
+def out_of_stock(event: OutOfStock, ctx: Context, tx: Tx) -> OrderCancelled | None:
     return _cancel(event.order_id, "out of stock", ctx, tx)
 
 
 @orders.on(ShipmentRefused)
-def shipment_refused(event: ShipmentRefused, ctx: Context, tx: sqlite3.Connection) -> OrderCancelled | None:
+def shipment_refused(event: ShipmentRefused, ctx: Context, tx: Tx) -> OrderCancelled | None:
     return _cancel(event.order_id, "parcel refused", ctx, tx)
 
 
 @orders.on(OrderShipped)
-def shipped(event: OrderShipped, ctx: Context, tx: sqlite3.Connection) -> None:
+def shipped(event: OrderShipped, ctx: Context, tx: Tx) -> None:
     saw(tx, "shop", ctx)
-    tx.execute("UPDATE shop_orders SET state = 'shipped' WHERE order_id = ? AND state = 'placed'", (event.order_id,))
+    run(tx, "UPDATE shop_orders SET state = 'shipped' WHERE order_id = ? AND state = 'placed'", (event.order_id,))
 
 
-def _cancel(order_id: int, reason: str, ctx: Context, tx: sqlite3.Connection) -> OrderCancelled | None:
+def _cancel(order_id: int, reason: str, ctx: Context, tx: Tx) -> OrderCancelled | None:
     """Cancel an order once: a second reason (no stock *and* a declined card) changes nothing."""
     saw(tx, "shop", ctx)
-    row = tx.execute(
+    row = run(
+        tx,
         "UPDATE shop_orders SET state = 'cancelled', reason = ? WHERE order_id = ? AND state = 'placed' RETURNING customer_id, cents, vip",
         (reason, order_id),
     ).fetchone()

@@ -16,13 +16,12 @@ A cancellation may come before the approval, while the charge is under way, or a
 
 from __future__ import annotations
 
-import sqlite3
 from decimal import Decimal
 
 from apps.checkout.http1 import Client
 from apps.checkout.seen import saw, seen_table
 from apps.checkout.settings import GATEWAY, LEASE, STORE
-from apps.checkout.tables import cents, create, money
+from apps.checkout.tables import Tx, cents, create, money, run
 from tidings import App, Context, Event, Retry
 
 app = App("payment", store=STORE, lease=LEASE)
@@ -94,20 +93,20 @@ payment = app.subscription("payment", shared_tx=True)
 
 
 @payment.on(OrderApproved)
-def approved(event: OrderApproved, ctx: Context, tx: sqlite3.Connection) -> PaymentRequested | None:
+def approved(event: OrderApproved, ctx: Context, tx: Tx) -> PaymentRequested | None:
     saw(tx, "payment", ctx)
     if _state(event.order_id, tx) == "void":
         return None  # cancelled before anything was charged
-    tx.execute("INSERT INTO payment_orders VALUES (?, ?, 'charging')", (event.order_id, cents(event.total)))
+    run(tx, "INSERT INTO payment_orders VALUES (?, ?, 'charging')", (event.order_id, cents(event.total)))
     return PaymentRequested(order_id=event.order_id, total=event.total)
 
 
 @payment.on(OrderCancelled)
-def cancelled(event: OrderCancelled, ctx: Context, tx: sqlite3.Connection) -> RefundRequested | None:
+def cancelled(event: OrderCancelled, ctx: Context, tx: Tx) -> RefundRequested | None:
     saw(tx, "payment", ctx)
     state = _state(event.order_id, tx)
     if state is None:
-        tx.execute("INSERT INTO payment_orders VALUES (?, 0, 'void')", (event.order_id,))
+        run(tx, "INSERT INTO payment_orders VALUES (?, 0, 'void')", (event.order_id,))
     elif state == "charging":
         _move(event.order_id, "charging", "cancelling", tx)
     elif state == "charged":
@@ -116,7 +115,7 @@ def cancelled(event: OrderCancelled, ctx: Context, tx: sqlite3.Connection) -> Re
 
 
 @payment.on(PaymentCharged)
-def charged(event: PaymentCharged, ctx: Context, tx: sqlite3.Connection) -> RefundRequested | None:
+def charged(event: PaymentCharged, ctx: Context, tx: Tx) -> RefundRequested | None:
     saw(tx, "payment", ctx)
     if _state(event.order_id, tx) == "cancelling":
         return _refund(event.order_id, "cancelling", tx)
@@ -125,13 +124,13 @@ def charged(event: PaymentCharged, ctx: Context, tx: sqlite3.Connection) -> Refu
 
 
 @payment.on(PaymentDeclined)
-def declined(event: PaymentDeclined, ctx: Context, tx: sqlite3.Connection) -> None:
+def declined(event: PaymentDeclined, ctx: Context, tx: Tx) -> None:
     saw(tx, "payment", ctx)
-    tx.execute("UPDATE payment_orders SET state = 'declined' WHERE order_id = ? AND state IN ('charging', 'cancelling')", (event.order_id,))
+    run(tx, "UPDATE payment_orders SET state = 'declined' WHERE order_id = ? AND state IN ('charging', 'cancelling')", (event.order_id,))
 
 
 @payment.on(PaymentRefunded)
-def refunded(event: PaymentRefunded, ctx: Context, tx: sqlite3.Connection) -> None:
+def refunded(event: PaymentRefunded, ctx: Context, tx: Tx) -> None:
     saw(tx, "payment", ctx)
     _move(event.order_id, "refunding", "refunded", tx)
 
@@ -152,20 +151,20 @@ async def refund(event: RefundRequested, ctx: Context, gateway: Gateway) -> Paym
     return PaymentRefunded(order_id=event.order_id, total=event.total)
 
 
-def _state(order_id: int, tx: sqlite3.Connection) -> str | None:
-    row = tx.execute("SELECT state FROM payment_orders WHERE order_id = ?", (order_id,)).fetchone()
+def _state(order_id: int, tx: Tx) -> str | None:
+    row = run(tx, "SELECT state FROM payment_orders WHERE order_id = ?", (order_id,)).fetchone()
     return row[0] if row else None
 
 
-def _move(order_id: int, before: str, after: str, tx: sqlite3.Connection) -> int:
+def _move(order_id: int, before: str, after: str, tx: Tx) -> int:
     """Change a payment's state; the amount in cents. A change that the drawing above doesn't have is an error, not a shrug."""
-    row = tx.execute(
-        "UPDATE payment_orders SET state = ? WHERE order_id = ? AND state = ? RETURNING cents", (after, order_id, before)
+    row = run(
+        tx, "UPDATE payment_orders SET state = ? WHERE order_id = ? AND state = ? RETURNING cents", (after, order_id, before)
     ).fetchone()
     if row is None:
         raise RuntimeError(f"the payment of order {order_id} is {_state(order_id, tx)}, not {before}: it can't become {after}")
     return int(row[0])
 
 
-def _refund(order_id: int, before: str, tx: sqlite3.Connection) -> RefundRequested:
+def _refund(order_id: int, before: str, tx: Tx) -> RefundRequested:
     return RefundRequested(order_id=order_id, total=money(_move(order_id, before, "refunding", tx)))

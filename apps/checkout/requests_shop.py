@@ -26,9 +26,10 @@ from apps.checkout.fraud import risk_of
 from apps.checkout.http1 import Client, Refused, Request, Response, Server, Unreachable
 from apps.checkout.lifetime import say_ready, stop_when_told
 from apps.checkout.payment import Gateway
-from apps.checkout.settings import FRAUD_RATE, GATEWAY, MAIL, WAREHOUSE
+from apps.checkout.settings import FRAUD_RATE, GATEWAY, MAIL, STORE_URL, WAREHOUSE
 from apps.checkout.shipping import Warehouse
-from apps.checkout.tables import Transactions, cents
+from apps.checkout.tables import cents
+from apps.checkout.transactions import FileTransactions
 
 TRIES = 3
 PAUSE = 0.1  # seconds before the second try; twice as long before the third
@@ -40,7 +41,7 @@ Action = Callable[[dict[str, Any]], Awaitable[Response]]
 class Service:
     """Serves ``POST /<name>`` by its method ``post_<name>``."""
 
-    def __init__(self, transactions: Transactions) -> None:
+    def __init__(self, transactions: FileTransactions) -> None:
         self.transactions = transactions
 
     async def handle(self, request: Request) -> Response:
@@ -102,7 +103,7 @@ class InventoryService(Service):
 
 
 class PaymentService(Service):
-    def __init__(self, transactions: Transactions) -> None:
+    def __init__(self, transactions: FileTransactions) -> None:
         super().__init__(transactions)
         self._gateway = Gateway(GATEWAY)
 
@@ -131,7 +132,7 @@ class PaymentService(Service):
 
 
 class ShippingService(Service):
-    def __init__(self, transactions: Transactions) -> None:
+    def __init__(self, transactions: FileTransactions) -> None:
         super().__init__(transactions)
         self._warehouse = Warehouse(WAREHOUSE)
 
@@ -143,7 +144,7 @@ class ShippingService(Service):
 
 
 class EmailService(Service):
-    def __init__(self, transactions: Transactions) -> None:
+    def __init__(self, transactions: FileTransactions) -> None:
         super().__init__(transactions)
         self._server = MailServer(MAIL)
 
@@ -224,7 +225,7 @@ class Turn:
 
 
 class ShopService(Service):
-    def __init__(self, transactions: Transactions, services: dict[str, int]) -> None:
+    def __init__(self, transactions: FileTransactions, services: dict[str, int]) -> None:
         super().__init__(transactions)
         self._services = {name: Client(f"127.0.0.1:{port}", timeout=TIME_LIMIT) for name, port in services.items()}
 
@@ -290,7 +291,7 @@ async def serve(name: str, port: int, services: dict[str, int]) -> None:
     """Serve one of the services until told to stop."""
     stop = asyncio.Event()
     stop_when_told(stop)
-    transactions = Transactions()
+    transactions = FileTransactions(STORE_URL)
     service = ShopService(transactions, services) if name == "shop" else SERVICES[name](transactions)
     server = Server(service.handle, port)
     await server.start()

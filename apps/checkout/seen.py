@@ -6,16 +6,15 @@ out of order. There is no UNIQUE constraint on purpose, since it would hide what
 
 from __future__ import annotations
 
-import sqlite3
-
+from apps.checkout.tables import NUMBERED, Tx, run
 from tidings import Context
 
 
 def seen_table(service: str) -> str:
     """The statement that makes ``<service>_seen``."""
-    return f"CREATE TABLE IF NOT EXISTS {service}_seen (number INTEGER PRIMARY KEY, order_id INTEGER NOT NULL, position INTEGER NOT NULL)"
+    return f"CREATE TABLE IF NOT EXISTS {service}_seen (number {NUMBERED}, order_id INTEGER NOT NULL, position INTEGER NOT NULL)"
 
 
-def saw(tx: sqlite3.Connection, service: str, ctx: Context) -> None:
+def saw(tx: Tx, service: str, ctx: Context) -> None:
     """Note that ``service`` handles this event; undone with the transaction if the handler fails."""
-    tx.execute(f"INSERT INTO {service}_seen (order_id, position) VALUES (?, ?)", (int(ctx.key or 0), ctx.position))
+    run(tx, f"INSERT INTO {service}_seen (order_id, position) VALUES (?, ?)", (int(ctx.key or 0), ctx.position))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 
-from tidings import SQLiteStore
+from tidings.store import store_at
 
 STORE_URL = os.environ.get("CHECKOUT_STORE", "sqlite:///checkout.db")
-# One store object for all services of a process: they take turns at the file's one write lock instead of polling for it against each other.
-STORE = SQLiteStore(STORE_URL)
+# One store object for all services of a process: on SQLite they take turns at the file's one write lock instead of polling for it against
+# each other.
+STORE = store_at(STORE_URL)
 GATEWAY = os.environ.get("CHECKOUT_GATEWAY", "127.0.0.1:7001")
 WAREHOUSE = os.environ.get("CHECKOUT_WAREHOUSE", "127.0.0.1:7002")
 MAIL = os.environ.get("CHECKOUT_MAIL", "127.0.0.1:7003")

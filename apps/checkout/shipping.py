@@ -8,12 +8,10 @@ a cancellation that finds a parcel already asked for would be a mistake in the c
 
 from __future__ import annotations
 
-import sqlite3
-
 from apps.checkout.http1 import Client
 from apps.checkout.seen import saw, seen_table
 from apps.checkout.settings import LEASE, STORE, WAREHOUSE
-from apps.checkout.tables import create
+from apps.checkout.tables import Tx, create, run
 from tidings import App, Context, Event, Retry
 
 app = App("shipping", store=STORE, lease=LEASE)
@@ -64,7 +62,7 @@ app.provide(Warehouse, Warehouse(WAREHOUSE))
 
 def prepare() -> None:
     create(
-        "CREATE TABLE IF NOT EXISTS shipping_orders (order_id INTEGER PRIMARY KEY, paid INTEGER NOT NULL, quantity INTEGER,"
+        "CREATE TABLE IF NOT EXISTS shipping_orders (order_id INTEGER PRIMARY KEY, paid BOOLEAN NOT NULL, quantity INTEGER,"
         " state TEXT NOT NULL)",
         seen_table("shipping"),
     )
@@ -74,39 +72,42 @@ shipping = app.subscription("shipping", shared_tx=True)
 
 
 @shipping.on(PaymentCharged)
-def paid(event: PaymentCharged, ctx: Context, tx: sqlite3.Connection) -> ShipmentRequested | None:
+def paid(event: PaymentCharged, ctx: Context, tx: Tx) -> ShipmentRequested | None:
     saw(tx, "shipping", ctx)
-    tx.execute(
-        "INSERT INTO shipping_orders VALUES (?, 1, NULL, 'waiting') ON CONFLICT (order_id) DO UPDATE SET paid = 1", (event.order_id,)
+    run(
+        tx,
+        "INSERT INTO shipping_orders VALUES (?, TRUE, NULL, 'waiting') ON CONFLICT (order_id) DO UPDATE SET paid = TRUE",
+        (event.order_id,),
     )
     return _request_if_complete(event.order_id, tx)
 
 
 @shipping.on(StockReserved)
-def reserved(event: StockReserved, ctx: Context, tx: sqlite3.Connection) -> ShipmentRequested | None:
+def reserved(event: StockReserved, ctx: Context, tx: Tx) -> ShipmentRequested | None:
     saw(tx, "shipping", ctx)
-    tx.execute(
-        "INSERT INTO shipping_orders VALUES (?, 0, ?, 'waiting') ON CONFLICT (order_id) DO UPDATE SET quantity = excluded.quantity",
+    run(
+        tx,
+        "INSERT INTO shipping_orders VALUES (?, FALSE, ?, 'waiting') ON CONFLICT (order_id) DO UPDATE SET quantity = excluded.quantity",
         (event.order_id, event.quantity),
     )
     return _request_if_complete(event.order_id, tx)
 
 
 @shipping.on(OrderCancelled)
-def cancelled(event: OrderCancelled, ctx: Context, tx: sqlite3.Connection) -> None:
+def cancelled(event: OrderCancelled, ctx: Context, tx: Tx) -> None:
     saw(tx, "shipping", ctx)
-    tx.execute("INSERT INTO shipping_orders VALUES (?, 0, NULL, 'waiting') ON CONFLICT (order_id) DO NOTHING", (event.order_id,))
+    run(tx, "INSERT INTO shipping_orders VALUES (?, FALSE, NULL, 'waiting') ON CONFLICT (order_id) DO NOTHING", (event.order_id,))
     _move(event.order_id, ("waiting", "refused"), "cancelled", tx)
 
 
 @shipping.on(OrderShipped)
-def shipped(event: OrderShipped, ctx: Context, tx: sqlite3.Connection) -> None:
+def shipped(event: OrderShipped, ctx: Context, tx: Tx) -> None:
     saw(tx, "shipping", ctx)
     _move(event.order_id, ("requested",), "shipped", tx)
 
 
 @shipping.on(ShipmentRefused)
-def refused(event: ShipmentRefused, ctx: Context, tx: sqlite3.Connection) -> None:
+def refused(event: ShipmentRefused, ctx: Context, tx: Tx) -> None:
     saw(tx, "shipping", ctx)
     _move(event.order_id, ("requested",), "refused", tx)
 
@@ -121,8 +122,9 @@ async def send(event: ShipmentRequested, ctx: Context, warehouse: Warehouse) -> 
     return ShipmentRefused(order_id=event.order_id)
 
 
-def _request_if_complete(order_id: int, tx: sqlite3.Connection) -> ShipmentRequested | None:
-    row = tx.execute(
+def _request_if_complete(order_id: int, tx: Tx) -> ShipmentRequested | None:
+    row = run(
+        tx,
         "UPDATE shipping_orders SET state = 'requested' WHERE order_id = ? AND state = 'waiting' AND paid AND quantity IS NOT NULL"
         " RETURNING quantity",
         (order_id,),
@@ -130,8 +132,8 @@ def _request_if_complete(order_id: int, tx: sqlite3.Connection) -> ShipmentReque
     return None if row is None else ShipmentRequested(order_id=order_id, quantity=row[0])
 
 
-def _move(order_id: int, before: tuple[str, ...], after: str, tx: sqlite3.Connection) -> None:
-    (state,) = tx.execute("SELECT state FROM shipping_orders WHERE order_id = ?", (order_id,)).fetchone()
+def _move(order_id: int, before: tuple[str, ...], after: str, tx: Tx) -> None:
+    (state,) = run(tx, "SELECT state FROM shipping_orders WHERE order_id = ?", (order_id,)).fetchone()
     if state not in before:
         raise RuntimeError(f"the parcel of order {order_id} is {state}: it can't become {after}")
-    tx.execute("UPDATE shipping_orders SET state = ? WHERE order_id = ?", (after, order_id))
+    run(tx, "UPDATE shipping_orders SET state = ? WHERE order_id = ?", (after, order_id))

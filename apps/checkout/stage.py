@@ -19,14 +19,10 @@ from apps.checkout.simulators import World
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """Where a run keeps what: a directory of its own, and the store in it unless given."""
+    """Where a run keeps what: the ledgers and logs in a directory of its own, the rest in a store (its URL)."""
 
     directory: Path
-    store_file: Path
-
-    @property
-    def store(self) -> str:
-        return f"sqlite:///{self.store_file}"
+    store: str
 
 
 class Stage:
@@ -70,7 +66,7 @@ class Stage:
 
     def books(self) -> Books:
         """Everybody's rows as they are now."""
-        return read_books(self.places.store_file, self.places.directory)
+        return read_books(self.places.store, self.places.directory)
 
 
 def order_body(order: Any) -> dict[str, Any]:

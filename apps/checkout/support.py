@@ -6,12 +6,11 @@ Nobody was asked. It reads the log from its start, so it also knows of the order
 
 from __future__ import annotations
 
-import sqlite3
 from datetime import timedelta
 
 from apps.checkout.seen import saw, seen_table
 from apps.checkout.settings import CALL_SECONDS, LEASE, STORE
-from apps.checkout.tables import create
+from apps.checkout.tables import Tx, create, run
 from tidings import App, Context, Event
 
 app = App("support", store=STORE, lease=LEASE)
@@ -50,19 +49,19 @@ support = app.subscription("support", start="start", shared_tx=True)
 
 
 @support.on(OrderPlaced, where=of_a_vip)
-def vip_ordered(event: OrderPlaced, ctx: Context, tx: sqlite3.Connection) -> None:
+def vip_ordered(event: OrderPlaced, ctx: Context, tx: Tx) -> None:
     saw(tx, "support", ctx)
-    tx.execute("INSERT INTO support_alerts VALUES (?, ?, 'a VIP has ordered')", (event.order_id, event.customer_id))
+    run(tx, "INSERT INTO support_alerts VALUES (?, ?, 'a VIP has ordered')", (event.order_id, event.customer_id))
 
 
 @support.on(OrderCancelled, where=of_a_vip)
-def vip_disappointed(event: OrderCancelled, ctx: Context, tx: sqlite3.Connection) -> None:
+def vip_disappointed(event: OrderCancelled, ctx: Context, tx: Tx) -> None:
     saw(tx, "support", ctx)
-    tx.execute("INSERT INTO support_alerts VALUES (?, ?, ?)", (event.order_id, event.customer_id, f"cancelled: {event.reason}"))
+    run(tx, "INSERT INTO support_alerts VALUES (?, ?, ?)", (event.order_id, event.customer_id, f"cancelled: {event.reason}"))
     ctx.publish(CallDue(order_id=event.order_id, customer_id=event.customer_id), after=timedelta(seconds=CALL_SECONDS))
 
 
 @support.on(CallDue)
-def call(event: CallDue, ctx: Context, tx: sqlite3.Connection) -> None:
+def call(event: CallDue, ctx: Context, tx: Tx) -> None:
     saw(tx, "support", ctx)
-    tx.execute("INSERT INTO support_alerts VALUES (?, ?, 'call the customer')", (event.order_id, event.customer_id))
+    run(tx, "INSERT INTO support_alerts VALUES (?, ?, 'call the customer')", (event.order_id, event.customer_id))

@@ -1,14 +1,17 @@
 """Looking at a running shop from outside: what its store says about orders, subscriptions and what is still to come.
 
-Reads only, in one snapshot, on a connection of its own.
+Reads only. How far the subscriptions are is seen in one snapshot, the shop's own rows right after it.
 """
 
 from __future__ import annotations
 
-import json
-import sqlite3
 from dataclasses import dataclass
-from pathlib import Path
+
+from apps.checkout.books import snapshot, tables_of
+from apps.checkout.tables import run
+from tidings import StoreNotInitialised
+from tidings.store import store_at
+from tidings.store.port import Unit
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,59 +60,39 @@ class Snapshot:
 class Watch:
     """Takes snapshots of one store. Used by one thread at a time, any."""
 
-    def __init__(self, store_file: Path) -> None:
-        self._conn = sqlite3.connect(f"file:{store_file}?mode=ro", uri=True, isolation_level=None, check_same_thread=False)
+    def __init__(self, store: str) -> None:
+        self._url = store
+        self._store = store_at(store)
+        self._opened = False
 
     def close(self) -> None:
-        self._conn.close()
+        if self._opened:
+            self._store.close()
 
     def look(self) -> Snapshot:
-        self._conn.execute("BEGIN")
-        try:
-            return self._look()
-        finally:
-            self._conn.execute("ROLLBACK")
+        if not self._opened:
+            try:
+                self._store.open_to_read()
+            except StoreNotInitialised:  # nobody has begun yet
+                return Snapshot(0, 0, {}, (), 0)
+            self._opened = True
+        events, scheduled, readers = self._store.query(_progress)
+        with snapshot(self._url) as conn:
+            tables = tables_of(conn)
+            states = dict(run(conn, "SELECT state, count(*) FROM shop_orders GROUP BY state")) if "shop_orders" in tables else {}
+            alerts = run(conn, "SELECT count(*) FROM support_alerts").fetchone()[0] if "support_alerts" in tables else 0
+        return Snapshot(events, scheduled, states, readers, alerts)
 
-    def _look(self) -> Snapshot:
-        rows = self._conn.execute
-        tables = {name for (name,) in rows("SELECT name FROM sqlite_master WHERE type = 'table'")}
-        if "tidings_log" not in tables:
-            return Snapshot(0, 0, {}, (), 0)
-        places: dict[str, dict[int, int]] = {}
-        waiting: dict[str, int] = {}
-        holders: dict[str, set[str]] = {}
-        for subscription, lane, position, still_open, worker in rows(
-            "SELECT subscription, lane, position, open, worker FROM tidings_lanes"
-        ):
-            places.setdefault(subscription, {})[lane] = position
-            # Below a lane's position everything is done but what it lists as open.
-            waiting[subscription] = waiting.get(subscription, 0) + len(json.loads(still_open or "[]"))
-            if worker:
-                holders.setdefault(subscription, set()).add(worker)
-        lowest = min((position for lanes in places.values() for position in lanes.values()), default=0)
-        tail = rows("SELECT position, lane, type FROM tidings_log WHERE position > ?", (lowest,)).fetchall()
-        parked: dict[str, dict[str, int]] = {}
-        for subscription, state, count in rows("SELECT subscription, state, count(*) FROM tidings_parked GROUP BY 1, 2"):
-            parked.setdefault(subscription, {})[state] = count
-        readers = []
-        for name, app, types in rows("SELECT name, app, types FROM tidings_subscriptions ORDER BY created, name"):
-            wanted, at = frozenset(json.loads(types)), places.get(name, {})
-            ahead = sum(1 for position, lane, kind in tail if kind in wanted and position > at.get(lane, 0))
-            held = parked.get(name, {})
-            readers.append(
-                Reader(
-                    name=name,
-                    app=app,
-                    behind=waiting.get(name, 0) + ahead,
-                    parked=held.get("retry", 0) + held.get("waiting", 0),
-                    dead=held.get("dead", 0),
-                    workers=len(holders.get(name, ())),
-                )
-            )
-        return Snapshot(
-            events=rows("SELECT coalesce(max(position), 0) FROM tidings_log").fetchone()[0],
-            scheduled=rows("SELECT count(*) FROM tidings_scheduled").fetchone()[0],
-            states=dict(rows("SELECT state, count(*) FROM shop_orders GROUP BY state")) if "shop_orders" in tables else {},
-            readers=tuple(readers),
-            alerts=rows("SELECT count(*) FROM support_alerts").fetchone()[0] if "support_alerts" in tables else 0,
-        )
+
+def _progress(unit: Unit) -> tuple[int, int, tuple[Reader, ...]]:
+    """Events, scheduled events, and how far each subscription is."""
+    holders: dict[str, set[str]] = {}
+    for lane in unit.lanes():
+        if lane.worker:
+            holders.setdefault(lane.subscription, set()).add(lane.worker)
+    readers = []
+    for row in unit.subscriptions():
+        retry, waiting, dead = unit.count_parked(row.name)
+        behind = unit.behind(row.name).events
+        readers.append(Reader(row.name, row.app, behind, retry + waiting, dead, len(holders.get(row.name, ()))))
+    return unit.head(), len(unit.scheduled()), tuple(readers)

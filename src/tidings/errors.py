@@ -15,11 +15,22 @@
     │   ├── WrongStore                 the transaction is another database's
     │   ├── StoreNewer                 the tables were made by a newer Tidings
     │   ├── StoreBusy                  somebody else holds the file's write lock
-    │   └── StoreFailed                full disk, read-only file, damaged file
+    │   ├── StoreFailed                full disk, read-only file, damaged file
+    │   └── LogWentBack                the log lacks what was read of it before
+    ├── BrokerError                the broker can't be used as it is
+    │   ├── BrokerUnavailable          no answer, or nobody knows what became of a request
+    │   ├── NotAllowed                 wrong password, or a right is missing
+    │   ├── TopicMissing               there is no such topic
+    │   ├── RecordTooLarge             larger than the topic takes
+    │   ├── SlotFenced                 somebody else opened the relay's slot since
+    │   ├── OffsetLost                 records that were to be read are gone
+    │   ├── PartitionTaken             another process has read on in a partition; nothing was written
+    │   └── PositionUnclear            the broker, the log and the store don't agree on how far the relay has come
     ├── HandlingError              about one event in one subscription
     │   ├── UndecodableEvent           the data doesn't fit the class that the handler asks for
     │   ├── HandlerTimeout             the handler ran past its timeout
     │   ├── TransactionEnded           the handler ended the transaction it was given
+    │   ├── WorkerDied                 the process died while it handled this event alone
     │   └── Fenced                     another worker holds the lane now; nothing was written
     └── NotFound                   no such subscription, dead letter or scheduled event
 
@@ -101,6 +112,46 @@ class StoreFailed(StoreError):
     """The file can't be read or written: full disk, read-only, damaged."""
 
 
+class LogWentBack(StoreError):
+    """The log lacks what was read of it before: it was restored from a backup, or a standby that was behind took over."""
+
+
+class BrokerError(TidingsError):
+    """The broker can't be used as it is."""
+
+
+class BrokerUnavailable(BrokerError):
+    """No answer in time, or nobody knows what became of a request."""
+
+
+class NotAllowed(BrokerError):
+    """Wrong user or password, or a right is missing."""
+
+
+class TopicMissing(BrokerError):
+    """There is no such topic. ``topic`` names it."""
+
+
+class RecordTooLarge(BrokerError):
+    """The topic takes no record of this size."""
+
+
+class SlotFenced(BrokerError):
+    """Somebody else opened the relay's slot since, or the broker gave up on us; nothing was sent."""
+
+
+class OffsetLost(BrokerError):
+    """Records that were to be read are gone from the broker: ``topic``, ``partition``, ``offset``."""
+
+
+class PartitionTaken(BrokerError):
+    """Another process has read on in a partition that this one believed to be its own; nothing was written."""
+
+
+class PositionUnclear(BrokerError):
+    """How far a relay has come is not what the broker, the log and the store say together. Somebody has to choose where it goes on."""
+
+
 class HandlingError(TidingsError):
     """About one event in one subscription."""
 
@@ -115,6 +166,10 @@ class HandlerTimeout(HandlingError):
 
 class TransactionEnded(HandlingError):
     """A handler ended the transaction that it was given; nothing counts as done."""
+
+
+class WorkerDied(HandlingError):
+    """The process died, or stood still past its lease, while it handled this event and nothing else that could have been the cause."""
 
 
 class Fenced(HandlingError):

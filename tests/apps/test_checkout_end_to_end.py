@@ -42,6 +42,21 @@ def test_the_demonstration_ends_with_everything_in_place(tmp_path: Path) -> None
 
 @pytest.mark.processes
 @pytest.mark.slow
+@pytest.mark.promise("death at any instruction")
+@pytest.mark.promise("independence")
+def test_the_demonstration_on_a_server(postgres_url: str) -> None:
+    done = run("demo", "--count", "150", "--rate", "50", "--seed", "3", "--store", postgres_url)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "SIGKILL" in done.stdout
+    assert "added support" in done.stdout
+    assert "150 orders in" in done.stdout
+    again = run("demo", "--count", "1", "--store", postgres_url)
+    assert (again.returncode, again.stdout) == (2, "")
+    assert "holds a log already" in again.stderr
+
+
+@pytest.mark.processes
+@pytest.mark.slow
 def test_the_comparison_measures_both_and_draws(tmp_path: Path) -> None:
     picture = tmp_path / "images" / "compare.svg"
     done = run("compare", "--count", "120", "--rate", "30", "--down-seconds", "1", "--svg", str(picture))
@@ -66,7 +81,13 @@ def test_a_bad_file_is_refused_before_anything_starts(tmp_path: Path, text: str,
 
 
 def test_bad_options_are_one_line() -> None:
-    for arguments in (("demo", "--workers", "0"), ("demo", "--count", "0"), ("demo", "--rate", "-1"), ("compare", "--rate", "0")):
+    for arguments in (
+        ("demo", "--workers", "0"),
+        ("demo", "--count", "0"),
+        ("demo", "--rate", "-1"),
+        ("compare", "--rate", "0"),
+        ("demo", "--store", "postgresql://127.0.0.1:1/none"),
+    ):
         done = run(*arguments)
         assert done.returncode == 2
         assert done.stderr.count("\n") == 1

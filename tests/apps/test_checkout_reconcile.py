@@ -240,4 +240,4 @@ def test_empty_books_prove_nothing() -> None:
 
 def test_books_of_a_store_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
-        read_books(tmp_path / "nothing.db", tmp_path)
+        read_books(f"sqlite:///{tmp_path}/nothing.db", tmp_path)

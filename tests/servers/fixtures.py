@@ -5,7 +5,9 @@
     @pytest.mark.parametrize("postgres", [15, 18], indirect=True)           # every version that matters here
     def test_something(postgres, postgres_url): ...
 
-A test may stop, restart or kill ``postgres``: the next one finds it running. Where a server cannot be had, the test counts as untested.
+    def test_something(kafka): topic = kafka.new_topic(8) ...               # a topic that nobody else uses
+
+A test may stop, restart or kill a server: the next one finds it running. Where a server cannot be had, the test counts as untested.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from contextlib import ExitStack
 import pytest
 
 from servers.folder import Missing
+from servers.kafka import Kafka
 from servers.pgbouncer import PgBouncer
 from servers.postgres import Postgres, programs
 from tests.promises import untested
@@ -72,3 +75,30 @@ def pgbouncer(request: pytest.FixtureRequest, postgres: Postgres) -> Iterator[Pg
         raise
     with bouncer:
         yield bouncer
+
+
+@pytest.fixture(scope="session")
+def kafka_servers() -> Iterator[Callable[[], Kafka]]:
+    """The run's Kafka; raises Missing."""
+    with ExitStack() as open_ones:
+        servers: list[Kafka] = []
+
+        def server() -> Kafka:
+            if not servers:
+                servers.append(open_ones.enter_context(Kafka()))
+            return servers[0]
+
+        yield server
+
+
+@pytest.fixture
+def kafka(request: pytest.FixtureRequest, kafka_servers: Callable[[], Kafka]) -> Kafka:
+    """A running Kafka, shared with other tests: names of topics and groups come from ``new_topic`` and ``new_name``."""
+    try:
+        server = kafka_servers()
+    except Missing as why:
+        _untested(request, why)
+        raise
+    server.thaw()
+    server.start()
+    return server

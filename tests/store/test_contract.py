@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from servers.pgbouncer import PgBouncer
 from servers.postgres import Postgres
 from tidings import Clock, PostgresStore, SQLiteStore
 from tidings.store.port import Store
@@ -35,3 +36,14 @@ class TestPostgresStore(StoreContract):
         if folder not in self.urls:
             self.urls[folder] = self.postgres.new_database()
         return PostgresStore(self.urls[folder], clock=clock)
+
+
+class TestPostgresStoreBehindPgBouncer(TestPostgresStore):
+    @pytest.fixture(autouse=True)
+    def _pooler(self, pgbouncer: PgBouncer) -> None:
+        self.pgbouncer = pgbouncer
+
+    def make_store(self, folder: Path, clock: Clock) -> Store:
+        if folder not in self.urls:
+            self.urls[folder] = self.postgres.new_database()
+        return PostgresStore(self.pgbouncer.url(self.urls[folder]), clock=clock)

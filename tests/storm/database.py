@@ -89,17 +89,21 @@ class PostgreSQL:
     failures: tuple[type[Exception], ...] = (psycopg.OperationalError,)
     begin = ("BEGIN", "BEGIN")
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, pooled: bool = False) -> None:
         self.url = url
+        self._pooled = pooled  # then nothing may be kept in a session: neither statements nor settings
+        self._prepare = None if pooled else 5
 
     def connect(self, *, careless: bool = False) -> psycopg.Connection[Any]:
-        conn = psycopg.connect(self.url, autocommit=True, application_name="storm")
-        if careless:
+        conn = psycopg.connect(self.url, autocommit=True, application_name="storm", prepare_threshold=self._prepare)
+        if careless and not self._pooled:
             conn.execute("SET synchronous_commit = off")
         return conn
 
     def transactions(self) -> Any:
-        return sqlalchemy.create_engine(self.url.replace("postgresql:", "postgresql+psycopg:", 1))
+        return sqlalchemy.create_engine(
+            self.url.replace("postgresql:", "postgresql+psycopg:", 1), connect_args={"prepare_threshold": self._prepare}
+        )
 
     def sql(self, statement: str) -> str:
         return statement.replace("?", "%s")
@@ -126,7 +130,8 @@ def database(url: str) -> Database:
 
 def of(folder: Path) -> Database:
     """The one that the storm in this folder rages on."""
-    return database((folder / "store").read_text())
+    url = (folder / "store").read_text()
+    return PostgreSQL(url, pooled=True) if (folder / "pooled").exists() else database(url)
 
 
 def connected(one: Database) -> AbstractContextManager[Any]:

@@ -17,6 +17,7 @@ from typing import Any
 
 import psycopg
 
+from servers.pgbouncer import PgBouncer
 from servers.postgres import Postgres
 from tests.promises import ROOT
 from tests.storm import database, service, verdict
@@ -60,6 +61,7 @@ class Storm:
         seed: decides who is hit, when and how. kills, freezes: how many. seconds: at most, without the settling.
         postgres: on a server of this version, 0 for the newest that is here; None for SQLite. crashes, cuts: how often it crashes, and
             how often some of its connections are cut.
+        pooled: everybody goes through PgBouncer, in transaction mode.
         lease: of the workers; a freeze lasts longer.
     """
 
@@ -71,6 +73,7 @@ class Storm:
     postgres: int | None = None
     crashes: int = 0
     cuts: int = 0
+    pooled: bool = False
     lease: float = 0.8
     workers: int = 3
     publishers: int = 3
@@ -92,6 +95,8 @@ class Storm:
             self.server = None
             if self.postgres is not None:
                 self.server = stack.enter_context(Postgres(self.postgres or None, settings=SETTINGS))
+                if self.pooled:
+                    self.pgbouncer = stack.enter_context(PgBouncer(self.server, pool=40))
             return self._run()
 
     def _run(self) -> verdict.Verdict:
@@ -152,8 +157,12 @@ class Storm:
 
     def _prepare(self) -> None:
         url = f"sqlite:///{self.folder / 'storm.db'}" if self.server is None else self.server.new_database()
+        self.direct = self.db = database.database(url)
+        if self.pooled:
+            url = self.pgbouncer.url(url)
+            (self.folder / "pooled").touch()
         (self.folder / "store").write_text(url)
-        self.db = database.database(url)
+        self.db = database.of(self.folder)
         app = service.make(self.db)
         app.open()
         app.close()
@@ -250,7 +259,7 @@ class Storm:
         if self.rng.random() < 0.7:
             self.server.restart("immediate")
         else:
-            conn = self.db.connect()
+            conn = self.direct.connect()
             os.kill(conn.info.backend_pid, signal.SIGKILL)
             try:
                 conn.execute("SELECT pg_sleep(60)")
@@ -265,7 +274,7 @@ class Storm:
         until = time.monotonic() + 30
         while True:
             try:
-                return self.db.connect()
+                return self.direct.connect()
             except psycopg.OperationalError:
                 if time.monotonic() > until:
                     raise

@@ -17,7 +17,7 @@ The mark is the relay's own text; a broker doesn't look into it. It is kept per 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 Headers = Sequence[tuple[str, bytes]]
@@ -31,6 +31,14 @@ class Record(NamedTuple):
     value: bytes | None
     headers: Headers
     time: int
+
+
+def size(record: Record) -> int:
+    """Bytes that a record takes, rather a few more than fewer."""
+    total = 40 + len(record.key or b"") + len(record.value or b"")
+    for name, value in record.headers:
+        total += len(name) + len(value) + 8
+    return total
 
 
 class Received(NamedTuple):
@@ -66,37 +74,65 @@ class Range(NamedTuple):
 
 
 class Slot(Protocol):
-    """A relay's way to the broker for its share of the lanes. ``mark``: what its last committed ``send`` was given; None if there was none."""
+    """A relay's way to the broker for its share of the lanes.
+
+    Attributes:
+        mark: what its last committed ``send`` was given; None if there was none.
+        together: whether records and mark appear together. False: records that were sent may be sent again after a failure, and there is
+            no mark; asked for by name.
+    """
 
     mark: bytes | None
+    together: bool
 
     def send(self, records: Sequence[Record], mark: bytes) -> None:
-        """All records and the mark, together.
+        """All records and the mark, together. Waits while the broker doesn't answer, until ``give_up``.
 
         Raises:
-            RecordTooLarge, TopicMissing, NotAllowed: before anything was sent; the slot can be used again.
-            SlotFenced: somebody opened it after us, or the broker gave up on us. Nothing was sent.
-            BrokerUnavailable: nobody knows. Close it.
+            RecordTooLarge, TopicMissing: before anything was sent; the slot can be used again.
+            SlotFenced: somebody opened it after us, or the broker gave up on us. Nothing was sent. Close it.
+            BrokerUnavailable, NotAllowed: nobody knows. Close it.
         """
+        ...
+
+    def give_up(self) -> None:
+        """From another thread: a ``send`` that waits for the broker is to raise BrokerUnavailable soon."""
         ...
 
     def close(self) -> None: ...
 
 
 class Reader(Protocol):
-    """A member of the group of processes that share the partitions of some topics."""
+    """A member of the group of processes that share the partitions of some topics.
+
+    Attributes:
+        trouble: what the broker said last that keeps records from coming; None if they come.
+    """
+
+    trouble: str | None
 
     def poll(self, most: int, seconds: float) -> list[Received]:
         """Records of the partitions that are ours, each partition's in order; none if nothing came for so long. Calls the callbacks that
-        ``Broker.reader`` was given, in this thread.
+        ``Broker.reader`` was given, in this thread; what they raise comes out here.
 
         Raises:
-            OffsetLost: a partition doesn't have the offset any more that was asked for; with the range that is gone.
-            BrokerUnavailable
+            OffsetLost: a partition doesn't have the offset any more that is to be read next. It isn't read any more; the others are.
+            BrokerUnavailable, NotAllowed: close it.
         """
         ...
 
-    def close(self) -> None: ...
+    def reached(self) -> Mapping[Partition, int]:
+        """Partitions that were found to be at their end since the last call, and the offset that comes next there: nothing committed lies
+        between the last record that ``poll`` gave and this."""
+        ...
+
+    def ends(self, partitions: Collection[Partition]) -> Mapping[Partition, int]:
+        """Where these end, as far as is known without asking."""
+        ...
+
+    def close(self) -> None:
+        """Leave the group, so that others get the partitions at once."""
+        ...
 
 
 class Broker(Protocol):
@@ -117,8 +153,23 @@ class Broker(Protocol):
         """Whether it is small enough to be taken."""
         ...
 
-    def open_slot(self, relay: str, slot: int, slots: int) -> Slot:
-        """Shut out whoever had it, then read its mark. Raises BrokerUnavailable, NotAllowed."""
+    def limit(self, topic: str) -> int:
+        """Bytes that a record of this topic may have. Raises BrokerUnavailable."""
+        ...
+
+    def forget(self) -> None:
+        """Ask again for limits, which somebody may have changed."""
+        ...
+
+    def open_slot(self, relay: str, slot: int, slots: int, *, together: bool = True, patience: float = 10.0) -> Slot:
+        """Shut out whoever had it, then read its mark. Slots of another number of slots are others, with marks of their own.
+
+        Args:
+            patience: seconds after which the broker gives up a ``send`` whose sender is gone, so that readers wait no longer for its end.
+
+        Raises:
+            BrokerUnavailable, NotAllowed, SlotFenced: somebody else did the same at this moment.
+        """
         ...
 
     def reader(
@@ -128,8 +179,12 @@ class Broker(Protocol):
         assigned: Callable[[Sequence[Partition]], Mapping[Partition, int]],
         revoked: Callable[[Sequence[Partition]], None],
     ) -> Reader:
-        """Args: called with partitions that became ours, gives the offset from which each is read (never the broker's own idea of it);
-        called with those that are no longer ours."""
+        """
+        Args:
+            assigned: called with partitions that became ours, gives the offset from which each is read (never the broker's own idea of it);
+                one that it leaves out is not read.
+            revoked: called with those that are no longer ours.
+        """
         ...
 
     def close(self) -> None: ...

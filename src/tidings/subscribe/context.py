@@ -39,6 +39,8 @@ class Context(msgspec.Struct, eq=False):
     tx: Any = None
     each: list[Context] | None = None
     parked: bool = False
+    noted: bool = False
+    suspect: bool = False
     taken: bool = False
     settling: bool = False
     published: list[tuple[Any, datetime | None, timedelta | None, Mapping[str, str] | None]] | None = None
@@ -47,7 +49,8 @@ class Context(msgspec.Struct, eq=False):
 
     def reset(self) -> None:
         """Forget a run that was undone."""
-        self.published = self.outputs = self.failure = self.tx = None
+        self.published = self.failure = self.tx = None
+        self.outputs = [] if self.noted else None  # its end is one with consequences: the next may begin when it is written
         self.settling = False
 
     def publish(

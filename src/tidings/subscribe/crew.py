@@ -262,7 +262,7 @@ class Crew:
                 self._stop_alone()
         plain: list[Context] = []
         for ctx, result in zip(chunk, ended, strict=True):
-            if result is None and ctx.published is None and not ctx.parked:
+            if result is None and ctx.published is None and ctx.outputs is None and not ctx.parked:
                 plain.append(ctx)
                 continue
             if isinstance(result, _Raised):

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ..envelope import LANES
 from ..store.port import Lane
 from .context import DATA, KEY, KEY_NAME, LANE, POSITION, TYPE, Context
-from .lanes import LaneState
+from .lanes import Begun, LaneState
 from .tail import Block
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ class Feed:
         cursor: rows up to here were taken or are not ours. fetched: rows up to here have been put in.
         until: end of the worker's lease on ``now``; behind it nothing is taken, since others may have the lanes, and ``expired`` is called.
         ready: released by their key, or handed back. urgent: parked events whose time has come. closed: only urgent ones may be taken.
+        held_back, held_back_parked: taken, but not before caution.py lets them through, which ``cautious`` tells to.
     """
 
     def __init__(self, name: str, handlers: dict[str, Handler], order: Literal["key", "none", "log"], *, chained: bool) -> None:
@@ -57,6 +58,9 @@ class Feed:
         self.expired: Callable[[], None] = lambda: None
         self.ready: deque[Context] = deque()
         self.urgent: deque[Context] = deque()
+        self.held_back: deque[Context] = deque()
+        self.held_back_parked: deque[Context] = deque()
+        self.cautious: Callable[[], None] = lambda: None
         self._rows: Iterator[tuple[Any, ...]] = iter(())
         self._upto = 0
         self._next: tuple[list[tuple[Any, ...]], int, int] | None = None
@@ -83,8 +87,14 @@ class Feed:
         self.changes += 1
         for lane in self.held():
             lane.start = max(lane.start, self.cursor)
+            if lane.suspects is None:
+                lane.gate = lane.start
         for row in rows:
             self.lanes[row.lane] = LaneState(row)
+        if self._whole and any(lane.suspects is not None for lane in self.held()):  # what is held back must not be overtaken
+            for lane in self.held():
+                if lane.suspects is None:
+                    lane.suspects, lane.gate = Begun(), float("inf")
         self.cursor = min(lane.first for lane in self.held())
         self.rewind()
 
@@ -109,11 +119,13 @@ class Feed:
                 for ctx in [ctx for ctx in chain if which(ctx)]:
                     chain.remove(ctx)
                     self._left(ctx)
-        for queue in (self.ready, self.urgent):
+        for queue in (self.ready, self.urgent, self.held_back, self.held_back_parked):
             waiting = list(queue)
             queue.clear()
             for ctx in waiting:
                 if which(ctx):
+                    if queue is self.held_back:
+                        self._left(ctx)
                     self.release(ctx)
                 else:
                     queue.append(ctx)
@@ -202,10 +214,16 @@ class Feed:
                 handler, lane, position = handlers.get(row[TYPE]), lanes[row[LANE]], row[POSITION]
                 if handler is None or lane is None:
                     continue
-                if position <= lane.start:
-                    if position not in lane.recovered:
+                if position <= lane.gate:
+                    if position <= lane.start:
+                        if position not in lane.recovered:
+                            continue
+                        lane.recovered.discard(position)
+                    if lane.suspects is not None:
+                        self._take_with_caution(row, handler, lane)
+                        if self._full():
+                            break
                         continue
-                    lane.recovered.discard(position)
                 key = row[KEY]
                 if not keyed or key is None:
                     ctx = Context(row, name, handler, lane, None if whole else position)
@@ -262,7 +280,10 @@ class Feed:
                 self._busy[ctx.key_id] = chain
                 follower = chain.popleft()
                 self._left(follower)
-                self.ready.append(follower)
+                if follower.lane.suspects is None:
+                    self.ready.append(follower)
+                else:
+                    self.hold_back(follower)
 
     def again(self, batch: Sequence[Context]) -> None:
         """Back to the front, as if they had never been taken."""
@@ -274,6 +295,48 @@ class Feed:
                 self.urgent.appendleft(ctx)
             else:
                 self.ready.appendleft(ctx)
+
+    # -- events of lanes whose last holder died
+
+    def _take_with_caution(self, row: tuple[Any, ...], handler: Handler, lane: LaneState) -> None:
+        """It waits in ``held_back``, or in its key's chain."""
+        position, key = row[POSITION], row[KEY]
+        key_id = None if self._whole else position if not self._keyed or key is None else (row[KEY_NAME], key)
+        ctx = Context(row, self._name, handler, lane, key_id)
+        if self.chained and key is not None and (chain := self._busy.get(key_id)) is not None:
+            self._wait(ctx, chain)
+        else:
+            self.register(ctx)
+            self.hold_back(ctx)
+
+    def hold_back(self, ctx: Context) -> None:
+        """Until ``let_through``."""
+        if ctx.parked:
+            self.held_back_parked.append(ctx)
+        else:
+            self.held_back.append(ctx)
+            self._waiting += 1
+            self._waiting_bytes += len(ctx.row[DATA])
+        self.cautious()
+
+    def next_held_back(self) -> Context | None:
+        """The one to be let through next; None if there is none that may be handled now."""
+        if self.held_back_parked:
+            return self.held_back_parked[0]
+        return self.held_back[0] if self.held_back and not self.closed else None
+
+    def take_held_back(self) -> Context:
+        """It is in the caller's hands."""
+        if self.held_back_parked:
+            return self.held_back_parked.popleft()
+        ctx = self.held_back.popleft()
+        self._left(ctx)
+        return ctx
+
+    def let_through(self, batch: Sequence[Context]) -> None:
+        """They may be handled."""
+        for ctx in batch:
+            (self.urgent if ctx.parked else self.ready).append(ctx)
 
     def _left(self, ctx: Context) -> None:
         full = self._full()

@@ -4,8 +4,32 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection
+from dataclasses import dataclass, field
 
 from ..store.port import Lane
+
+
+@dataclass(slots=True)
+class Begun:
+    """What was in handlers' hands in a lane that is read with caution (caution.py), as the store keeps it.
+
+    Attributes:
+        deaths: so many holders of the lane in a row died.
+        alone: nothing else that could have killed the worker was being handled.
+        attempts: by position, which attempt it was. An attempt that has ended since is another one, or none: it says nothing.
+    """
+
+    deaths: int = 0
+    alone: bool = False
+    attempts: dict[int, int] = field(default_factory=dict)
+
+    def text(self) -> str:
+        return json.dumps([self.deaths, int(self.alone), self.attempts])
+
+    @classmethod
+    def of(cls, text: str) -> Begun:
+        deaths, alone, attempts = json.loads(text)
+        return cls(deaths, bool(alone), {int(position): attempt for position, attempt in attempts.items()})
 
 
 class LaneState:
@@ -18,9 +42,11 @@ class LaneState:
         high: highest position that ended in memory alone (set on the loop). written: highest whose end was committed (set in the turn).
         left: where the cursor was when the lane left the feed: rows behind it were passed over, not taken.
         kept: False once the lane is given back or fenced; what still runs for it is not written.
+        suspects: what was in hand when its last holder died; None unless the lane is read with caution.
+        gate: rows up to here are not simply taken: they were read before, or there is caution.
     """
 
-    __slots__ = ("epoch", "high", "kept", "lane", "left", "open", "recovered", "start", "swept", "written")
+    __slots__ = ("epoch", "gate", "high", "kept", "lane", "left", "open", "recovered", "start", "suspects", "swept", "written")
 
     def __init__(self, row: Lane) -> None:
         self.lane = row.lane
@@ -32,6 +58,15 @@ class LaneState:
         self.left: float = float("inf")
         self.swept = row.position
         self.kept = True
+        self.suspects: Begun | None = None
+        if row.died or row.begun is not None:
+            self.suspects = Begun() if row.begun is None else Begun.of(row.begun)
+            self.suspects.deaths += row.died
+        self.gate: float = self.start if self.suspects is None else float("inf")
+
+    def trust(self) -> None:
+        """Its events are simply taken from now on."""
+        self.suspects, self.gate = None, self.start
 
     @property
     def first(self) -> int:

@@ -15,7 +15,7 @@ from ..store.port import KeyState
 from .context import Context
 from .feed import Feed
 from .lanes import LaneState
-from .parking import describe
+from .parking import describe, killed_its_worker
 
 if TYPE_CHECKING:
     from ..clock import Clock
@@ -209,7 +209,11 @@ class ParkedKeys:
             ctx = Context(tuple(row.envelope), self._name, handler, lane, key)
             ctx.parked = ctx.taken = True
             ctx.attempt = row.attempts + 1
-            self._feed.urgent.append(ctx)
+            ctx.suspect = killed_its_worker(row)
+            if lane.suspects is not None or ctx.suspect:
+                self._feed.hold_back(ctx)
+            else:
+                self._feed.urgent.append(ctx)
         self.loaded()
 
     def _promote(self, key: Any, state: KeyState) -> None:

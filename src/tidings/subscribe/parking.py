@@ -6,6 +6,7 @@ import traceback
 from dataclasses import dataclass
 
 from ..envelope import Envelope
+from ..errors import WorkerDied
 from ..store.port import Parked
 from .context import Context
 
@@ -46,6 +47,11 @@ def describe(error: BaseException) -> str:
     except Exception:
         text = "(its text can't be made)"
     return _storable(f"{type(error).__name__}: {text}"[:ERROR_LIMIT]) if text else type(error).__name__
+
+
+def killed_its_worker(row: Parked) -> bool:
+    """Whether its last attempt ended with the process, so that the next one has to be made alone."""
+    return row.error is not None and row.error.startswith(f"{WorkerDied.__name__}:")
 
 
 def _storable(text: str) -> str:

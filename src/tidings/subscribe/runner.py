@@ -13,7 +13,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING, Any
 from ..envelope import LANES
 from ..errors import Fenced, StoreError, UndecodableEvent
 from ..publish.publisher import current
-from ..store.port import KeyState, Lane
+from ..store.port import KeyState, Lane, RaisedByHandler
+from .caution import Caution, Turn
 from .checkpointing import Checkpointing, Committed
 from .context import DATA, POSITION, TYPE, VERSION, Context
 from .crew import Crew
 from .feed import Feed
-from .handler import RaisedByHandler
 from .lanes import LaneState
 from .lists import Lists
 from .pace import Pace
@@ -39,7 +39,7 @@ from .tail import Tail
 if TYPE_CHECKING:
     from ..clock import Clock
     from ..publish.publisher import Publisher
-    from ..store.port import SomeTransactions, Store, Transaction
+    from ..store.port import SomeTransactions, Store, Transaction, Unit
     from .subscription import Options, Subscription
 
 log = logging.getLogger("tidings.subscribe")
@@ -47,7 +47,8 @@ log = logging.getLogger("tidings.subscribe")
 SWEEP_SECONDS = 2.0
 """Lanes whose events were all somebody else's get their position written this often."""
 DECODED = 8192
-"""So many decoded events of a class are kept for other subscriptions."""
+DECODED_BYTES = 4 * 1024 * 1024
+"""So many decoded events of a class are kept for other subscriptions, and of so much data: as objects they take a few times that."""
 SLOW_HOLD_SECONDS = 0.25
 """An async handler that holds the file's write lock for longer is reported."""
 
@@ -80,6 +81,7 @@ class Runner:
         worker: str,
         clock: Clock,
         rng: random.Random,
+        turn: Turn,
     ) -> None:
         options, handlers = subscription.options, subscription.handlers
         self.subscription = subscription
@@ -112,6 +114,7 @@ class Runner:
         self._probe_succeeded = False
         self._held_written = False
         self._asking = 0
+        self._parting: dict[int, tuple[int, int, str | None]] = {}
 
         lists = any(handler.takes_list for handler in handlers.values())
         serial = not lists and all(handler.tx is not None and not handler.is_async for handler in handlers.values())
@@ -138,6 +141,7 @@ class Runner:
             self.crew = Lists(self, options.size, options.age)
         else:
             self.crew = self._serial if serial else Crew(self, 1 if alone else options.concurrency)
+        self.caution = Caution(self, turn)
         self.feed.given_up = self.parked.ended
         self.parked.loaded = self.crew.sleepers.wake
         self.feed.wanted = self._more.set
@@ -167,6 +171,7 @@ class Runner:
         if self._reader is not None:
             await asyncio.gather(self._reader, return_exceptions=True)
         await self.crew.close()
+        await self.caution.close()
         if self._tx_thread is not None:
             self._tx_thread.shutdown(wait=False, cancel_futures=True)
 
@@ -176,6 +181,7 @@ class Runner:
         self.checkpointing.close()
         self.parked.close()
         self.crew.kill()
+        self.caution.kill()
         if self._reader is not None:
             self._reader.cancel()
 
@@ -189,7 +195,10 @@ class Runner:
     def take(self, lanes: Sequence[Lane], keys: Sequence[KeyState]) -> None:
         """Lanes that this worker has just claimed, and the keys that are parked there."""
         if lanes:
+            for row in lanes:
+                self._parting.pop(row.lane, None)
             self.feed.add(lanes)
+            self.caution.taken()
             self._share_changed()  # first: how many keys may be parked here depends on it
             self.refresh(keys, {row.lane for row in lanes})
             self._more.set()
@@ -202,6 +211,7 @@ class Runner:
 
     def give_back(self, lanes: set[int]) -> None:
         """Begin to let go of lanes: nothing of theirs starts any more. ``busy_lanes`` says which can't be released yet."""
+        self._parting.update({row[0]: row for row in self.caution.parting(lanes)})
         for number in lanes:
             self.feed.remove(number)
         self.feed.discard(lambda ctx: ctx.lane.lane in lanes)
@@ -236,7 +246,7 @@ class Runner:
 
     def unbegun(self, ctx: Context) -> bool:
         """After a wait between taking and beginning: whether it must not begin any more; then it is given up, and stays open."""
-        if not self.stopping and self._holds(ctx.lane):
+        if not self.stopping and self.holds(ctx.lane):
             return False
         self.feed.release(ctx)
         return True
@@ -246,6 +256,18 @@ class Runner:
         ends = self.checkpointing
         contexts = [*self.crew.handling(), *ends.ended, *ends.writing]
         return {ctx.lane.lane for ctx in contexts} | {lane.lane for lane in ends.dirty}
+
+    def release(self, unit: Unit, lanes: Collection[int]) -> None:
+        """Give these lanes away in the store."""
+        rows = [self._parting[number] for number in lanes if number in self._parting]
+        if rows:
+            unit.note_begun(self.name, self.worker, rows)
+        unit.release(self.name, self.worker, lanes)
+
+    def part(self, unit: Unit) -> None:
+        """The worker ends, and gives all lanes back."""
+        if rows := self.caution.parting(range(LANES)):
+            unit.note_begun(self.name, self.worker, rows)
 
     def drop(self, lane: LaneState) -> None:
         """The lane is somebody else's: forget it. What still runs for it is not written."""
@@ -350,24 +372,25 @@ class Runner:
         Raises:
             UndecodableEvent
         """
-        handler = ctx.handler
+        row, handler = ctx.row, ctx.handler
         shared = handler.decoded
-        try:
-            if shared is None:
-                return handler.decode(ctx.row[DATA])
-            event = shared.get(ctx.row[POSITION])
-            if event is None:
-                if len(shared) >= DECODED:
-                    shared.clear()
-                event = shared[ctx.row[POSITION]] = handler.decode(ctx.row[DATA])
+        if shared is not None and (event := shared.get(row[POSITION])) is not None:
             return event
+        try:
+            event = handler.decode(row[DATA])
         except Exception as error:
-            row = ctx.row
             raise UndecodableEvent(
                 f"event {row[POSITION]} ({row[TYPE]} version {row[VERSION]}) does not fit {handler.event_type.cls.__name__}: {error}",
                 position=row[POSITION],
                 type=row[TYPE],
             ) from error
+        if shared is not None:
+            shared.size += len(row[DATA])
+            if len(shared) >= DECODED or shared.size > DECODED_BYTES:
+                shared.clear()
+                shared.size = len(row[DATA])
+            shared[row[POSITION]] = event
+        return event
 
     def collect(self, ctx: Context, result: Any) -> None:
         """What the handler returned and published, as rows; an event that can't be published is the handler's failure."""
@@ -393,7 +416,7 @@ class Runner:
     def finish(self, ctx: Context) -> None:
         """A handler has ended; its end is still to be written."""
         key = ctx.key_id
-        if self._holds(ctx.lane) and (ctx.failure is not None or ctx.parked):
+        if self.holds(ctx.lane) and (ctx.failure is not None or ctx.parked):
             self.parked.unsettled[key] += 1
             if ctx.failure is not None:
                 self.parked.keys[key] = ctx.lane.lane
@@ -405,7 +428,7 @@ class Runner:
         self.ended(ctx)
         self.checkpointing.end(ctx)
 
-    def _holds(self, lane: LaneState) -> bool:
+    def holds(self, lane: LaneState) -> bool:
         """Still, or not any more, or again: a lane that was lost and taken again is another hold, to which old events say nothing."""
         return self.feed.lanes[lane.lane] is lane
 
@@ -431,7 +454,7 @@ class Runner:
     def _committed(self, committed: Committed) -> None:
         """A handlers' transaction was committed."""
         for key, ctx in committed.touched.items():
-            if self._holds(ctx.lane):
+            if self.holds(ctx.lane):
                 self.parked.keys[key] = ctx.lane.lane
                 self.parked.unsettled[key] += 1
         for ctx in committed.batch:
@@ -455,7 +478,7 @@ class Runner:
     def _told(self, future: Future[list[tuple[LaneState, Any, KeyState]]], touched: dict[Any, Context]) -> None:
         self._asking -= 1
         for key, ctx in touched.items():
-            if self._holds(ctx.lane):
+            if self.holds(ctx.lane):
                 self.parked.settled(key)
         if (error := future.exception()) is not None:
             self._note_trouble(error)
@@ -467,7 +490,7 @@ class Runner:
 
     def _apply(self, keys: Sequence[tuple[LaneState, Any, KeyState]]) -> None:
         for lane, key, state in keys:
-            if self._holds(lane):
+            if self.holds(lane):
                 self.parked.apply(key, state)
         self._review()
         self._look()
@@ -478,11 +501,13 @@ class Runner:
             self.drop(lane)
         probe = False
         failures, last = 0, None
+        if self.caution.running:
+            self.caution.ended(committed.batch)
         for ctx in committed.batch:
             failure = ctx.failure
             if failure is None and not ctx.parked:
                 continue
-            if counted and self._holds(ctx.lane):
+            if counted and self.holds(ctx.lane):
                 self.parked.settled(ctx.key_id)
             if failure is None:
                 probe = True

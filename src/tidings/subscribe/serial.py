@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     from .runner import Runner
 
 SHARED_SIZE = 1000
-SHARED_SECONDS = 0.02
-"""A shared transaction ends after so many events or so much time, so that publishers don't wait for the file."""
+SHARED_SECONDS = (0.02, 0.25)
+"""A shared transaction ends after so many events or so much time. Where transactions take turns publishers wait for it; elsewhere who wants
+the same rows does, and readers wait for what it publishes."""
 CHUNK = 64
 
 
@@ -39,6 +40,7 @@ class Serial:
         self._runner = runner
         self._shared = shared
         self._most = SHARED_SIZE if shared else 1
+        self._seconds = SHARED_SECONDS[0 if runner.store.one_writer else 1]
         self.limit = 1
         self.running = 0
         self.sleepers = Sleepers(runner.feed_has_work)
@@ -102,7 +104,7 @@ class Serial:
                 self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"tidings-{runner.name}-tx")
             self._given_up = given_up = loop.create_future()
             committed = loop.create_future() if self._shared else None  # gathering a single event is no work
-            self._batch, self.running, self.stepping = batch, 1, self._shared
+            self._batch, self.running, self.stepping = batch, 1, self._shared and not runner.store.reads_aside
             work = loop.run_in_executor(self._thread, self.transact, batch, committed)
             work.add_done_callback(_seen)
             either: list[asyncio.Future[Any]] = [work, given_up] if committed is None else [work, given_up, committed]
@@ -223,7 +225,7 @@ class Serial:
 
     def _share(self, batch: list[Context], transaction: Transaction) -> int:
         """How many of the batch were ended before the time was over."""
-        until = time.monotonic() + SHARED_SECONDS
+        until = time.monotonic() + self._seconds
         failed: set[Any] = set()
         at = 0
         while at < len(batch) and (at == 0 or time.monotonic() < until):

@@ -9,7 +9,7 @@ from collections import OrderedDict
 from concurrent.futures import Executor
 from typing import TYPE_CHECKING, Any
 
-from .context import DATA
+from .context import DATA, POSITION
 
 if TYPE_CHECKING:
     from ..store.port import Store
@@ -67,7 +67,7 @@ class Tail:
             if fetching is None:
                 block = self._opened(number, block, after)
                 found = self._glance(block.upto, (number + 1) * BLOCK)
-                if found is not None and (not found[0] or self._lasts(found[1])):
+                if found is not None and (not found[0] or self._lasts(*found)):
                     if not self._keep(number, block, *found):
                         return None, 0
                     continue
@@ -76,7 +76,16 @@ class Tail:
             if not await asyncio.shield(fetching) and not joined:
                 return None, 0
         self._blocks.move_to_end(number)
+        if self._store.reads_aside and block.upto >= (number + 1) * BLOCK:
+            self._read_ahead(number + 1)
         return block, bisect_left(block.rows, (after + 1,))
+
+    def _read_ahead(self, number: int) -> None:
+        """Fetch a block that will be asked for when the one before is handled. If that fails, who asks hears of it."""
+        if number not in self._blocks and number not in self._fetching:
+            block = Block(number * BLOCK)
+            fetching = self._fetching[number] = asyncio.ensure_future(self._fetch(number, block, None))
+            fetching.add_done_callback(_seen)
 
     def grown(self) -> bool:
         """Whether there may be more than whoever came to the end has seen."""
@@ -103,8 +112,8 @@ class Tail:
             self._in_thread_until = began + THREAD_SECONDS
         return found
 
-    def _lasts(self, upto: int) -> bool:
-        return not self._durable or upto <= self._lasting
+    def _lasts(self, rows: list[tuple[Any, ...]], upto: int) -> bool:
+        return not self._durable or upto <= self._lasting or self._store.lasts(upto, rows[-1] if rows[-1][POSITION] == upto else None)
 
     async def _fetch(self, number: int, block: Block, found: tuple[list[tuple[Any, ...]], int] | None) -> bool:
         """Whether there was anything."""
@@ -132,6 +141,11 @@ class Tail:
 
     def _read(self, after: int, upto: int, found: tuple[list[tuple[Any, ...]], int] | None) -> tuple[list[tuple[Any, ...]], int]:
         rows, safe = found or self._store.read(after, upto)
-        if rows and not self._lasts(safe):
+        if rows and not self._lasts(rows, safe):
             self._lasting = self._store.durable()  # before an effect leaves the machine, whatever the writer's setting was
         return rows, safe
+
+
+def _seen(fetch: asyncio.Future[bool]) -> None:
+    if not fetch.cancelled():
+        fetch.exception()

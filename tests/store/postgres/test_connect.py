@@ -4,9 +4,11 @@ import psycopg
 import pytest
 
 from servers.folder import free_port
+from servers.pgbouncer import PgBouncer
 from servers.postgres import Postgres
 from tidings import ConfigurationError, PostgresStore, StoreFailed, StoreNotInitialised
-from tidings.store.postgres.connect import connect, explain, is_busy, is_lost, label, sqlstate_of
+from tidings.store.postgres.connect import connect, explain, is_busy, is_lost, is_pooled, label, sqlstate_of
+from tidings.testing.contracts.store import an_event
 
 
 @pytest.mark.parametrize("url", ["postgresql://", "mysql://localhost/shop", "postgresql://localhost", "shop.db", "postgresql:///"])
@@ -87,4 +89,30 @@ def test_a_server_that_is_down(postgres: Postgres, postgres_url: str) -> None:
         assert store.read(0, 10) == ([], 0)
     finally:
         postgres.start()
+        store.close()
+
+
+def test_a_pooler_is_noticed(postgres_url: str, pgbouncer: PgBouncer) -> None:
+    """Nobody has to say so: what needs a session is left out."""
+    with connect(postgres_url) as direct, connect(pgbouncer.url(postgres_url)) as pooled:
+        assert not is_pooled(direct)
+        assert direct.prepare_threshold == 5
+        assert is_pooled(pooled)
+        assert pooled.prepare_threshold is None
+
+
+@pytest.mark.promise("nothing lost")
+def test_statements_are_not_prepared_where_another_backend_may_come_next(postgres_url: str, pgbouncer: PgBouncer) -> None:
+    store = PostgresStore(pgbouncer.url(postgres_url))
+    store.open()
+    try:
+        for number in range(12):  # a driver prepares at the sixth
+            with connect(pgbouncer.url(postgres_url)) as other:
+                other.execute("BEGIN")
+                other.execute("SELECT 1")  # holds a backend, so that the store gets another one
+                assert store.write(lambda unit: unit.append([an_event(1)])).result(10) == [number + 1]
+                assert store.query(lambda unit: unit.retained()) == 0
+                assert len(store.read(0, 100)[0]) == number + 1
+                other.execute("COMMIT")
+    finally:
         store.close()

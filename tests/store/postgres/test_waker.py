@@ -5,6 +5,7 @@ import time
 
 import psycopg
 
+from servers.pgbouncer import PgBouncer
 from tests.running import until
 from tidings import App, Event, PostgresStore
 from tidings.testing.contracts.store import an_event
@@ -14,9 +15,9 @@ class Placed(Event, key="order"):
     order: int
 
 
-async def woken(url: str, act: object) -> float:
+async def woken(url: str, act: object, listen: str | None = None) -> float:
     """Seconds until a waker of another store has called."""
-    watching, acting = PostgresStore(url), PostgresStore(url)
+    watching, acting = PostgresStore(url, listen=listen), PostgresStore(url)
     watching.open()
     acting.open()
     calls: list[float] = []
@@ -42,6 +43,17 @@ async def test_a_publish_of_another_process_is_heard_of(postgres_url: str) -> No
         store.write(lambda unit: unit.append([an_event(1)])).result(10)
 
     assert await woken(postgres_url, act) < 1.0
+
+
+async def test_behind_a_pooler_a_direct_connection_listens_and_without_one_it_is_polled(postgres_url: str, pgbouncer: PgBouncer) -> None:
+    def act(store: PostgresStore) -> None:
+        store.write(lambda unit: unit.append([an_event(1)])).result(10)
+
+    assert await woken(pgbouncer.url(postgres_url), act, listen=postgres_url) < 0.4
+    assert await woken(pgbouncer.url(postgres_url), act) < 1.5
+    with psycopg.connect(postgres_url) as conn:  # no LISTEN was left with a backend that others get
+        listening = conn.execute("SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'LISTEN%' AND datname = current_database()")
+        assert listening.fetchone() == (0,)
 
 
 async def test_what_readers_need_not_know_wakes_nobody(postgres_url: str) -> None:

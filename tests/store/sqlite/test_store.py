@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tidings import App, Event, SQLiteStore, StoreBusy, StoreNotInitialised
+from tidings.store.port import Store
 from tidings.store.sqlite.store import GLANCE_ROWS
 
 
@@ -153,4 +154,80 @@ def test_a_glance_at_large_events_stops_early(tmp_path: Path) -> None:
     assert found is not None
     assert 0 < len(found[0]) < 100
     assert found[1] == found[0][-1][0]
+    app.close()
+
+
+def lasts(store: Store, position: int) -> bool:
+    rows, upto = store.read(position - 1, position)
+    return store.lasts(upto, rows[-1] if rows else None)
+
+
+@pytest.mark.promise("effects once")
+def test_what_the_writer_has_synced_is_known_to_last(tmp_path: Path) -> None:
+    """Everything up to its commit, whoever wrote it, and nothing that came since: a commit that changes nothing syncs nothing."""
+    app = App("shop", store=f"sqlite:///{tmp_path}/shop.db")
+    app.open()
+    store = app.store
+    careless = sqlite3.connect(f"{tmp_path}/shop.db", isolation_level=None)
+    careless.execute("PRAGMA synchronous = NORMAL")
+
+    def publish_carelessly(order: int) -> None:
+        careless.execute("BEGIN IMMEDIATE")
+        app.publish(Placed(order=order), tx=careless)
+        careless.execute("COMMIT")
+
+    publish_carelessly(1)
+    assert not lasts(store, 1)
+    app.publish(Placed(order=2), tx="own").result(5)
+    assert lasts(store, 1)
+    assert lasts(store, 2)
+    publish_carelessly(3)
+    assert store.write(lambda unit: unit.head()).result(5) == 3
+    assert lasts(store, 2)
+    assert not lasts(store, 3)
+    careless.close()
+    app.close()
+
+
+@pytest.mark.promise("effects once")
+async def test_what_a_user_of_this_process_will_sync_is_known_while_somebody_waits_for_it(tmp_path: Path) -> None:
+    """By the event's id: what was rolled back gives its position to the next one, who may be careless."""
+    app = App("shop", store=f"sqlite:///{tmp_path}/shop.db")
+    app.open()
+    store = app.store
+    careful, careless = (sqlite3.connect(f"{tmp_path}/shop.db", isolation_level=None) for _ in range(2))
+    careful.execute("PRAGMA synchronous = FULL")
+    careless.execute("PRAGMA synchronous = NORMAL")
+
+    def publish(order: int, conn: sqlite3.Connection, end: str) -> None:
+        conn.execute("BEGIN IMMEDIATE")
+        app.publish(Placed(order=order), tx=conn)
+        conn.execute(end)
+
+    publish(1, careful, "COMMIT")
+    assert not lasts(store, 1)  # nobody waited, so nobody looked
+    waker = store.watch(lambda: None)
+    waker.arm()
+    publish(2, careful, "COMMIT")
+    assert lasts(store, 2)
+    publish(3, careful, "ROLLBACK")
+    publish(3, careless, "COMMIT")
+    assert not lasts(store, 3)
+    publish(4, careless, "COMMIT")
+    assert not lasts(store, 4)
+    publish(5, careful, "COMMIT")
+    assert lasts(store, 5)
+    with pytest.raises(sqlite3.OperationalError, match="may not be changed inside a transaction"):
+        careful.execute("BEGIN").execute("PRAGMA synchronous = NORMAL")
+    waker.close()
+    careful.close()
+    careless.close()
+    app.close()
+
+
+def test_a_writer_that_does_not_sync_knows_of_nothing_that_lasts(tmp_path: Path) -> None:
+    app = App("shop", store=f"sqlite:///{tmp_path}/shop.db", synchronous="NORMAL")
+    app.open()
+    app.publish(Placed(order=1), tx="own").result(5)
+    assert not lasts(app.store, 1)
     app.close()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import sqlite3
 import sys
 import time
@@ -31,11 +32,11 @@ def commit(path: str) -> None:
 
 
 def open_files() -> list[str]:
-    """Descriptors of inotify that this process holds."""
+    """Descriptors of inotify and timerfd that this process holds."""
     folder = Path("/proc/self/fd")
     if not folder.is_dir():
         return []
-    return sorted(target for one in folder.iterdir() if os.path.lexists(one) and "inotify" in (target := os.readlink(one)))
+    return sorted(target for one in folder.iterdir() if os.path.lexists(one) and re.search("inotify|timerfd", target := os.readlink(one)))
 
 
 class Woken:
@@ -55,7 +56,7 @@ class Woken:
 @pytest.fixture(params=["inotify", "polling"])
 def how(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "polling":
-        monkeypatch.setattr(module, "_inotify", lambda path: None)
+        monkeypatch.setattr(module, "inotify", lambda path: None)
     elif sys.platform != "linux":
         pytest.skip("inotify is Linux's")
     return str(request.param)
@@ -109,7 +110,7 @@ async def test_what_is_rolled_back_wakes_nobody(store: SQLiteStore, how: str) ->
 
 
 async def test_after_a_hint_it_polls_quickly(store: SQLiteStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_inotify", lambda path: None)
+    monkeypatch.setattr(module, "inotify", lambda path: None)
     woken = Woken()
     waker = Waker(store.path, store.connect(), woken, poll=30.0)
     waker.arm()

@@ -47,7 +47,7 @@ def commits(conn: sqlite3.Connection) -> list[str]:
 
 @pytest.fixture
 def writer(conn: sqlite3.Connection, commits: list[str]) -> Iterator[FileWriter]:
-    writer = FileWriter(conn, "a.db", WriteTurn(), Unit, lambda: None)
+    writer = FileWriter(conn, "a.db", WriteTurn(), Unit, lambda: None, syncs=False)
     yield writer
     writer.close()
 
@@ -93,7 +93,7 @@ def test_a_callback_that_fails_does_not_end_the_thread(writer: FileWriter, caplo
 
 
 def test_a_closed_writer_takes_nothing(conn: sqlite3.Connection) -> None:
-    writer = FileWriter(conn, "a.db", WriteTurn(), Unit, lambda: None)
+    writer = FileWriter(conn, "a.db", WriteTurn(), Unit, lambda: None, syncs=False)
     future = writer.submit(lambda unit: unit.add(1))
     writer.close()
     assert future.result(0) == 1

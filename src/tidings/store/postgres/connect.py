@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 import psycopg
 from psycopg import pq
+from psycopg.errors import error_from_result
 
 from ...errors import ConfigurationError, StoreBusy, StoreError, StoreFailed, StoreNotInitialised
 
@@ -25,6 +26,8 @@ _WORDS = {
 }
 
 CONNECT_SECONDS = 10
+
+_DONE = {pq.ExecStatus.COMMAND_OK, pq.ExecStatus.TUPLES_OK}
 
 _AGAIN = {"40001", "40P01", "55P03"}
 """Serialization failure, deadlock, lock not available: nobody's failure, the same work is simply run again."""
@@ -70,7 +73,20 @@ def connect(url: str, *, name: str = "tidings") -> psycopg.Connection[Any]:
             f"{label(url)} is PostgreSQL {conn.info.server_version // 10000}; Tidings needs {OLDEST // 10000} or newer",
             found=conn.info.server_version,
         )
+    try:
+        if is_pooled(conn):
+            conn.prepare_threshold = None
+    except psycopg.Error as error:
+        conn.close()
+        raise explain(error, url) from error
     return conn
+
+
+def is_pooled(conn: psycopg.Connection[Any]) -> bool:
+    """Whether a pooler stands between, so that the next transaction may be another backend's: no prepared statements then, no LISTEN, and
+    settings for one transaction only. The number that a pooler gives its client, for cancelling, is not the backend's."""
+    row = conn.execute("SELECT pg_backend_pid()").fetchone()
+    return row is None or row[0] != conn.info.backend_pid
 
 
 def _drivers(error: BaseException) -> list[BaseException]:
@@ -110,6 +126,18 @@ def is_lost(error: BaseException) -> bool:
         if type(one).__module__.startswith(("psycopg2", "asyncpg")) and type(one).__name__ in _LOST_NAMES:
             return True
     return False
+
+
+def command(conn: psycopg.Connection[Any], statements: str) -> None:
+    """Statements whose rows are of no interest, in one round trip, on a connection of this thread's.
+
+    Past the driver, whose way to the server takes the interpreter's lock several times: a loop that is busy gives it late, each time.
+    """
+    result = conn.pgconn.exec_(statements.encode())
+    if result.status not in _DONE:
+        if conn.pgconn.status != pq.ConnStatus.OK:
+            raise psycopg.OperationalError(result.get_error_message())
+        raise error_from_result(result)
 
 
 def is_open(conn: psycopg.Connection[Any]) -> bool:

@@ -109,6 +109,17 @@ class Locker(NamedTuple):
     query: str | None
     seconds: float | None
 
+    def words(self) -> str:
+        """Which one it is, for people."""
+        if self.prepared is not None:
+            return f"the prepared transaction {self.prepared!r} of {self.user}: COMMIT PREPARED or ROLLBACK PREPARED ends it"
+        if self.seconds is None:
+            return f"a transaction of process {self.pid} of {self.user or 'the server'}; to see its age, this role needs pg_read_all_stats"
+        what = " ".join((self.query or "").split())
+        what = what if len(what) <= 60 else what[:59] + "\u2026"
+        name = f" ({self.application})" if self.application else ""
+        return f"process {self.pid} of {self.user}{name}, {self.state}: {what}"
+
 
 class Horizon:
     """One reader's knowledge. Not for several threads at once: readings must be taken in the order in which they are made.
@@ -157,6 +168,11 @@ class Horizon:
                 " then let every session that wrote to the log reconnect"
             )
         return self.take(Reading(backend, last, lockers))
+
+    @property
+    def drawn(self) -> int:
+        """The last position that had been drawn when the last reading was taken, whether its row is there or not."""
+        return self._last
 
     def take(self, reading: Reading) -> int:
         """Learn from a reading; the new ``safe``. A sequence that went back (setval, TRUNCATE) is as good as a restart."""

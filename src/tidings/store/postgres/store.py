@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict
 from typing import Any, TypeVar
 from weakref import WeakSet
 
@@ -15,12 +17,14 @@ import psycopg
 
 from ...clock import Clock, SystemClock
 from ...errors import StoreError, StoreNotInitialised, WrongStore
-from ..port import Examination, Row, size_text
-from . import enlist, schema
-from .connect import check_url, connect, explain, is_busy, is_lost, is_open, label
-from .horizon import Horizon
+from ..port import Examination, Holder, Row, holder_text, size_text
+from . import enlist, partitions, schema
+from .connect import check_url, connect, explain, is_busy, is_lost, is_open, label, sqlstate_of
+from .cursor import PostgresCursor
+from .fetch import fetch
+from .horizon import Horizon, lockers
 from .transactions import Transactions
-from .unit import APPEND, READ, SCHEDULE, PostgresUnit, append_with
+from .unit import APPEND, SCHEDULE, PostgresUnit, append_with
 from .waker import Notifier, Waker
 from .writer import ServerWriter
 
@@ -44,15 +48,20 @@ class PostgresStore:
     Args:
         url: ``postgresql://user@host:5432/database``, as libpq takes it; the tables are found by its ``search_path``.
         clock: for due times; leases are on the server's clock unless tests give a ManualClock.
+        listen: a direct URL of the same database, where ``url`` leads through a pooler: for LISTEN, which needs a connection of its own.
+            Without it workers behind a pooler poll twice a second.
 
     Raises:
         ConfigurationError: the URL isn't understood.
     """
 
     one_writer = False
+    reads_aside = True
 
-    def __init__(self, url: str, *, clock: Clock | None = None) -> None:
+    def __init__(self, url: str, *, clock: Clock | None = None, listen: str | None = None) -> None:
         self.url = check_url(url)
+        self.pooled = False
+        self._listen = self.url if listen is None else check_url(listen)
         self.label = label(url)
         self.clock: Clock = clock or SystemClock()
         self.log_id = ""
@@ -67,10 +76,14 @@ class PostgresStore:
         self._reading: psycopg.Connection[Any] | None = None
         self._horizon = Horizon()
         self._held_back = False
+        self._moved = time.monotonic()  # when what may be read last grew, or was all there is
+        self._may_keep_up = True
         self._durable = 0
         self._frozen = FROZEN_SECONDS
         self._rows = 256
         self._ours: WeakSet[Any] = WeakSet()
+        self._cursors: WeakSet[PostgresCursor] = WeakSet()
+        self._cursors_lock = threading.Lock()
 
     # -- lifecycle
 
@@ -123,6 +136,7 @@ class PostgresStore:
         try:
             with self._connection() as conn:
                 check(conn, self.url)
+                self.pooled = conn.prepare_threshold is None
                 row = conn.execute("SELECT value FROM tidings_meta WHERE name = 'log_id'").fetchone()
         except psycopg.Error as error:
             raise explain(error, self.url) from error
@@ -149,11 +163,29 @@ class PostgresStore:
             raise StoreError("the store is not open; use `async with app:` or app.open() first", url=self.label)
         return self._writer
 
+    def upkeep(self, upto: int) -> int:
+        """Room in the log for what comes, and whole parts of it dropped that end at or below ``upto``; how many. A role that doesn't own
+        the tables leaves both: what comes has a place anyway, and what is old is deleted row by row."""
+        dropped = 0
+        try:
+            with self._connection() as conn:
+                partitions.patiently(partitions.make_room, conn)
+                while partitions.patiently(lambda conn: partitions.drop_passed(conn, upto), conn):
+                    dropped += 1
+        except psycopg.errors.InsufficientPrivilege as error:
+            if self._may_keep_up:
+                self._may_keep_up = False
+                log.info("%s: old events are deleted row by row, since this role doesn't own the tables: %s", self.label, error)
+        except psycopg.Error as error:
+            raise explain(error, self.url) from error
+        return dropped
+
     @contextmanager
     def transaction(self) -> Iterator[psycopg.Connection[Any]]:
-        """A psycopg connection with a transaction open: commits at the end, rolls back on an error."""
+        """A psycopg connection with a transaction open: commits at the end, rolls back on an error. The server ends it if nothing
+        happens in it for too long, so that a process that is frozen holds nobody up."""
         with self._connection() as conn:
-            conn.execute("BEGIN")
+            conn.execute(f"BEGIN; SET LOCAL idle_in_transaction_session_timeout = {int(self._frozen * 1000)}".encode())
             try:
                 yield conn
                 conn.execute("COMMIT")
@@ -195,28 +227,30 @@ class PostgresStore:
     def _read(self, conn: psycopg.Connection[Any], after: int, upto: int) -> tuple[list[tuple[Any, ...]], int]:
         safe = self._horizon.safe
         if safe < upto:
-            safe = self._horizon.observe(conn)
+            before, safe = safe, self._horizon.observe(conn)
             self._held_back = self._horizon.held_back
+            if safe > before or not self._held_back:
+                self._moved = time.monotonic()
         safe = min(safe, upto)
         if safe <= after:
             return [], after
         rows: list[tuple[Any, ...]] = []
         size = 0
-        with conn.cursor(binary=True) as cursor:
-            while True:
-                part = cursor.execute(READ, (after, safe, self._rows)).fetchall()
-                rows += part
-                asked, got = self._rows, sum([len(row[10]) for row in part])
-                size += got
-                if part:
-                    fitting = READ_BYTES // (4 * (got // len(part) + 1))
-                    self._rows = max(ROWS[0], min(ROWS[1], fitting))
-                if len(part) < asked:
-                    break
-                after = part[-1][0]
-                if size > READ_BYTES:
-                    safe = after
-                    break
+        while after < safe:
+            asked = self._rows
+            part = fetch(conn, after, safe, asked)
+            rows += part
+            got = sum([len(row[10]) for row in part])
+            size += got
+            if part:
+                fitting = READ_BYTES // (4 * (got // len(part) + 1))
+                self._rows = max(ROWS[0], min(ROWS[1], fitting))
+            if len(part) < asked:
+                break
+            after = part[-1][0]
+            if size > READ_BYTES:
+                safe = after
+                break
         # Nobody may act on a row, or pass a position, that a crash of the server would take back and give to another event: this process
         # would not notice. The horizon was looked at before; what it covers is durable once the server has flushed up to here.
         if self._durable < safe:
@@ -233,12 +267,21 @@ class PostgresStore:
             self._reading.close()
             self._reading = None
 
+    def cursor(self, source: str) -> PostgresCursor:
+        cursor = PostgresCursor(self.url, source, self._flush)
+        with self._cursors_lock:
+            self._cursors.add(cursor)
+        return cursor
+
     def glance(self, after: int, upto: int) -> None:
         """Never without waiting for the server."""
 
     def durable(self) -> int:
         """Nothing to do: the server may crash while this process lives, so ``read`` never gives out what such a crash would take back."""
         return self._durable
+
+    def lasts(self, upto: int, last: tuple[Any, ...] | None) -> bool:
+        return upto <= self._durable
 
     @staticmethod
     def _flush(conn: psycopg.Connection[Any]) -> None:
@@ -258,7 +301,11 @@ class PostgresStore:
 
     def watch(self, woken: Callable[[], None]) -> Waker:
         """What calls ``woken`` on the running loop when there may be something new; it is closed by whoever asked."""
-        return Waker(self.url, self._channel, woken, lambda: self._held_back)
+        return Waker(self._listen, self._channel, woken, self._anything_held_back)
+
+    def _anything_held_back(self) -> bool:
+        with self._cursors_lock:
+            return self._held_back or any(cursor.held_back for cursor in self._cursors)
 
     def on_commit(self, callback: Callable[[], None]) -> None:
         """Call ``callback`` (from any thread) after commits of this process that readers want to know of."""
@@ -294,6 +341,10 @@ class PostgresStore:
     def is_busy(self, error: BaseException) -> bool:
         return is_busy(error)
 
+    def is_refusal(self, error: BaseException) -> bool:
+        """A zero byte in a text, numbers beyond their column, values that are too large."""
+        return (sqlstate_of(error) or "").startswith(("22", "54")) or isinstance(error, (UnicodeEncodeError, OverflowError, struct.error))
+
     def is_lost(self, error: BaseException) -> bool:
         return is_lost(error)
 
@@ -313,14 +364,12 @@ class PostgresStore:
         raw = enlist.executor(tx)
         if raw.driver not in self._ours:
             self.check(raw)
-        return self._insert(raw, row)
+        position = enlist.first(raw.execute(row[2], row[3]))
+        self.hint()
+        return position
 
     async def publish_async(self, tx: Any, row: Row) -> int:
-        await enlist.run_async(tx, self.check)
-        return await enlist.run_async(tx, lambda raw: self._insert(raw, row))
-
-    def _insert(self, raw: enlist.Executor, row: Row) -> int:
-        position = self.unit(raw).insert(row[2], row[3])
+        position = await enlist.insert_async(tx, row[2], row[3], self.check, self._ours)
         self.hint()
         return position
 
@@ -356,11 +405,25 @@ class PostgresStore:
     def examine(self, full: bool) -> Examination:
         """The server checks its own pages; this tells how much there is and what holds readers back."""
 
-        def look(unit: PostgresUnit) -> tuple[int, int]:
-            return unit.count(), unit.bytes()
+        def look(unit: PostgresUnit) -> tuple[int, int, int]:
+            return unit.count(), unit.bytes(), unit.count_parts()
 
-        events, size = self.query(look)
-        return Examination(events, [], "", {"store_bytes": size}, [f"{size_text(size)} in the tables and their indexes"])
+        events, size, parts = self.query(look)
+        holders = self.holders()
+        figures = {"store_bytes": size, "parts": parts, "horizon": [asdict(holder) for holder in holders]}
+        lines = [f"{size_text(size)} in the tables and their indexes; the log is in {parts} parts"]
+        lines += [holder_text(holder) for holder in holders]
+        return Examination(events, [], "", figures, lines)
+
+    def holders(self) -> list[Holder]:
+        try:
+            with self._connection() as conn:
+                return [Holder(locker.seconds, locker.words()) for locker in lockers(conn)]
+        except psycopg.Error as error:
+            raise explain(error, self.url) from error
+
+    def held_back(self) -> float:
+        return time.monotonic() - self._moved if self._held_back else 0.0
 
     @contextmanager
     def _connection(self) -> Iterator[psycopg.Connection[Any]]:

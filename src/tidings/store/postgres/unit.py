@@ -9,12 +9,18 @@ from typing import Any
 from ...clock import Clock, SystemClock
 from ...envelope import LANES, Envelope
 from ...errors import SubscriptionNameTaken, TransactionEnded
+from ..intakes import IntakeRow
 from ..port import Behind, FailedAttempt, KeyState, Lane, Parked, Scheduled, SubscriptionRow, WorkerRow
+from . import partitions
+from .bulk import arrays, insert_many
+from .intakes import PostgresIntake, intakes
 
 EVENT = "lane, topic, type, version, key_name, key, event_id, time, source, data, correlation_id, causation_id, traceparent, headers"
 """The columns of an event, in the order of ``Envelope``'s fields after the position."""
 
 APPEND = f"INSERT INTO tidings_log ({EVENT}) VALUES (%s,%s,%s,%s,%s,%s,%s,%s,%s,%s,%s,%s,%s,%s) RETURNING position"
+
+APPEND_MANY = insert_many(EVENT)
 
 SCHEDULE = f"INSERT INTO tidings_scheduled (event_id_, due, {EVENT}) VALUES ({','.join(['%s'] * 16)}) RETURNING 0"
 
@@ -39,14 +45,18 @@ _CLOCK = "coalesce(%s::float8, extract(epoch FROM clock_timestamp())::float8)"
 
 # Handlers of one lane may be committing at the same time, each with what its process knew before the other's commit. So the row takes
 # from a checkpoint only what is newer than itself: it was told ``open`` up to ``position`` (v), and knows better (l) beyond that and
-# of what ended meanwhile. The row lock makes them take turns; PostgreSQL then looks at the row as the first one left it.
-ADVANCE = """UPDATE tidings_lanes l SET position = greatest(l.position, v.position),
+# of what ended meanwhile. The rows are locked first, in the order of their lanes, so that two who need several can't wait for each other;
+# PostgreSQL then looks at each as the first one left it. Four texts for all lanes: every driver binds these, and none takes long about it.
+ADVANCE = """WITH locked AS MATERIALIZED (
+        SELECT lane FROM tidings_lanes WHERE subscription = %s AND lane = ANY (%s::text::int[]) ORDER BY lane FOR UPDATE)
+    UPDATE tidings_lanes l SET position = greatest(l.position, v.position),
     open = CASE WHEN l.open = '{}' AND v.open = '{}' THEN '{}' ELSE ARRAY(
         SELECT p FROM unnest(l.open) p WHERE p > v.position OR p = ANY (v.open)
         UNION SELECT p FROM unnest(v.open) p WHERE p > l.position ORDER BY 1) END
-    FROM (SELECT a AS lane, b AS epoch, c AS position, d::bigint[] AS open
-          FROM unnest(%s::int[], %s::int[], %s::bigint[], %s::text[]) AS given (a, b, c, d)) v
-    WHERE l.subscription = %s AND l.worker = %s AND l.lane = v.lane AND l.epoch = v.epoch{still} RETURNING l.lane, l.epoch"""
+    FROM locked JOIN (SELECT a AS lane, b AS epoch, c AS position, d::bigint[] AS open
+          FROM unnest(%s::text::int[], %s::text::int[], %s::text::bigint[], %s::text::text[]) AS given (a, b, c, d)) v
+          ON v.lane = locked.lane
+    WHERE l.subscription = %s AND l.worker = %s AND l.lane = v.lane AND l.epoch = v.epoch{still}"""
 
 # In a handler's transaction: only while it is the one that was begun for it (transactions.py).
 _STILL = " AND current_setting('tidings.tx', true) = %s"
@@ -121,6 +131,11 @@ class PostgresUnit:
         self.told = True
         return int(self._conn.execute(statement, values).fetchone()[0])
 
+    def append_many(self, envelopes: Sequence[Envelope]) -> None:
+        if envelopes:
+            self.told = True
+            self._conn.execute(APPEND_MANY, arrays(EVENT, envelopes))
+
     def head(self) -> int:
         row = self._one(HEAD)
         assert row is not None
@@ -176,14 +191,18 @@ class PostgresUnit:
         return 0
 
     def trim(self, upto: int, limit: int) -> int:
-        """Deletes by range in chunks; the mark goes up first, so that a reader knows that what is missing below it was trimmed."""
-        row = self._one("SELECT min(position) FROM tidings_log")
-        assert row is not None
-        first = row[0]
-        if first is None or first > upto:
+        """Deletes by range in chunks; the mark goes up first, so that a reader knows that what is missing below it was trimmed.
+
+        Only in the part of the log that is written now. One that is full waits until it can be dropped whole (``PostgresStore.upkeep``),
+        and is emptied row by row only if that was not possible."""
+        first = self._one("SELECT position, tableoid FROM tidings_log ORDER BY position LIMIT 1")
+        if first is None or first[0] > upto:
             return 0
-        last = min(upto, first + limit - 1)
-        self._count("UPDATE tidings_meta SET value = %s WHERE name = 'retained' AND value::bigint < %s", str(last), last)
+        end = self._one(partitions.END_OF_PART, first[1])
+        if end is not None and end[0] is not None and upto < end[0] <= self.head():
+            return 0
+        last = min(upto, first[0] + limit - 1)
+        self._count(partitions.RETAINED, str(last), last)
         self._count("DELETE FROM tidings_attempts WHERE position <= %s", last)
         return self._count("DELETE FROM tidings_log WHERE position <= %s", last)
 
@@ -263,8 +282,9 @@ class PostgresUnit:
         row = self._one(
             "SELECT count(*), min(g.time) FROM tidings_log g JOIN tidings_lanes l ON l.subscription = %s AND l.lane = g.lane"
             " WHERE g.position > %s AND g.position <= %s AND g.position > l.position"
-            " AND g.type = ANY (SELECT unnest(types) FROM tidings_subscriptions WHERE name = %s)",
-            name, first, upto, name,
+            " AND (g.type = ANY (SELECT unnest(types) FROM tidings_subscriptions WHERE name = %s)"
+            " OR g.source = (SELECT app FROM tidings_subscriptions WHERE name = %s AND '*' = ANY (types)))",
+            name, first, upto, name, name,
         )  # fmt: skip
         waiting = self._one("SELECT count(*), min(time) FROM tidings_log WHERE position = ANY (%s::bigint[])", opened)
         assert row is not None
@@ -288,7 +308,7 @@ class PostgresUnit:
         self._all(LOCK_LANES, name, list(range(LANES)))
         self._count(
             "UPDATE tidings_lanes l SET open = ARRAY(SELECT p FROM unnest(l.open) p WHERE p <= least(%s::bigint, l.position) ORDER BY 1),"
-            " position = %s, worker = NULL, epoch = epoch + 1 WHERE subscription = %s",
+            " position = %s, worker = NULL, epoch = epoch + 1, begun = NULL WHERE subscription = %s",
             position, position, name,
         )  # fmt: skip
         self._count("UPDATE tidings_subscriptions SET start = least(start, %s) WHERE name = %s", position, name)
@@ -338,7 +358,7 @@ class PostgresUnit:
 
     def lanes(self, subscription: str | None = None) -> list[Lane]:
         rows = self._all(
-            "SELECT subscription, lane, position, open, worker, epoch FROM tidings_lanes"
+            "SELECT subscription, lane, position, open, worker, epoch, begun FROM tidings_lanes"
             " WHERE %s::text IS NULL OR subscription = %s ORDER BY subscription, lane",
             subscription, subscription,
         )  # fmt: skip
@@ -351,7 +371,8 @@ class PostgresUnit:
                                             self._seconds())}  # fmt: skip
         # A checkpoint that its owner is committing is waited for, so that what is taken stands as it left it.
         rows = self._all(
-            "SELECT subscription, lane, position, open, worker, epoch FROM tidings_lanes WHERE subscription = %s ORDER BY lane FOR UPDATE",
+            "SELECT subscription, lane, position, open, worker, epoch, begun FROM tidings_lanes WHERE subscription = %s ORDER BY lane"
+            " FOR UPDATE",
             subscription,
         )
         alive = {row.worker for row in self.workers()} - over
@@ -370,6 +391,7 @@ class PostgresUnit:
             held += 1
             for lane in lanes:
                 if lane.worker != worker:
+                    lane.died = lane.worker is not None
                     lane.worker, lane.epoch = worker, lane.epoch + 1
                     taken.append(lane)
         if taken:
@@ -390,24 +412,33 @@ class PostgresUnit:
     def advance(self, subscription: str, worker: str, rows: Sequence[tuple[int, int, int, str | None]]) -> list[tuple[int, int]]:
         if not rows:
             return []
-        if len(rows) > 1:
-            self._all(LOCK_LANES, subscription, [row[0] for row in rows])
         mark: str | None = getattr(self._conn, "mark", None)
-        written = self._all(
+        lanes = _array([row[0] for row in rows])
+        done = self._count(
             ADVANCE if mark is None else ADVANCE_STILL,
-            [row[0] for row in rows], [row[1] for row in rows], [row[2] for row in rows],
-            ["{}" if row[3] is None else "{" + row[3].strip("[]") + "}" for row in rows],
+            subscription, lanes, lanes, _array([row[1] for row in rows]), _array([row[2] for row in rows]),
+            "{" + ",".join(['"{}"' if row[3] is None else '"{' + row[3].strip("[]") + '}"' for row in rows]) + "}",
             subscription, worker, *(() if mark is None else (mark,)),
         )  # fmt: skip
-        if len(written) == len(rows):
+        if done == len(rows):
             return []
         if mark is not None and self._all("SELECT current_setting('tidings.tx', true)") != [(mark,)]:
             raise TransactionEnded(
                 "the handler ended the transaction it was given: the worker commits it, with the checkpoint; what was committed stays, and"
                 " the event counts as not handled"
             )
-        kept = set(written)
-        return [(lane, epoch) for lane, epoch, _, _ in rows if (lane, epoch) not in kept]
+        # By epoch: a worker may have lost a lane and taken it again, and hold events of both times.
+        owned = {(row.lane, row.epoch) for row in self.lanes(subscription) if row.worker == worker}
+        return [(lane, epoch) for lane, epoch, _, _ in rows if (lane, epoch) not in owned]
+
+    def note_begun(self, subscription: str, worker: str, rows: Sequence[tuple[int, int, str | None]]) -> list[tuple[int, int]]:
+        self._all(LOCK_LANES, subscription, [row[0] for row in rows])
+        written = self._all(
+            "UPDATE tidings_lanes l SET begun = v.begun FROM unnest(%s::int[], %s::bigint[], %s::text[]) v (lane, epoch, begun)"
+            " WHERE l.subscription = %s AND l.lane = v.lane AND l.worker = %s AND l.epoch = v.epoch RETURNING l.lane, l.epoch",
+            [row[0] for row in rows], [row[1] for row in rows], [row[2] for row in rows], subscription, worker,
+        )  # fmt: skip
+        return [(lane, epoch) for lane, epoch, _ in rows if (lane, epoch) not in set(written)]
 
     def release(self, subscription: str, worker: str, lanes: Iterable[int]) -> None:
         numbers = list(lanes)
@@ -524,17 +555,46 @@ class PostgresUnit:
         self._raise_control()
         return True
 
+    # -- what comes in from a broker
+
+    def intake(self, name: str) -> PostgresIntake:
+        return PostgresIntake(self._conn, name)
+
+    def intakes(self) -> list[IntakeRow]:
+        return intakes(self._conn)
+
     # -- operators' commands
 
     def facts(self) -> dict[str, str]:
         """What the meta table says: schema, log_id, incarnation, retained, control."""
         return dict(self._all("SELECT name, value FROM tidings_meta"))
 
+    def note(self, name: str, value: str | None) -> None:
+        if value is None:
+            self._count("DELETE FROM tidings_meta WHERE name = %s", name)
+        else:
+            self._count("INSERT INTO tidings_meta VALUES (%s, %s) ON CONFLICT (name) DO UPDATE SET value = excluded.value", name, value)
+        self._raise_control()
+
+    def free(self, subscription: str) -> None:
+        self._all(LOCK_LANES, subscription, list(range(LANES)))
+        self._count("UPDATE tidings_lanes SET worker = NULL, epoch = epoch + 1 WHERE subscription = %s", subscription)
+        self._raise_control()
+
+    def raise_incarnation(self) -> int:
+        self._count("UPDATE tidings_meta SET value = value::bigint + 1 WHERE name = 'incarnation'")
+        self._raise_control()
+        return int(self._meta("incarnation"))
+
     def count(self) -> int:
         """Events in the log."""
         row = self._one("SELECT count(*) FROM tidings_log")
         assert row is not None
         return int(row[0])
+
+    def count_parts(self) -> int:
+        """Partitions of the log."""
+        return len(self._all(partitions.LIST))
 
     def bytes(self) -> int:
         """What our tables and their indexes take."""
@@ -572,8 +632,13 @@ def _of_key(subscription: str, lane: int, key: tuple[str | None, str] | int | No
     return "subscription = %s AND lane = %s AND key = %s AND key_name IS NOT DISTINCT FROM %s", (subscription, lane, key[1], key[0])
 
 
+def _array(numbers: Sequence[int]) -> str:
+    """As the server writes it."""
+    return "{" + ",".join(map(str, numbers)) + "}"
+
+
 def _lane(row: tuple[Any, ...]) -> Lane:
-    return Lane(row[0], row[1], row[2], tuple(row[3]), row[4], row[5])
+    return Lane(row[0], row[1], row[2], tuple(row[3]), row[4], row[5], row[6])
 
 
 def _parked(row: tuple[Any, ...]) -> Parked:

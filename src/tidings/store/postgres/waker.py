@@ -11,22 +11,28 @@ import asyncio
 import contextlib
 import logging
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
 import psycopg
 
 from ...errors import StoreError
-from .connect import connect, is_open, label
+from .connect import command, connect, is_open, is_pooled, label
 
 log = logging.getLogger("tidings.store")
 
 POLL_SECONDS = 2.0
 """With nothing heard, look this often."""
+POOLED_SECONDS = 0.5
+"""The same where nothing can be heard: a pooler stands between, and no direct connection was given."""
 QUICK = (0.0005, 0.05)
 """Seconds between looks while something is expected: the first, and the longest (each is half as long again as the one before)."""
-NOTIFY_SECONDS = 0.01
-"""Between two NOTIFY of one process."""
+NOTIFY_SECONDS = (0.01, 0.05)
+"""Between two NOTIFY of one process: the least, and in a stream of publishes, whose listeners look by themselves meanwhile, half as long
+again each time up to this."""
+NOTIFY_SHARE = 0.05
+"""And so long that they take no larger share of the time."""
 RECONNECT_SECONDS = 1.0
 
 
@@ -62,20 +68,28 @@ class Notifier:
 
     def _run(self) -> None:
         conn: psycopg.Connection[Any] | None = None
+        pause, longest = NOTIFY_SECONDS
         while True:
-            self._hinted.wait()
+            if self._hinted.is_set():
+                pause = min(longest, pause * 1.5)
+            else:
+                pause = NOTIFY_SECONDS[0]
+                self._hinted.wait()
             self._hinted.clear()
+            began = time.monotonic()
             try:
                 if conn is None or not is_open(conn):
                     conn = connect(self._url, name="tidings notify")
-                conn.execute("SELECT pg_notify(%s, '')", (self._channel,))
+                    began = time.monotonic()
+                command(conn, f'NOTIFY "{self._channel}"')
             except (psycopg.Error, StoreError) as error:  # listeners poll
                 log.info("nobody could be told that there is something new: %s", error)
                 if conn is not None:
                     conn.close()
                     conn = None
                 self._closing.wait(RECONNECT_SECONDS)
-            if self._closing.wait(NOTIFY_SECONDS) and not self._hinted.is_set():
+            took = min(time.monotonic() - began, RECONNECT_SECONDS)
+            if self._closing.wait(max(pause, took / NOTIFY_SHARE)) and not self._hinted.is_set():
                 break
             if self._closing.is_set():
                 self._hinted.clear()
@@ -100,6 +114,7 @@ class Waker:
         self._conn: psycopg.Connection[Any] | None = None
         self._socket = -1  # a connection that is lost no longer knows its own
         self._connecting: asyncio.Future[Any] | None = None
+        self._poll = POLL_SECONDS
         self._armed = False
         self._heard = True  # until the first look
         self._closed = False
@@ -120,7 +135,7 @@ class Waker:
             self._pause = min(QUICK[1], self._pause * 1.5)
         else:
             self._pause = QUICK[0]
-            self._schedule(POLL_SECONDS)
+            self._schedule(self._poll)
 
     def disarm(self) -> None:
         self._armed = False
@@ -173,15 +188,18 @@ class Waker:
         if self._closed or self._connecting is not None:
             return
 
-        def listen() -> psycopg.Connection[Any]:
+        def listen() -> psycopg.Connection[Any] | None:
             conn = connect(self._url, name="tidings listen")
+            if is_pooled(conn):  # a LISTEN would stay with a backend that others get next
+                conn.close()
+                return None
             conn.execute(f'LISTEN "{self._channel}"'.encode())
             return conn
 
         self._connecting = self._loop.run_in_executor(None, listen)
         self._connecting.add_done_callback(self._connected)
 
-    def _connected(self, done: asyncio.Future[psycopg.Connection[Any]]) -> None:
+    def _connected(self, done: asyncio.Future[psycopg.Connection[Any] | None]) -> None:
         self._connecting = None
         if done.cancelled():
             return
@@ -192,6 +210,9 @@ class Waker:
                 self._loop.call_later(RECONNECT_SECONDS, self._connect)
             return
         conn = done.result()
+        if conn is None:
+            self._poll = POOLED_SECONDS
+            return
         if self._closed:
             conn.close()
             return

@@ -6,6 +6,7 @@ import os
 import shutil
 import sqlite3
 import threading
+import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import closing, contextmanager
@@ -13,9 +14,10 @@ from typing import Any, TypeVar
 
 from ...clock import Clock, SystemClock
 from ...errors import ConfigurationError, StoreBusy, StoreError, StoreNotInitialised, WrongStore
-from ..port import Examination, Row, size_text
+from ..port import Examination, Holder, Row, size_text
 from . import enlist, schema
 from .connect import BUSY_SECONDS, boot_id, connect, explain, is_busy, is_store_failure, path_of, plain, write_lock_holder
+from .cursor import SQLiteCursor
 from .transactions import Transactions
 from .unit import APPEND, HEAD, READ, SCHEDULE, SQLiteUnit, append_with, only_in
 from .waker import Waker
@@ -28,6 +30,11 @@ READ_BYTES = 8 * 1024 * 1024
 GLANCE_ROWS = 256
 GLANCE_BYTES = 512 * 1024
 """A read on the loop stops after so many rows or so much data: about half a millisecond."""
+
+_EVENT_ID = 7
+"""Its place in a row."""
+_FULL = 2
+"""What ``PRAGMA synchronous`` answers from FULL on."""
 
 
 class Stepping:
@@ -71,6 +78,7 @@ class SQLiteStore:
     """
 
     one_writer = True
+    reads_aside = False
 
     def __init__(self, url: str, *, synchronous: str = "FULL", clock: Clock | None = None, busy: float = BUSY_SECONDS) -> None:
         if synchronous not in {"FULL", "NORMAL"}:
@@ -92,6 +100,8 @@ class SQLiteStore:
         self._committed: list[Callable[[], None]] = []
         self._opened = 0
         self._read_only = False
+        self._idle_readers = 0
+        self._syncing = (0, "")
 
     def open(self) -> None:
         """Make or migrate the tables if need be, and start the writer. Each ``open`` wants its ``close``.
@@ -118,7 +128,7 @@ class SQLiteStore:
             except BaseException:
                 self._opened -= 1
                 raise
-            self._writer = FileWriter(conn, self.path, self.turn, self.unit, self.announce)
+            self._writer = FileWriter(conn, self.path, self.turn, self.unit, self.announce, syncs=self._synchronous == "FULL")
 
     def open_to_read(self) -> None:
         """For ``query`` and ``read`` only: makes and migrates nothing, and needs no right to write. Wants its ``close`` too.
@@ -218,6 +228,9 @@ class SQLiteStore:
                 return rows, rows[-1][0]
         return rows, safe
 
+    def cursor(self, source: str) -> SQLiteCursor:
+        return SQLiteCursor(self.connect, self.path, source)
+
     def glance(self, after: int, upto: int) -> tuple[list[tuple[Any, ...]], int] | None:
         if not self.stepping.begin():
             return None
@@ -252,8 +265,27 @@ class SQLiteStore:
         os.fdatasync(self._wal) if hasattr(os, "fdatasync") else os.fsync(self._wal)
         return head[0] if head else 0
 
+    def lasts(self, upto: int, last: tuple[Any, ...] | None) -> bool:
+        if self._writer is not None and upto <= self._writer.lasting:
+            return True
+        # A row that can be seen was synced before if its transaction syncs, and with it all that came before. By its id, since the position
+        # of a transaction that was rolled back is given to somebody else's.
+        return last is not None and (upto, last[_EVENT_ID]) == self._syncing
+
     def unit(self, connection: sqlite3.Connection) -> SQLiteUnit:
         return SQLiteUnit(plain(connection), self.clock, self._boot)
+
+    def holders(self) -> list[Holder]:
+        """Nobody: what is committed can be read."""
+        return []
+
+    def held_back(self) -> float:
+        """Never."""
+        return 0.0
+
+    def upkeep(self, upto: int) -> int:
+        """Nothing: the file grows as it must, and is trimmed in chunks."""
+        return 0
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
@@ -268,6 +300,7 @@ class SQLiteStore:
                 conn.execute("BEGIN IMMEDIATE")
             except sqlite3.Error as error:
                 raise explain(error, self.path) from error
+            began = time.monotonic()
             try:
                 yield conn
                 conn.commit()
@@ -276,6 +309,7 @@ class SQLiteStore:
                     conn.rollback()
                 raise
             self.announce()
+            time.sleep(self.turn.rest(time.monotonic() - began))
 
     def handling_connection(self) -> sqlite3.Connection:
         """This thread's connection for handlers' transactions."""
@@ -300,6 +334,10 @@ class SQLiteStore:
         """
         cause = getattr(error, "orig", None) or error.__cause__
         return isinstance(error, StoreBusy) or any(is_busy(one) or is_store_failure(one) for one in (error, cause) if one is not None)
+
+    def is_refusal(self, error: BaseException) -> bool:
+        """Text that is no UTF-8, numbers beyond 64 bits, values that are too large."""
+        return isinstance(error, (sqlite3.DataError, UnicodeEncodeError, OverflowError))
 
     def is_lost(self, error: BaseException) -> bool:
         """Never: a commit that failed was rolled back."""
@@ -330,7 +368,10 @@ class SQLiteStore:
 
     def watch(self, woken: Callable[[], None]) -> Waker:
         """What calls ``woken`` on the running loop when somebody has committed; it is closed by whoever asked."""
-        return Waker(self.path, self.connect(), woken)
+        return Waker(self.path, self.connect(), woken, armed=self._on_armed)
+
+    def _on_armed(self, armed: bool) -> None:
+        self._idle_readers += 1 if armed else -1
 
     def transactions(self, given: Any, idle: float) -> Transactions:
         """``idle`` is not used: a process that is frozen in a transaction holds the file, and nothing can end that from outside."""
@@ -355,11 +396,19 @@ class SQLiteStore:
     def _insert(self, conn: sqlite3.Connection, row: Row) -> int:
         """The one INSERT, on a driver connection."""
         try:
-            return conn.execute(row[2], row[3]).lastrowid or 0
+            position = conn.execute(row[2], row[3]).lastrowid or 0
         except sqlite3.OperationalError as error:
             if "no such table: main.tidings_" in str(error):
                 raise self._wrong(conn) from error
             raise
+        if self._idle_readers and not row[4]:  # somebody here waits for it and would have to sync
+            self._note_syncing(conn, position, row[0])
+        return position
+
+    def _note_syncing(self, conn: sqlite3.Connection, position: int, event_id: str) -> None:
+        """See whether the transaction will be synced to disk before it can be seen; that can't change any more (SQLite refuses)."""
+        if plain(conn).execute("PRAGMA synchronous").fetchone()[0] >= _FULL:
+            self._syncing = (position, event_id)
 
     def check(self, conn: sqlite3.Connection) -> None:
         """Raise WrongStore unless ``conn`` is to this store."""

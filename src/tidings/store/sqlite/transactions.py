@@ -16,7 +16,9 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from ...errors import HandlerDefinitionError, HandlerTimeout, TransactionEnded
+from ..port import RaisedByHandler
 from . import enlist
+from .connect import is_about_another_file
 
 if TYPE_CHECKING:
     from .store import SQLiteStore
@@ -65,6 +67,7 @@ class Guard:
 
         Raises:
             TransactionEnded: it tried to end the transaction, whatever error that gave it.
+            RaisedByHandler: its error can't be about this file.
         """
         self._closed, self._tried = True, False
         try:
@@ -72,6 +75,8 @@ class Guard:
         except BaseException as error:
             if self._tried or not self.alive():
                 raise self._ended(name) from error
+            if isinstance(error, Exception) and is_about_another_file(error):
+                raise RaisedByHandler(error) from None
             raise
         finally:
             self._closed = False

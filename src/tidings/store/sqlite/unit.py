@@ -11,8 +11,10 @@ from typing import Any
 from ...clock import Clock
 from ...envelope import LANES, Envelope
 from ...errors import SubscriptionNameTaken
+from ..intakes import IntakeRow
 from ..port import Behind, FailedAttempt, KeyState, Lane, Parked, Scheduled, SubscriptionRow, WorkerRow
 from . import schema, search
+from .intakes import SQLiteIntake, intakes
 
 EVENT = "lane, topic, type, version, key_name, key, event_id, time, source, data, correlation_id, causation_id, traceparent, headers"
 """The columns of an event, in the order of ``Envelope``'s fields after the position."""
@@ -90,6 +92,9 @@ class SQLiteUnit:
     def append(self, envelopes: Iterable[Envelope]) -> list[int]:
         execute = self._conn.execute
         return [execute(APPEND, envelope[1:]).lastrowid or 0 for envelope in envelopes]
+
+    def append_many(self, envelopes: Sequence[Envelope]) -> None:
+        self._conn.executemany(APPEND, [envelope[1:] for envelope in envelopes])
 
     def head(self) -> int:
         row = self._conn.execute(HEAD).fetchone()
@@ -248,8 +253,9 @@ class SQLiteUnit:
         row = self._conn.execute(
             "SELECT count(*), min(g.time) FROM tidings_log g CROSS JOIN tidings_lanes l ON l.subscription = ? AND l.lane = g.lane"
             " WHERE g.position > ? AND g.position <= ? AND g.position > l.position"
-            " AND g.type IN (SELECT e.value FROM tidings_subscriptions s, json_each(s.types) e WHERE s.name = ?)",
-            (name, first, upto, name),
+            " AND (g.type IN (SELECT e.value FROM tidings_subscriptions s, json_each(s.types) e WHERE s.name = ?)"
+            " OR g.source = (SELECT s.app FROM tidings_subscriptions s, json_each(s.types) e WHERE s.name = ? AND e.value = '*'))",
+            (name, first, upto, name, name),
         ).fetchone()
         waiting = self._conn.execute(
             "SELECT count(*), min(time) FROM tidings_log WHERE position IN (SELECT value FROM json_each(?))", (json.dumps(opened),)
@@ -273,7 +279,8 @@ class SQLiteUnit:
         for lane in self.lanes(name):
             open_ = [one for one in lane.open if one <= position <= lane.position]
             self._conn.execute(
-                "UPDATE tidings_lanes SET position = ?, open = ?, worker = NULL, epoch = epoch + 1 WHERE subscription = ? AND lane = ?",
+                "UPDATE tidings_lanes SET position = ?, open = ?, worker = NULL, epoch = epoch + 1, begun = NULL"
+                " WHERE subscription = ? AND lane = ?",
                 (position, json.dumps(open_) if open_ else None, name, lane.lane),
             )
         self._conn.execute("UPDATE tidings_subscriptions SET start = min(start, ?) WHERE name = ?", (position, name))
@@ -324,7 +331,7 @@ class SQLiteUnit:
 
     def lanes(self, subscription: str | None = None) -> list[Lane]:
         rows = self._conn.execute(
-            "SELECT subscription, lane, position, open, worker, epoch FROM tidings_lanes"
+            "SELECT subscription, lane, position, open, worker, epoch, begun FROM tidings_lanes"
             " WHERE ? IS NULL OR subscription = ? ORDER BY subscription, lane",
             (subscription, subscription),
         )
@@ -347,6 +354,7 @@ class SQLiteUnit:
             held += 1
             for lane in lanes:
                 if lane.worker != worker:
+                    lane.died = lane.worker is not None
                     lane.worker, lane.epoch = worker, lane.epoch + 1
                     taken.append(lane)
         self._conn.executemany(
@@ -375,6 +383,17 @@ class SQLiteUnit:
         owned = {(row.lane, row.epoch) for row in self.lanes(subscription) if row.worker == worker}
         # By epoch: a worker may have lost a lane and taken it again, and hold events of both times.
         return [(lane, epoch) for lane, epoch, _, _ in rows if (lane, epoch) not in owned]
+
+    def note_begun(self, subscription: str, worker: str, rows: Sequence[tuple[int, int, str | None]]) -> list[tuple[int, int]]:
+        return [
+            (lane, epoch)
+            for lane, epoch, text in rows
+            if self._conn.execute(
+                "UPDATE tidings_lanes SET begun = ? WHERE subscription = ? AND lane = ? AND worker = ? AND epoch = ?",
+                (text, subscription, lane, worker, epoch),
+            ).rowcount
+            == 0
+        ]
 
     def release(self, subscription: str, worker: str, lanes: Iterable[int]) -> None:
         self._conn.executemany(
@@ -487,7 +506,33 @@ class SQLiteUnit:
         self._raise_control()
         return True
 
+    # -- what comes in from a broker
+
+    def intake(self, name: str) -> SQLiteIntake:
+        return SQLiteIntake(self._conn, name)
+
+    def intakes(self) -> list[IntakeRow]:
+        return intakes(self._conn)
+
     # -- operators' commands
+
+    def note(self, name: str, value: str | None) -> None:
+        if value is None:
+            self._conn.execute("DELETE FROM tidings_meta WHERE name = ?", (name,))
+        else:
+            self._conn.execute(
+                "INSERT INTO tidings_meta VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value", (name, value)
+            )
+        self._raise_control()
+
+    def free(self, subscription: str) -> None:
+        self._conn.execute("UPDATE tidings_lanes SET worker = NULL, epoch = epoch + 1 WHERE subscription = ?", (subscription,))
+        self._raise_control()
+
+    def raise_incarnation(self) -> int:
+        self._conn.execute("UPDATE tidings_meta SET value = CAST(CAST(value AS INTEGER) + 1 AS TEXT) WHERE name = 'incarnation'")
+        self._raise_control()
+        return int(self._meta("incarnation"))
 
     def facts(self) -> dict[str, str]:
         """What the meta table says: schema, log_id, incarnation, retained, control."""
@@ -513,7 +558,7 @@ def _of_key(subscription: str, lane: int, key: tuple[str | None, str] | int | No
 
 
 def _lane(row: tuple[Any, ...]) -> Lane:
-    return Lane(row[0], row[1], row[2], tuple(json.loads(row[3])) if row[3] else (), row[4], row[5])
+    return Lane(row[0], row[1], row[2], tuple(json.loads(row[3])) if row[3] else (), row[4], row[5], row[6])
 
 
 def _parked(row: tuple[Any, ...]) -> Parked:

@@ -75,11 +75,27 @@ class WriteTurn:
 
 
 class FileWriter(Writer):
-    """Commits in the process's turn, on a connection of its own."""
+    """Commits in the process's turn, on a connection of its own.
+
+    Args:
+        syncs: each commit is synced to disk (``synchronous`` is FULL).
+
+    Attributes:
+        lasting: head of the log at the last commit that was synced. The sync took everything with it that was in the -wal file before.
+    """
 
     def __init__(
-        self, conn: sqlite3.Connection, path: str, turn: WriteTurn, unit: Callable[[sqlite3.Connection], Any], committed: Callable[[], None]
+        self,
+        conn: sqlite3.Connection,
+        path: str,
+        turn: WriteTurn,
+        unit: Callable[[sqlite3.Connection], Any],
+        committed: Callable[[], None],
+        *,
+        syncs: bool,
     ) -> None:
+        self.lasting = 0
+        self._syncs = syncs
         self._conn = conn
         self._path = path
         self._turn = turn
@@ -104,12 +120,16 @@ class FileWriter(Writer):
     def transact(self, group: list[Job]) -> list[Any]:
         conn = self._conn
         conn.execute("BEGIN IMMEDIATE")
+        changes = conn.total_changes
         try:
             results = [job.run(self._unit) for job in group]
+            # A commit that changes nothing syncs nothing.
+            head = self._unit.head() if self._syncs and conn.total_changes > changes else 0
             conn.commit()
         except BaseException:
             conn.rollback()
             raise
+        self.lasting = max(self.lasting, head)
         return results
 
     def committed(self) -> None:
