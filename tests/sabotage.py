@@ -171,6 +171,13 @@ LIST = (
         "tests/subscribe/test_worker.py::test_a_commit_that_is_no_event_leaves_an_idle_worker_listening",
     ),
     Sabotage(
+        "a commit in the moment of the stop does not hold it up",
+        "subscribe/worker.py",
+        "                    async with asyncio.timeout(60.0 if pause is None else 1.0):\n                        await self._committed.wait()\n",
+        "                    await asyncio.wait_for(self._committed.wait(), 60.0)\n",
+        "tests/subscribe/test_worker.py::test_a_commit_in_the_moment_of_the_stop_does_not_hold_it_up",
+    ),
+    Sabotage(
         "a trip's events are taken back from behind a slow one",
         "subscribe/crew.py",
         "                self._take_back(chunk, waiting)  # one of them is slow",
