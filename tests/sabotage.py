@@ -210,6 +210,27 @@ LIST = (
         "tests/subscribe/test_worker.py::test_a_commit_that_is_no_event_leaves_an_idle_worker_listening",
     ),
     Sabotage(
+        "a commit in the moment of the stop does not hold it up",
+        "subscribe/worker.py",
+        "async with asyncio.timeout(60.0 if pause is None else 1.0):\n                        await self._committed.wait()",
+        "await asyncio.wait_for(self._committed.wait(), 60.0)",
+        "tests/subscribe/test_worker.py::test_a_commit_in_the_moment_of_the_stop_does_not_hold_it_up",
+    ),
+    Sabotage(
+        "a handler that waits has begun",
+        "subscribe/crew.py",
+        "        if not ctx.taken:\n            runner.feed.register(ctx)\n",
+        "",
+        "tests/subscribe/test_crew.py::test_an_event_whose_handler_waits_is_open_while_others_go_on",
+    ),
+    Sabotage(
+        "a handler that ends the program has not ended its event",
+        "subscribe/crew.py",
+        "                    feed.register(ctx)\n                    raise\n",
+        "                    raise\n",
+        "tests/subscribe/test_crew.py::test_an_event_whose_handler_ends_the_program_is_handled_again",
+    ),
+    Sabotage(
         "a trip's events are taken back from behind a slow one",
         "subscribe/crew.py",
         "                self._take_back(chunk, waiting)  # one of them is slow: the others go on in other threads\n"

@@ -238,3 +238,14 @@ async def test_a_commit_that_is_no_event_leaves_an_idle_worker_listening(tmp_pat
                 conn.execute("COMMIT")
                 await came(order + 1)
     assert seen == [0, 1, 2]
+
+
+async def test_a_commit_in_the_moment_of_the_stop_does_not_hold_it_up(tmp_path: Path) -> None:
+    app = App("shop", store=f"sqlite:///{tmp_path}/shop.db")
+    await app.start()
+    worker = app.worker
+    assert worker is not None
+    await until(lambda: worker._committed._waiters)  # it listens for commits
+    worker._committed.set()
+    async with asyncio.timeout(10):
+        await app.stop()

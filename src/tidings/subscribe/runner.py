@@ -381,27 +381,24 @@ class Runner:
         """
         row, handler = ctx.row, ctx.handler
         shared = handler.decoded
+        # The very same data, not only the same position: after a failover a position may be another event's.
+        if shared is not None and (known := shared.get(row[POSITION])) is not None and known[0] is row[DATA]:
+            return known[1]
         try:
-            if shared is None:
-                return handler.decode(row[DATA])
-            # The very same data, not only the same position: after a failover a position may be another event's.
-            known = shared.get(row[POSITION])
-            if known is not None and known[0] is row[DATA]:
-                return known[1]
             event = handler.decode(row[DATA])
-            size = len(row[DATA])
-            if len(shared) >= DECODED or shared.size + size > DECODED_BYTES:
-                shared.clear()
-                shared.size = 0
-            shared.size += size
-            shared[row[POSITION]] = row[DATA], event
-            return event
         except Exception as error:
             raise UndecodableEvent(
                 f"event {row[POSITION]} ({row[TYPE]} version {row[VERSION]}) does not fit {handler.event_type.cls.__name__}: {error}",
                 position=row[POSITION],
                 type=row[TYPE],
             ) from error
+        if shared is not None:
+            shared.size += len(row[DATA])
+            if len(shared) >= DECODED or shared.size > DECODED_BYTES:
+                shared.clear()
+                shared.size = len(row[DATA])
+            shared[row[POSITION]] = row[DATA], event
+        return event
 
     def collect(self, ctx: Context, result: Any) -> None:
         """What the handler returned and published, as rows; an event that can't be published is the handler's failure."""

@@ -469,8 +469,10 @@ class Worker:
                 log.warning("scheduled events: %s", error)
             await asyncio.sleep(min(pause or 0.25, 0.25))
             while not self._committed.is_set() and (pause is None or not self._is_due()):
+                # Not wait_for: on Python 3.11 it swallows a cancellation that comes in the same moment, and this task would never end.
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._committed.wait(), 60.0 if pause is None else 1.0)
+                    async with asyncio.timeout(60.0 if pause is None else 1.0):
+                        await self._committed.wait()
 
     def _is_due(self) -> bool:
         return self._due is not None and self._due <= self._now() + 1_000_000
