@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
-from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, TopicPartition
 
 from servers.kafka import Kafka
 from tidings.brokers.port import Received
@@ -24,22 +25,30 @@ def everything(kafka: Kafka, topic: str, *, isolation: str = "read_committed") -
             "log_level": 0,
         }
     )
-    found: list[Received] = []
+    until = time.monotonic() + 60
+    found: dict[tuple[int, int], Received] = {}
     try:
         reader.assign([TopicPartition(topic, number, 0) for number in partitions])
-        open_ones = len(partitions)
-        while open_ones:
-            for record in reader.consume(10_000, 0.05):
-                if record.error() is not None:
-                    open_ones -= 1
+        left = set(partitions)
+        quiet = time.monotonic()
+        while left:
+            records = reader.consume(10_000, 0.05)
+            for record in records:
+                error = record.error()
+                if error is not None:
+                    if error.code() == KafkaError._PARTITION_EOF:
+                        left.discard(record.partition())
                     continue
                 given: Any = record.headers() or []
                 headers = [(name, value or b"") for name, value in given]
-                found.append(
-                    Received(
-                        topic, record.partition() or 0, record.offset() or 0, record.key(), record.value(), headers, record.timestamp()[1]
-                    )
-                )
+                place = (record.partition() or 0, record.offset() or 0)
+                found[place] = Received(topic, *place, record.key(), record.value(), headers, record.timestamp()[1])
+            if records:
+                quiet = time.monotonic()
+            elif left and time.monotonic() - quiet > 3:  # a reader that lost a partition's leader may never hear of it again
+                assert time.monotonic() < until, f"the partitions {left} of {topic} could not be read"
+                reader.assign([TopicPartition(topic, number, 0) for number in partitions])
+                left, quiet = set(partitions), time.monotonic()
     finally:
         reader.close()
-    return sorted(found, key=lambda one: (one.partition, one.offset))
+    return [found[place] for place in sorted(found)]
