@@ -37,6 +37,9 @@ HANDLING = "tests/test_promises_handling.py::test_"
 PUBLISHING = "tests/test_promises_publishing.py::test_"
 RACES = "tests/test_promises_races.py::test_"
 SURROUNDINGS = "tests/test_promises_surroundings.py::test_"
+RELAY = "tests/relay/test_relay.py::test_"
+STOPS = "tests/relay/test_relay_stops.py::test_"
+SLOT = "tests/brokers/test_kafka_slot.py::test_"
 HORIZON = "tests/store/postgres/test_horizon.py::"
 INTAKE = "tests/relay/test_intake.py::test_"
 INTAKE_RACES = "tests/relay/test_intake_races.py::test_"
@@ -513,6 +516,62 @@ LIST = (
         "if not self._store.is_refusal(error):",
         "if True:",
         INTAKE + "a_record_that_cannot_be_read_is_kept_and_tried_again[postgresql]",
+    # -- the relay
+    Sabotage(
+        "a mark counts for its own lanes alone",
+        "relay/mark.py",
+        "set(lanes).intersection(lanes_of_slot(mark.slot, mark.slots))",
+        "set(lanes)",
+        "tests/relay/test_mark.py::test_a_lane_has_come_as_far_as_its_last_sender_says",
+    ),
+    Sabotage(
+        "slots of another number are closed before a new one sends",
+        "relay/sender.py",
+        "known = [*self._close_earlier(name, facts), ",
+        "known = [",
+        RELAY + "the_number_of_slots_changes[sqlite-numbers2]",
+    ),
+    Sabotage(
+        "a relay sends what its own app published, and nothing else",
+        "store/sqlite/cursor.py",
+        "AND source = ?",
+        "AND source <> ? || '-'",
+        RELAY + "only_what_its_own_app_published[sqlite]",
+    ),
+    Sabotage(
+        "a position that the broker lost is asked about",
+        "relay/mark.py",
+        "if known is None and position > start:",
+        "if known is None and position < start:",
+        STOPS + "the_position_topic_was_deleted[sqlite]",
+    ),
+    Sabotage(
+        "the last event that was sent must still be in the log",
+        "store/sqlite/cursor.py",
+        "if event_id != known[1] and",
+        "if not event_id and",
+        STOPS + "the_log_went_back",
+    ),
+    Sabotage(
+        "a producer is closed on every path",
+        "brokers/kafka_slot.py",
+        "            producer.purge()\n            closing = ",
+        "            return\n            closing = ",
+        SLOT + "no_process_dies_of_a_fenced_producer_with_records_in_transit",
+    ),
+    Sabotage(
+        "each slot's position has a partition of its own",
+        "brokers/kafka_slot.py",
+        "self._positions, self._slot, self._slots = name, slot, slots",
+        "self._positions, self._slot, self._slots = name, 0, slots",
+        SLOT + "another_slots_open_transaction_hides_no_mark",
+    ),
+    Sabotage(
+        "what is too large doesn't stop the rest",
+        "relay/sender.py",
+        "if self._broker.fits(record):\n                kept.append(record)",
+        "if True:\n                kept.append(record)",
+        RELAY + "too_large_is_a_dead_letter_and_its_retry_says_that_it_is_late[sqlite]",
     ),
 )
 

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from servers.kafka import Kafka
+from servers.postgres import Postgres
 from tests.relay.relays import Shop, check, ids, until
 from tidings import ConfigurationError, Relay
+from tidings.cli.status import gather
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -61,7 +63,7 @@ async def test_several_processes_share_the_slots(shop: Shop) -> None:
     check(shop.events, shop.seen())
 
 
-@pytest.mark.parametrize("numbers", [[4, 8, 4, 1], [1, 64], [3, 5]])
+@pytest.mark.parametrize("numbers", [[4, 8, 4, 1], [1, 12], [3, 5]])
 async def test_the_number_of_slots_changes(shop: Shop, numbers: list[int]) -> None:
     for number in numbers:
         shop.publish(400)
@@ -145,3 +147,59 @@ async def shop_takes_more(shop: Shop, size: int) -> None:
 def test_options_that_can_not_be(options: dict[str, int]) -> None:
     with pytest.raises(ConfigurationError):
         Relay(**options)  # type: ignore[arg-type]
+
+
+@pytest.mark.promise("publishing never waits")
+@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
+async def test_a_broker_that_is_away_is_waited_for_and_nothing_is_skipped(shop: Shop) -> None:
+    shop.publish(100)
+    async with shop.app(rows=10) as app:
+        await until(shop.all_sent)
+        shop.kafka.kill()
+        shop.publish(200)  # nobody waits
+        await until(lambda: not shop.all_sent())
+        shop.kafka.start()
+        shop.publish(50)
+        await until(shop.all_sent)
+        await until(lambda: app.relay is not None and app.relay.trouble is None)
+    check(shop.events, shop.seen())
+
+
+@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
+async def test_stopping_does_not_wait_for_a_broker_that_does_not_answer(shop: Shop) -> None:
+    shop.publish(100)
+    app = shop.app(rows=10)
+    async with app:
+        await until(shop.all_sent)
+        shop.kafka.freeze()
+        shop.publish(100)
+    shop.kafka.thaw()
+    async with shop.app(rows=10):
+        await until(shop.all_sent)
+    check(shop.events, shop.seen())
+
+
+@pytest.mark.parametrize("url", ["postgresql"], indirect=True)
+async def test_a_database_that_crashes_under_it(shop: Shop, postgres: Postgres) -> None:
+    shop.publish(300)
+    async with shop.app(rows=10):
+        await until(lambda: len(shop.seen()) > 20)
+        postgres.restart("immediate")
+        shop.publish(100)
+        await until(shop.all_sent)
+    check(shop.events, shop.seen())
+
+
+@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
+async def test_pausing_and_status(shop: Shop) -> None:
+    async with shop.app(slots=2):
+        shop.publish(10)
+        await until(shop.all_sent)
+        shop.store.write(lambda unit: unit.set_paused("relay-shop", True)).result()
+        await until(lambda: shop.store.query(lambda unit: unit.subscriptions())[0].paused)
+        shop.store.write(lambda unit: unit.set_paused("relay-shop", False)).result()
+        shop.publish(10)
+        await until(shop.all_sent)
+        (row,) = gather(shop.store)["subscriptions"]
+        assert (row["name"], row["types"], row["behind"], sum(row["lanes"].values())) == ("relay-shop", ("*",), 0, 64)
+    check(shop.events, shop.seen())
