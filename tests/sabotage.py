@@ -516,6 +516,7 @@ LIST = (
         "if not self._store.is_refusal(error):",
         "if True:",
         INTAKE + "a_record_that_cannot_be_read_is_kept_and_tried_again[postgresql]",
+    ),
     # -- the relay
     Sabotage(
         "a mark counts for its own lanes alone",
