@@ -34,7 +34,15 @@ NAMES = (
     "publish_beside_handlers",
     "relay",
     "intake",
+    "outbox",
     "peers",
+    "postgres.publish",
+    "postgres.writers",
+    "postgres.empty_handler",
+    "postgres.upsert_handler",
+    "postgres.many_subscriptions",
+    "postgres.latency",
+    "postgres.peers",
 )
 
 

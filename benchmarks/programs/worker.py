@@ -1,4 +1,4 @@
-"""A worker in a process of its own: ``worker.py FILE KIND [NUMBER]``.
+"""A worker in a process of its own: ``worker.py STORE KIND [NUMBER]``; STORE is a SQLite file or a URL.
 
 KIND: ``latency`` notes when each event came; ``many`` has NUMBER subscriptions with empty handlers; ``slow`` and ``slow-shared`` hold
 their transaction for 5 ms an event; ``drain`` handles everything behind position NUMBER.
@@ -18,8 +18,8 @@ from benchmarks.byhand import OrderPlaced
 from tidings import App
 
 
-def main(file: str, kind: str, number: int = 1) -> None:
-    app = App("bench", f"sqlite:///{file}")
+def main(store: str, kind: str, number: int = 1) -> None:
+    app = App("bench", store if "://" in store else f"sqlite:///{store}")
     times: list[tuple[int, int]] = []
     handled = [0] * max(1, number if kind == "many" else 1)
 

@@ -34,6 +34,7 @@ from .errors import (
     UnawaitedPublish,
     UndecodableEvent,
     UnsupportedTransaction,
+    WorkerDied,
     WrongStore,
 )
 from .event import Event, event
@@ -105,6 +106,7 @@ __all__ = [
     "UnawaitedPublish",
     "UndecodableEvent",
     "UnsupportedTransaction",
+    "WorkerDied",
     "WrongStore",
     "__version__",
     "event",

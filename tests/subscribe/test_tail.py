@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
-from tidings.subscribe.tail import Tail
+from tidings.subscribe.tail import BLOCK, Tail
 
 
 class GrowingLog:
-    """A log that grows at each read, as it does under many small commits. ``size``: bytes of each event."""
+    """A log that grows at each read, as it does under many small commits. ``size``: bytes of each event. ``aside``: read ahead."""
 
-    def __init__(self, last: int, size: int = 1) -> None:
+    def __init__(self, last: int, size: int = 1, *, aside: bool = False) -> None:
         self.head = 0
+        self.reads_aside = aside
         self._last = last
         self._data = bytes(size)
 
@@ -37,9 +39,10 @@ class GrowingLog:
 
 @pytest.mark.promise("effects once")
 @pytest.mark.promise("order per key")
+@pytest.mark.parametrize("aside", [False, True], ids=["", "ahead"])
 @pytest.mark.parametrize("size", [1, 100_000], ids=["small", "large"])
-async def test_readers_that_overlap_see_every_row_once(size: int) -> None:
-    log = GrowingLog(last=1500, size=size)
+async def test_readers_that_overlap_see_every_row_once(size: int, aside: bool) -> None:
+    log = GrowingLog(last=1500, size=size, aside=aside)
     with ThreadPoolExecutor(4) as threads:
         tail = Tail(log, threads, durable=False)  # type: ignore[arg-type]
 
@@ -72,3 +75,54 @@ async def test_a_reader_behind_a_large_block_is_not_told_that_the_log_ends() -> 
             assert ahead[0] is not None
             assert behind[0] is not None
             assert behind[0].rows[behind[1]][0] == 101
+
+
+class WrittenLog:
+    """A log that is all there. ``reads``: what was asked for. ``broken``: reading from there on fails."""
+
+    reads_aside = True
+
+    def __init__(self, last: int, broken: int | None = None) -> None:
+        self._last = last
+        self._broken = broken
+        self.reads: list[tuple[int, int]] = []
+        self.asked = threading.Condition()
+
+    def read(self, after: int, upto: int) -> tuple[list[tuple[Any, ...]], int]:
+        with self.asked:
+            self.reads.append((after, upto))
+            self.asked.notify_all()
+        if self._broken is not None and after >= self._broken:
+            raise OSError("broken")
+        upto = max(after, min(self._last, upto))
+        return [(position, *[None] * 9, b"", *[None] * 4) for position in range(after + 1, upto + 1)], upto
+
+    def wait_for(self, read: tuple[int, int]) -> bool:
+        with self.asked:
+            return self.asked.wait_for(lambda: read in self.reads, 10)
+
+    def glance(self, after: int, upto: int) -> None:
+        return None
+
+
+async def test_the_next_block_is_read_while_one_is_handled() -> None:
+    log = WrittenLog(last=10 * BLOCK)
+    with ThreadPoolExecutor(1) as threads:
+        tail = Tail(log, threads, durable=False)  # type: ignore[arg-type]
+        await tail.read(0)
+        assert await asyncio.to_thread(log.wait_for, (BLOCK, 2 * BLOCK))
+        block, index = await tail.read(BLOCK)
+        assert block is not None
+        assert (block.rows[index][0], block.upto) == (BLOCK + 1, 2 * BLOCK)
+        assert log.reads.count((BLOCK, 2 * BLOCK)) == 1
+
+
+async def test_an_error_of_reading_ahead_is_told_to_who_asks() -> None:
+    log = WrittenLog(last=10 * BLOCK, broken=BLOCK)
+    with ThreadPoolExecutor(1) as threads:
+        tail = Tail(log, threads, durable=False)  # type: ignore[arg-type]
+        block, _ = await tail.read(0)
+        assert block is not None
+        assert await asyncio.to_thread(log.wait_for, (BLOCK, 2 * BLOCK))
+        with pytest.raises(OSError, match="broken"):
+            await tail.read(BLOCK)

@@ -1,4 +1,4 @@
-"""``tidings relay``: how far events have gone to the broker, and where to go on when that is not clear."""
+"""``tidings relay``: how far events have gone to the broker, where to go on when that is not clear; and a foreign outbox table."""
 
 from __future__ import annotations
 
@@ -12,13 +12,29 @@ from ..relay.sender import Question, note_of, slots_note
 from ..store.port import EVERYTHING, Store
 from .options import Target, store_options
 from .output import console, count, print_json, table
+from .relay_table import relay_table
 
 CHOICES = ("broker", "store", "start")
 
 
-@click.group(epilog="Example: tidings relay list --store sqlite:///shop.db")
+class _Relay(click.Group):
+    """Options where a command's name belongs are those of ``table``."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if args and args[0].startswith("-") and args[0] not in ctx.help_option_names:
+            args = ["table", *args]
+        return super().parse_args(ctx, args)
+
+
+@click.group(cls=_Relay, epilog="Example: tidings relay list --store sqlite:///shop.db")
 def relay() -> None:
-    """Events that go to a broker: how far each slot is, and what to do about one that stopped and asks."""
+    """Events that go to a broker: how far each slot is, and what to do about one that stopped and asks.
+
+    With --database, it relays the outbox table of an application that knows nothing of Tidings: see tidings relay table --help.
+    """
+
+
+relay.add_command(relay_table)
 
 
 @relay.command("list", epilog="Example: tidings relay list --store sqlite:///shop.db")

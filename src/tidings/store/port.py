@@ -251,7 +251,7 @@ class Unit(Protocol):
     # -- scheduled events
     def schedule(self, envelope: Envelope, due: int) -> None: ...
     def release_due(self, now: int, limit: int) -> int:
-        """Move what is due to the log; how many."""
+        """Move what is due to the log, its time being the time at which it was due; how many."""
         ...
 
     def scheduled(self, limit: int = 1000) -> list[Scheduled]: ...
@@ -287,6 +287,12 @@ class Unit(Protocol):
     def lanes(self, subscription: str | None = None) -> list[Lane]: ...
     def claim(self, subscription: str, worker: str, groups: int, share: int) -> list[Lane]:
         """Take free lanes (nobody's, or a dead worker's) in whole groups until ``share`` groups are held; the lanes taken."""
+        ...
+
+    def pulse(self, worker: str, until: float, info: dict[str, Any] | None) -> tuple[str, int | None] | None:
+        """``renew`` in one statement that can stand alone (``Store.at_once``), if the lease is not over yet: then every lane that the
+        worker held is still its own, unless an operator took it. A text that differs whenever ``control``, the living workers or who holds
+        which lane have changed since another pulse, and ``next_due``. None: nothing was done, so ``renew`` and look."""
         ...
 
     def bury(self) -> None:
@@ -455,6 +461,9 @@ class SomeWaker(Protocol):
         """Somebody has published in this process, and will commit soon."""
         ...
 
+    polled: bool
+    """The last call came of the clock alone: nothing was heard."""
+
     def close(self) -> None:
         """Behind ``disarm``, perhaps from another thread than the loop's; may block."""
         ...
@@ -493,6 +502,7 @@ class Store(Protocol):
 
     Attributes:
         label: the URL as it may be shown. one_writer: transactions that write run one after another, all of them.
+        reads_aside: a thread that reads takes nothing from those that compute, so what comes next is better read before it is asked for.
     """
 
     url: str
@@ -500,6 +510,7 @@ class Store(Protocol):
     log_id: str
     clock: Clock
     one_writer: bool
+    reads_aside: bool
 
     def open(self) -> None:
         """Connect, and make or migrate the tables. Raises StoreError. May be called again."""
@@ -520,6 +531,11 @@ class Store(Protocol):
 
     def query(self, job: Callable[[Unit], T]) -> T:
         """Run a reading job in one snapshot."""
+        ...
+
+    def at_once(self, job: Callable[[Unit], T]) -> T:
+        """Run a job of one statement, which needs neither a transaction nor a snapshot around it. Blocks. If it raises, nobody knows
+        whether it was done: for what may be done twice."""
         ...
 
     def read(self, after: int, upto: int) -> tuple[list[tuple[Any, ...]], int]:

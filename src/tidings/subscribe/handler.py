@@ -71,13 +71,14 @@ class Handler:
 
     Attributes:
         call: ``call(event, ctx)``; awaitable if ``is_async``.
-        tx: the kind of transaction it asked for, or None.
+        tx: the kind of transaction it asked for, or None. inline: async and without one: it can begin wherever the loop is.
         takes_list: it asked for ``list[EventClass]``.
         decode: bytes to event. decoded: events by position that other subscriptions of the app have decoded; None if it is alone with them.
     """
 
     __slots__ = (
-        "_defaults", "_direct", "call", "decode", "decoded", "event_type", "fn", "is_async", "name", "needs", "takes_list", "tx", "where",
+        "_defaults", "_direct", "call", "decode", "decoded", "event_type", "fn", "inline", "is_async", "name", "needs", "takes_list", "tx",
+        "where",
     )  # fmt: skip
 
     def __init__(self, fn: Callable[..., Any], event_type: EventType, *, where: Callable[[Any], bool] | None, name: str) -> None:
@@ -131,6 +132,7 @@ class Handler:
                 handler=self.name,
             )
         self.call = self._direct = _caller(fn, [parameter for parameter in others if parameter.name in (ctx_name, tx_name)], ctx_name)
+        self.inline = self.is_async and self.tx is None
         self.decode = event_type.decode
         self.decoded: Decoded | None = None
 

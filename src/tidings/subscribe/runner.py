@@ -223,6 +223,13 @@ class Runner:
         self.feed.until = until
         self._look()
 
+    def prolonged(self, until: float) -> None:
+        """The same when nothing else has changed: nobody is woken for it."""
+        over = self.feed.now() > self.feed.until
+        self.feed.until = until
+        if over:
+            self._look()
+
     def look_again(self) -> None:
         """An operator has changed something: read the parked rows of our lanes again.
 
@@ -372,26 +379,28 @@ class Runner:
         Raises:
             UndecodableEvent
         """
-        row, handler = ctx.row, ctx.handler
+        handler = ctx.handler
         shared = handler.decoded
-        if shared is not None and (event := shared.get(row[POSITION])) is not None:
-            return event
         try:
-            event = handler.decode(row[DATA])
+            if shared is None:
+                return handler.decode(ctx.row[DATA])
+            event = shared.get(ctx.row[POSITION])
+            if event is None:
+                event = handler.decode(ctx.row[DATA])
+                size = len(ctx.row[DATA])
+                if len(shared) >= DECODED or shared.size + size > DECODED_BYTES:
+                    shared.clear()
+                    shared.size = 0
+                shared.size += size
+                shared[ctx.row[POSITION]] = event
+            return event
         except Exception as error:
-            event_type = handler.event_type
+            row = ctx.row
             raise UndecodableEvent(
-                f"event {row[POSITION]} ({row[TYPE]} version {row[VERSION]}) does not fit {event_type.cls.__name__}: {error}",
+                f"event {row[POSITION]} ({row[TYPE]} version {row[VERSION]}) does not fit {handler.event_type.cls.__name__}: {error}",
                 position=row[POSITION],
                 type=row[TYPE],
             ) from error
-        if shared is not None:
-            shared.size += len(row[DATA])
-            if len(shared) >= DECODED or shared.size > DECODED_BYTES:
-                shared.clear()
-                shared.size = len(row[DATA])
-            shared[row[POSITION]] = event
-        return event
 
     def collect(self, ctx: Context, result: Any) -> None:
         """What the handler returned and published, as rows; an event that can't be published is the handler's failure."""
@@ -438,6 +447,19 @@ class Runner:
         self.feed.release(ctx)
         if ctx.failure is None:
             self.handled += 1
+
+    def ended_plainly(self, batch: Sequence[Context]) -> None:
+        """Handlers without a transaction have ended, with nothing to be written but that they did."""
+        dirty, release = self.checkpointing.dirty, self.feed.release
+        for ctx in batch:
+            lane, position = ctx.lane, ctx.row[POSITION]
+            lane.open.discard(position)
+            if position > lane.high:
+                lane.high = position
+            dirty.add(lane)
+            release(ctx)
+        self.handled += len(batch)
+        self.checkpointing.ended_plainly(len(batch))
 
     def _committed(self, committed: Committed) -> None:
         """A handlers' transaction was committed."""

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 BLOCK = 1024
 """Positions in a block."""
-KEPT = 12
+KEPT = 1
 """Blocks kept at most; fewer if they are large (32 MiB of data in all)."""
 KEPT_BYTES = 32 * 1024 * 1024
 SLOW_SECONDS = 0.02
@@ -76,7 +76,16 @@ class Tail:
             if not await asyncio.shield(fetching) and not joined:
                 return None, 0
         self._blocks.move_to_end(number)
+        if self._store.reads_aside and block.upto >= (number + 1) * BLOCK:
+            self._read_ahead(number + 1)
         return block, bisect_left(block.rows, (after + 1,))
+
+    def _read_ahead(self, number: int) -> None:
+        """Fetch a block that will be asked for when the one before is handled. If that fails, who asks hears of it."""
+        if number not in self._blocks and number not in self._fetching:
+            block = Block(number * BLOCK)
+            fetching = self._fetching[number] = asyncio.ensure_future(self._fetch(number, block, None))
+            fetching.add_done_callback(_seen)
 
     def grown(self) -> bool:
         """Whether there may be more than whoever came to the end has seen."""
@@ -135,3 +144,8 @@ class Tail:
         if rows and not self._lasts(rows, safe):
             self._lasting = self._store.durable()  # before an effect leaves the machine, whatever the writer's setting was
         return rows, safe
+
+
+def _seen(fetch: asyncio.Future[bool]) -> None:
+    if not fetch.cancelled():
+        fetch.exception()

@@ -93,6 +93,8 @@ class Worker:
         self._drain = drain
         self._rng = random.Random(seed)
         self._readers = ThreadPoolExecutor(1, thread_name_prefix="tidings-reader")
+        self._keeper = ThreadPoolExecutor(1, thread_name_prefix="tidings-lease")  # its own: a read that hangs must not cost the lease
+        self._situation: str | None = None
         self.runners: dict[str, Runner] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._control = -1
@@ -173,12 +175,13 @@ class Worker:
             log.warning("stopped while handlers of %s still ran; their events will be handled again", ", ".join(running))
         keeping.cancel()
         await asyncio.gather(*(reader.close() for reader in self._all()))
+        await self._transactions.close()  # what still runs there holds the file, perhaps
         try:
             await asyncio.wrap_future(self._store.write(self._leave))
         except StoreError as error:
             log.warning("the lease could not be given back, so it has to run out: %s", error)
-        await self._transactions.close()
         self._readers.shutdown(wait=False)
+        self._keeper.shutdown(wait=False)
 
     def _leave(self, unit: Any) -> None:
         for runner in self.runners.values():
@@ -203,6 +206,7 @@ class Worker:
         for reader in self._all():
             await reader.close()
         self._readers.shutdown(wait=False)
+        self._keeper.shutdown(wait=False)
 
     def _all(self) -> list[Sharer]:
         """Whoever shares lanes in this process."""
@@ -256,6 +260,25 @@ class Worker:
         """Renew the lease, see what operators want, and take or give back lanes."""
         until = self._clock.monotonic() + self.lease
         info = self._info()
+        pulse: tuple[str, int | None] | None = None
+        if not self._store.one_writer:  # there it goes with a group of others, and looking costs nothing
+            pulse = await self._loop.run_in_executor(self._keeper, self._store.at_once, lambda unit: unit.pulse(self.id, until, info))
+        if pulse is not None:
+            self.renewed, self.trouble = until - self.lease, None
+            situation, due = pulse
+            if due is not None and (self._due is None or due < self._due):
+                self._committed.set()
+            if situation != self._situation or any(self._giving_back.values()):
+                self._situation = None  # if it fails, it is looked at again
+                await self._look_at_control(force=True)
+                self._situation = situation
+                for runner in self.runners.values():
+                    runner.leased(until)
+            else:
+                for runner in self.runners.values():
+                    runner.prolonged(until)
+            return
+        self._situation = None
         renewed = await asyncio.wrap_future(self._store.write(lambda unit: self._renew(unit, until, info)))
         if not renewed:  # frozen past the lease: others have the lanes
             for reader in self._all():
@@ -312,6 +335,8 @@ class Worker:
             if isinstance(result, BaseException):
                 raise result
         self._control = control
+        if not all(worker.alive for worker in workers):
+            await asyncio.wrap_future(self._store.write(lambda unit: unit.bury()))
 
     @staticmethod
     def _snapshot(unit: Any) -> tuple[dict[str, str], list[SubscriptionRow], list[WorkerRow], list[Lane]]:
@@ -377,6 +402,8 @@ class Worker:
 
     def _on_wake(self) -> None:
         self._wake_runners()
+        if self._waker is not None and self._waker.polled:  # an operator's command would have been heard of
+            return
         if self._checked < float("inf"):
             since, self._checked = time.monotonic() - self._checked, float("inf")  # until the look that is now planned
             self._loop.call_later(max(0.0, CONTROL_SECONDS - since), lambda: self._spawn(self._look_at_control()))
@@ -450,7 +477,7 @@ class Worker:
     async def publish_due(self) -> float | None:
         """Move what is due into the log; seconds until the next is due, None if nothing is scheduled."""
         due: int | None
-        self._due = due = await self._loop.run_in_executor(self._readers, self._store.query, lambda unit: unit.next_due())
+        self._due = due = await self._loop.run_in_executor(self._readers, self._store.at_once, lambda unit: unit.next_due())
         now = self._now()
         if due is None:
             return None

@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 import psycopg
 from psycopg import pq
+from psycopg.errors import error_from_result
 
 from ...errors import ConfigurationError, StoreBusy, StoreError, StoreFailed, StoreNotInitialised
 
@@ -25,6 +26,8 @@ _WORDS = {
 }
 
 CONNECT_SECONDS = 10
+
+_DONE = {pq.ExecStatus.COMMAND_OK, pq.ExecStatus.TUPLES_OK}
 
 _AGAIN = {"40001", "40P01", "55P03"}
 """Serialization failure, deadlock, lock not available: nobody's failure, the same work is simply run again."""
@@ -64,11 +67,11 @@ def connect(url: str, *, name: str = "tidings") -> psycopg.Connection[Any]:
         )
     except psycopg.Error as error:
         raise explain(error, url) from error
-    if conn.info.server_version < OLDEST:
+    version = conn.info.server_version
+    if version < OLDEST:
         conn.close()
         raise StoreFailed(
-            f"{label(url)} is PostgreSQL {conn.info.server_version // 10000}; Tidings needs {OLDEST // 10000} or newer",
-            found=conn.info.server_version,
+            f"{label(url)} is PostgreSQL {version // 10000}; Tidings needs {OLDEST // 10000} or newer: upgrade the server", found=version
         )
     try:
         if is_pooled(conn):
@@ -123,6 +126,18 @@ def is_lost(error: BaseException) -> bool:
         if type(one).__module__.startswith(("psycopg2", "asyncpg")) and type(one).__name__ in _LOST_NAMES:
             return True
     return False
+
+
+def command(conn: psycopg.Connection[Any], statements: str) -> None:
+    """Statements whose rows are of no interest, in one round trip, on a connection of this thread's.
+
+    Past the driver, whose way to the server takes the interpreter's lock several times: a loop that is busy gives it late, each time.
+    """
+    result = conn.pgconn.exec_(statements.encode())
+    if result.status not in _DONE:
+        if conn.pgconn.status != pq.ConnStatus.OK:
+            raise psycopg.OperationalError(result.get_error_message())
+        raise error_from_result(result)
 
 
 def is_open(conn: psycopg.Connection[Any]) -> bool:

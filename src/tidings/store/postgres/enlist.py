@@ -8,7 +8,7 @@ the connection belongs to.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from functools import lru_cache
 from typing import Any, Protocol, TypeVar
 
@@ -16,7 +16,7 @@ import psycopg
 from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 
-from ...errors import OutsideTransaction, UnsupportedTransaction
+from ...errors import OutsideTransaction, StoreError, UnsupportedTransaction
 
 T = TypeVar("T")
 
@@ -46,7 +46,7 @@ class Executor(Protocol):
 Work = Callable[[Any], T]
 
 
-def kind_of(cls: type) -> str:
+def _kind_of(cls: type) -> str:
     """Which driver a class belongs to.
 
     Raises:
@@ -72,6 +72,9 @@ def kind_of(cls: type) -> str:
         ' django.db.connection; or tx="own" for a transaction of its own.',
         cls=cls,
     )
+
+
+kind_of: Callable[[type], str] = lru_cache(256)(_kind_of)
 
 
 def is_async(tx: object) -> bool:
@@ -117,6 +120,40 @@ async def run_async(tx: Any, work: Work[T], mark: str | None = None) -> T:
     if kind == "async psycopg":
         return await replay(begun(tx), execute_psycopg, work, mark)
     return await replay(begun_asyncpg(tx), execute_asyncpg, work, mark)
+
+
+async def insert_async(tx: Any, statement: str, values: Sequence[Any], check: Callable[[Executor], None], checked: Container[Any]) -> int:
+    """Run an INSERT that returns a number, in an asynchronous transaction whose connection has been checked, or is now: what a publish
+    does. One statement and no more needs none of what ``run_async`` brings."""
+    kind = kind_of(type(tx))
+    if kind == "async sqlalchemy":
+
+        def inside(inner: Any) -> int:
+            raw = SQLAlchemy(inner)
+            check(raw)
+            return first(raw.execute(statement, values))
+
+        number: int = await tx.run_sync(inside)
+        return number
+    conn = begun(tx) if kind == "async psycopg" else begun_asyncpg(tx)
+    if conn not in checked:
+        await run_async(tx, check)
+    if kind == "async psycopg":
+        cursor = await psycopg.AsyncCursor(conn, row_factory=tuple_row).execute(statement, values)
+        return number_in(await cursor.fetchone())
+    return number_in(await conn.fetchrow(numbered(statement), *values))
+
+
+def first(rows: Rows) -> int:
+    """The number that a statement returns."""
+    return number_in(rows.fetchone())
+
+
+def number_in(row: Any) -> int:
+    """Raise StoreError if there is no row."""
+    if row is None:
+        raise StoreError("the INSERT of an event wrote nothing: a trigger or rule of yours on the tidings_ table swallows it; remove it")
+    return int(row[0])
 
 
 class _Wanted(BaseException):
@@ -196,18 +233,21 @@ class Psycopg2:
     mark: str | None = None
 
     def __init__(self, conn: Any) -> None:
-        from psycopg2.extensions import TRANSACTION_STATUS_IDLE
-
-        if conn.autocommit and conn.info.transaction_status == TRANSACTION_STATUS_IDLE:
+        if conn.autocommit and conn.info.transaction_status == TransactionStatus.IDLE:
             raise OutsideTransaction('this connection is in autocommit mode: publish in a transaction, or with tx="own"', tx=conn)
         self.driver = conn
 
     def execute(self, statement: str, arguments: Sequence[Any] = ()) -> Any:
-        from psycopg2.extensions import cursor
-
-        made = self.driver.cursor(cursor_factory=cursor)
+        made = _psycopg2_cursor()(self.driver)
         made.execute(statement, arguments)
         return made
+
+
+@lru_cache(1)
+def _psycopg2_cursor() -> Any:
+    from psycopg2.extensions import cursor
+
+    return cursor
 
 
 class SQLAlchemy:

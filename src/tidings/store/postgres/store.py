@@ -21,9 +21,11 @@ from ..port import Examination, Holder, Row, holder_text, size_text
 from . import enlist, partitions, schema
 from .connect import check_url, connect, explain, is_busy, is_lost, is_open, label, sqlstate_of
 from .cursor import PostgresCursor
+from .durable import flush
+from .fetch import fetch
 from .horizon import Horizon, lockers
 from .transactions import Transactions
-from .unit import APPEND, READ, SCHEDULE, PostgresUnit, append_with
+from .unit import APPEND, SCHEDULE, PostgresUnit, append_with
 from .waker import Notifier, Waker
 from .writer import ServerWriter
 
@@ -37,8 +39,6 @@ ROWS = (16, 1024)
 """Rows asked for at a time, at least and at most; between them as many as the data seen lately lets expect to fit."""
 FROZEN_SECONDS = 10.0
 """A transaction of the writer's in which nothing happens is ended by the server after this time, or after the lease if that is shorter."""
-FLUSH_SECONDS = 0.005
-"""So long others' commits may take to carry what was read to disk, before it is done here."""
 
 
 class PostgresStore:
@@ -55,6 +55,7 @@ class PostgresStore:
     """
 
     one_writer = False
+    reads_aside = True
 
     def __init__(self, url: str, *, clock: Clock | None = None, listen: str | None = None) -> None:
         self.url = check_url(url)
@@ -210,6 +211,13 @@ class PostgresStore:
         except psycopg.Error as error:
             raise explain(error, self.url) from error
 
+    def at_once(self, job: Callable[[PostgresUnit], T]) -> T:
+        try:
+            with self._connection() as conn:
+                return job(self.unit(conn))
+        except psycopg.Error as error:
+            raise explain(error, self.url) from error
+
     def read(self, after: int, upto: int) -> tuple[list[tuple[Any, ...]], int]:
         with self._reading_lock:
             try:
@@ -234,26 +242,26 @@ class PostgresStore:
             return [], after
         rows: list[tuple[Any, ...]] = []
         size = 0
-        with conn.cursor(binary=True) as cursor:
-            while True:
-                part = cursor.execute(READ, (after, safe, self._rows)).fetchall()
-                rows += part
-                asked, got = self._rows, sum([len(row[10]) for row in part])
-                size += got
-                if part:
-                    fitting = READ_BYTES // (4 * (got // len(part) + 1))
-                    self._rows = max(ROWS[0], min(ROWS[1], fitting))
-                if len(part) < asked:
-                    break
-                after = part[-1][0]
-                if size > READ_BYTES:
-                    safe = after
-                    break
+        while after < safe:
+            asked = self._rows
+            part = fetch(conn, after, safe, asked)
+            rows += part
+            got = sum([len(row[10]) for row in part])
+            size += got
+            if part:
+                fitting = READ_BYTES // (4 * (got // len(part) + 1))
+                self._rows = max(ROWS[0], min(ROWS[1], fitting))
+            if len(part) < asked:
+                break
+            after = part[-1][0]
+            if size > READ_BYTES:
+                safe = after
+                break
         # Nobody may act on a row, or pass a position, that a crash of the server would take back and give to another event: this process
         # would not notice. The horizon was looked at before; what it covers is durable once the server has flushed up to here.
         if self._durable < safe:
             reached = self._horizon.safe
-            self._flush(conn)
+            flush(conn)
             self._durable = reached
         return rows, safe
 
@@ -266,7 +274,7 @@ class PostgresStore:
             self._reading = None
 
     def cursor(self, source: str) -> PostgresCursor:
-        cursor = PostgresCursor(self.url, source, self._flush)
+        cursor = PostgresCursor(self.url, source, flush)
         with self._cursors_lock:
             self._cursors.add(cursor)
         return cursor
@@ -280,20 +288,6 @@ class PostgresStore:
 
     def lasts(self, upto: int, last: tuple[Any, ...] | None) -> bool:
         return upto <= self._durable
-
-    @staticmethod
-    def _flush(conn: psycopg.Connection[Any]) -> None:
-        """Wait until everything that was written until now has been flushed; if nobody's commit does it soon, make one that does."""
-        row = conn.execute("SELECT pg_current_wal_insert_lsn()::text, pg_current_wal_flush_lsn() >= pg_current_wal_insert_lsn()").fetchone()
-        assert row is not None
-        until = time.monotonic() + FLUSH_SECONDS
-        flushed = row[1]
-        while not flushed and time.monotonic() < until:
-            time.sleep(0.0002)
-            again = conn.execute("SELECT pg_current_wal_flush_lsn() >= %s::pg_lsn", (row[0],)).fetchone()
-            flushed = again is not None and again[0]
-        if not flushed:  # a transaction without a change of its own would not be written
-            conn.execute("BEGIN; SET LOCAL synchronous_commit = on; SELECT pg_logical_emit_message(true, 'tidings', ''); COMMIT")
 
     # -- waking up
 
@@ -362,14 +356,12 @@ class PostgresStore:
         raw = enlist.executor(tx)
         if raw.driver not in self._ours:
             self.check(raw)
-        return self._insert(raw, row)
+        position = enlist.first(raw.execute(row[2], row[3]))
+        self.hint()
+        return position
 
     async def publish_async(self, tx: Any, row: Row) -> int:
-        await enlist.run_async(tx, self.check)
-        return await enlist.run_async(tx, lambda raw: self._insert(raw, row))
-
-    def _insert(self, raw: enlist.Executor, row: Row) -> int:
-        position = self.unit(raw).insert(row[2], row[3])
+        position = await enlist.insert_async(tx, row[2], row[3], self.check, self._ours)
         self.hint()
         return position
 

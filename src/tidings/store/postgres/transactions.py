@@ -19,13 +19,14 @@ from psycopg.pq import TransactionStatus
 from ...errors import HandlerDefinitionError, HandlerTimeout, TransactionEnded
 from ..port import RaisedByHandler
 from . import enlist
-from .connect import connect, is_lost, sqlstate_of
+from .connect import command, connect, is_lost, sqlstate_of
 
 if TYPE_CHECKING:
     from .store import PostgresStore
 
-# Both are undone by whatever ends the transaction: the bound, and the mark by which we know that it is still the one that we began.
-BEGUN = "SET LOCAL idle_in_transaction_session_timeout = {milliseconds}; SET LOCAL tidings.tx = '{mark}'"
+# Both are undone by whatever ends the transaction: the bound, and the mark by which we know that it is still the one that we began. One
+# statement, since not every driver takes two at once.
+BEGUN = "SELECT set_config('idle_in_transaction_session_timeout', '{milliseconds}', true), set_config('tidings.tx', '{mark}', true)"
 
 
 class Guard:
@@ -148,7 +149,7 @@ class Transactions:
 
     Args:
         given: what ``App(transactions=…)`` was given: an engine, a sessionmaker, their async twins, a callable that returns an asyncpg
-            connection (or a coroutine of one), or several of these.
+            connection (or a coroutine of one) or a psycopg2 one, or several of these. Connections are kept, and closed in ``close``.
         idle: seconds after which the server ends a transaction in which nothing happens.
     """
 
@@ -161,8 +162,8 @@ class Transactions:
         self._given = () if given is None else tuple(given) if isinstance(given, (list, tuple)) else (given,)
         self._idle = idle
         self._own = threading.local()
-        self._made: list[psycopg.Connection[Any]] = []
-        self._idle_async: list[psycopg.AsyncConnection[Any]] = []
+        self._made: list[Any] = []
+        self._idle_async: dict[str, list[Any]] = {"async psycopg": [], "asyncpg": []}
 
     def check(self, kind: str, handler: str) -> None:
         """Raise HandlerDefinitionError unless transactions of this kind can be had."""
@@ -177,8 +178,9 @@ class Transactions:
         """Close the connections that were made for handlers; what still runs closes its own."""
         while self._made:
             self._made.pop().close()
-        while self._idle_async:
-            await self._idle_async.pop().close()
+        for idle in self._idle_async.values():
+            while idle:
+                await idle.pop().close()
 
     @contextmanager
     def begin(self, kind: str) -> Iterator[Transaction]:
@@ -196,7 +198,7 @@ class Transactions:
         begun = BEGUN.format(milliseconds=int(self._idle * 1000), mark=mark)
         if kind == "psycopg":
             conn = self._psycopg()
-            conn.execute(f"BEGIN; {begun}".encode())
+            command(conn, f"BEGIN; {begun}")
             guard = Guard(lambda: conn.closed or conn.info.transaction_status == TransactionStatus.IDLE)
             transaction = Transaction(conn, _marked(enlist.Psycopg(conn), mark), guard, lambda: _savepoint(conn), conn.cancel)
             with _refusing(conn, guard, ("commit", "rollback", "close")):
@@ -206,7 +208,7 @@ class Transactions:
                     _undo(conn)
                     raise
             try:
-                conn.execute("COMMIT")
+                command(conn, "COMMIT")
             except BaseException:
                 _undo(conn)
                 raise
@@ -217,20 +219,22 @@ class Transactions:
             with django.db.transaction.atomic():
                 raw = _marked(enlist.Django(connection), mark)
                 self._store.check(raw)
-                self._run(raw, begun)
+                raw.execute(begun)
                 guard = Guard(lambda: not connection.in_atomic_block)
                 yield Transaction(connection, raw, guard, django.db.transaction.atomic, lambda: None)
         elif kind == "psycopg2":
-            conn2 = self._callable(kind, kind)()
+            conn2 = self._psycopg2()
             try:
                 raw2 = _marked(enlist.Psycopg2(conn2), mark)
                 self._store.check(raw2)
-                self._run(raw2, begun)
-                guard = Guard(lambda: conn2.closed or conn2.info.transaction_status == 0)
+                raw2.execute(begun)
+                guard = Guard(lambda: conn2.closed or conn2.info.transaction_status == TransactionStatus.IDLE)
                 yield Transaction(conn2, raw2, guard, lambda: _savepoint_by(raw2), conn2.cancel)
                 conn2.commit()
-            finally:
-                conn2.close()
+            except BaseException:
+                with contextlib.suppress(Exception):  # of no interest beside the one that brought us here; what can't be undone is closed
+                    conn2.rollback()
+                raise
         else:
             import sqlalchemy.event
 
@@ -238,7 +242,7 @@ class Transactions:
             with source() if kind == "session" else source.connect() as tx:
                 raw_sa = _marked(enlist.SQLAlchemy(tx), mark)
                 self._store.check(raw_sa)
-                self._run(raw_sa, begun)
+                raw_sa.execute(begun)
                 guard = Guard(lambda: not tx.in_transaction())
                 if kind == "session":
                     sqlalchemy.event.listen(tx, "before_commit", guard.before_commit)
@@ -289,7 +293,7 @@ class Transactions:
 
     def _start(self, raw: enlist.Executor, begun: str) -> None:
         self._store.check(raw)
-        self._run(raw, begun)
+        raw.execute(begun)
 
     @asynccontextmanager
     async def _connected_async(self, kind: str) -> AsyncIterator[Any]:
@@ -300,18 +304,24 @@ class Transactions:
         elif kind == "asyncpg":
             import asyncpg
 
-            given = self._find_callable()
-            cache = {"statement_cache_size": 0} if self._store.pooled else {}
-            conn = given() if given is not None else asyncpg.connect(self._store.url, **cache)
-            if hasattr(conn, "__await__"):
-                conn = await conn
+            idle = self._idle_async[kind]
+            conn = idle.pop() if idle else None
+            if conn is None or conn.is_closed():
+                given = self._find_callable()
+                cache = {"statement_cache_size": 0} if self._store.pooled else {}
+                conn = given() if given is not None else asyncpg.connect(self._store.url, **cache)
+                if hasattr(conn, "__await__"):
+                    conn = await conn
             try:
                 yield conn
             finally:
-                if not conn.is_closed():
+                if conn.is_closed() or conn.is_in_transaction():
                     await conn.close()
+                else:
+                    idle.append(conn)
         else:
-            conn = self._idle_async.pop() if self._idle_async else None
+            idle = self._idle_async[kind]
+            conn = idle.pop() if idle else None
             if conn is None or conn.closed:
                 conn = await psycopg.AsyncConnection.connect(
                     self._store.url,
@@ -325,7 +335,7 @@ class Transactions:
                 if conn.closed or conn.info.transaction_status != TransactionStatus.IDLE:
                     await conn.close()
                 else:
-                    self._idle_async.append(conn)
+                    idle.append(conn)
 
     def abort(self, transaction: Transaction) -> bool:
         """Give up a transaction whose handler hangs in another thread: its statement is cancelled; it can commit nothing any more.
@@ -351,10 +361,16 @@ class Transactions:
             self._made.append(conn)
         return conn
 
-    @staticmethod
-    def _run(raw: enlist.Executor, statements: str) -> None:
-        for statement in statements.split("; "):
-            raw.execute(statement)
+    def _psycopg2(self) -> Any:
+        """The same from the function that was given."""
+        conn = getattr(self._own, "conn2", None)
+        if conn is None or conn.closed or conn.info.transaction_status != TransactionStatus.IDLE:
+            if conn is not None:
+                conn.close()
+                self._made.remove(conn)
+            conn = self._own.conn2 = self._callable("psycopg2", "psycopg2")()
+            self._made.append(conn)
+        return conn
 
     def _find_callable(self) -> Any:
         for given in self._given:
@@ -423,21 +439,21 @@ def _undo(conn: psycopg.Connection[Any]) -> None:
     """Roll back, or close what can't be."""
     try:
         if not conn.closed:
-            conn.execute("ROLLBACK")
+            command(conn, "ROLLBACK")
     except psycopg.Error:
         conn.close()
 
 
 @contextmanager
 def _savepoint(conn: psycopg.Connection[Any]) -> Iterator[None]:
-    conn.execute("SAVEPOINT tidings")
+    command(conn, "SAVEPOINT tidings")
     try:
         yield
     except BaseException:
         if not conn.closed and conn.info.transaction_status != TransactionStatus.IDLE:
-            conn.execute("ROLLBACK TO tidings; RELEASE tidings")
+            command(conn, "ROLLBACK TO tidings; RELEASE tidings")
         raise
-    conn.execute("RELEASE tidings")
+    command(conn, "RELEASE tidings")
 
 
 @contextmanager

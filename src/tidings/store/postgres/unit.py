@@ -33,6 +33,9 @@ _ACTIVE = "(state <> 'dead' OR holds)"
 _PARKED = f"subscription, state, holds, attempts, due, delay, since, error, traceback, position, {EVENT}"
 
 # Never more than the whole delay from now, whatever the wall clock did in between.
+# A scheduled event is published when it is due, so that the times along the log go on as its positions do (``start=``, retention).
+_RELEASED = EVENT.replace(" time,", " due,")
+
 _DUE_IN = "greatest(0, least(due - %s, delay))"
 
 # A failed retry keeps the time of its first failure (since) and its copy of the event.
@@ -45,14 +48,18 @@ _CLOCK = "coalesce(%s::float8, extract(epoch FROM clock_timestamp())::float8)"
 
 # Handlers of one lane may be committing at the same time, each with what its process knew before the other's commit. So the row takes
 # from a checkpoint only what is newer than itself: it was told ``open`` up to ``position`` (v), and knows better (l) beyond that and
-# of what ended meanwhile. The row lock makes them take turns; PostgreSQL then looks at the row as the first one left it.
-ADVANCE = """UPDATE tidings_lanes l SET position = greatest(l.position, v.position),
+# of what ended meanwhile. The rows are locked first, in the order of their lanes, so that two who need several can't wait for each other;
+# PostgreSQL then looks at each as the first one left it. Four texts for all lanes: every driver binds these, and none takes long about it.
+ADVANCE = """WITH locked AS MATERIALIZED (
+        SELECT lane FROM tidings_lanes WHERE subscription = %s AND lane = ANY (%s::text::int[]) ORDER BY lane FOR UPDATE)
+    UPDATE tidings_lanes l SET position = greatest(l.position, v.position),
     open = CASE WHEN l.open = '{}' AND v.open = '{}' THEN '{}' ELSE ARRAY(
         SELECT p FROM unnest(l.open) p WHERE p > v.position OR p = ANY (v.open)
         UNION SELECT p FROM unnest(v.open) p WHERE p > l.position ORDER BY 1) END
-    FROM (SELECT a AS lane, b AS epoch, c AS position, d::bigint[] AS open
-          FROM unnest(%s::int[], %s::int[], %s::bigint[], %s::text[]) AS given (a, b, c, d)) v
-    WHERE l.subscription = %s AND l.worker = %s AND l.lane = v.lane AND l.epoch = v.epoch{still} RETURNING l.lane, l.epoch"""
+    FROM locked JOIN (SELECT a AS lane, b AS epoch, c AS position, d::bigint[] AS open
+          FROM unnest(%s::text::int[], %s::text::int[], %s::text::bigint[], %s::text::text[]) AS given (a, b, c, d)) v
+          ON v.lane = locked.lane
+    WHERE l.subscription = %s AND l.worker = %s AND l.lane = v.lane AND l.epoch = v.epoch{still}"""
 
 # In a handler's transaction: only while it is the one that was begun for it (transactions.py).
 _STILL = " AND current_setting('tidings.tx', true) = %s"
@@ -61,6 +68,17 @@ ADVANCE = ADVANCE.replace("{still}", "")
 
 # In order, so that two who need several lanes can't wait for each other.
 LOCK_LANES = "SELECT 1 FROM tidings_lanes WHERE subscription = %s AND lane = ANY (%s::int[]) ORDER BY lane FOR UPDATE"
+
+
+# Only while it lasts, so that nobody can have taken the lanes. Who is claiming them has locked the row if it was over; then this waits, and
+# finds it over too.
+PULSE = f"""UPDATE tidings_workers w SET until = {_CLOCK} + %s, info = %s WHERE worker = %s AND until > {_CLOCK} RETURNING
+    (SELECT value FROM tidings_meta WHERE name = 'control')
+    || (SELECT md5(coalesce(string_agg(concat_ws(' ', worker, subscriptions, info::jsonb -> 'groups'), ',' ORDER BY worker), ''))
+        FROM tidings_workers WHERE until > {_CLOCK})
+    || (SELECT md5(coalesce(string_agg(concat_ws(' ', subscription, lane, worker, epoch), ',' ORDER BY subscription, lane), ''))
+        FROM tidings_lanes),
+    (SELECT min(due) FROM tidings_scheduled)"""
 
 
 def append_with(constants: Mapping[str, str | int | None]) -> str:
@@ -216,7 +234,7 @@ class PostgresUnit:
     def release_due(self, now: int, limit: int) -> int:
         """Two workers may try at once: the second waits for the first one's rows and finds them gone."""
         rows = self._all(
-            f"SELECT event_id_, {EVENT} FROM tidings_scheduled WHERE due <= %s ORDER BY due, event_id_ LIMIT %s FOR UPDATE", now, limit
+            f"SELECT event_id_, {_RELEASED} FROM tidings_scheduled WHERE due <= %s ORDER BY due, event_id_ LIMIT %s FOR UPDATE", now, limit
         )
         if rows:
             self.told = True
@@ -340,6 +358,11 @@ class PostgresUnit:
             == 1
         )  # fmt: skip
 
+    def pulse(self, worker: str, until: float, info: dict[str, Any] | None) -> tuple[str, int | None] | None:
+        now = self._seconds()
+        row = self._one(PULSE, now, until - self._clock.monotonic(), json.dumps(info or {}), worker, now, now)
+        return None if row is None else (row[0], row[1])
+
     def workers(self) -> list[WorkerRow]:
         rows = self._all(
             f"SELECT worker, app, host, pid, started, subscriptions, until - {_CLOCK}, info FROM tidings_workers ORDER BY started, worker",
@@ -408,24 +431,24 @@ class PostgresUnit:
     def advance(self, subscription: str, worker: str, rows: Sequence[tuple[int, int, int, str | None]]) -> list[tuple[int, int]]:
         if not rows:
             return []
-        if len(rows) > 1:
-            self._all(LOCK_LANES, subscription, [row[0] for row in rows])
         mark: str | None = getattr(self._conn, "mark", None)
-        written = self._all(
+        lanes = _array([row[0] for row in rows])
+        done = self._count(
             ADVANCE if mark is None else ADVANCE_STILL,
-            [row[0] for row in rows], [row[1] for row in rows], [row[2] for row in rows],
-            ["{}" if row[3] is None else "{" + row[3].strip("[]") + "}" for row in rows],
+            subscription, lanes, lanes, _array([row[1] for row in rows]), _array([row[2] for row in rows]),
+            "{" + ",".join(['"{}"' if row[3] is None else '"{' + row[3].strip("[]") + '}"' for row in rows]) + "}",
             subscription, worker, *(() if mark is None else (mark,)),
         )  # fmt: skip
-        if len(written) == len(rows):
+        if done == len(rows):
             return []
         if mark is not None and self._all("SELECT current_setting('tidings.tx', true)") != [(mark,)]:
             raise TransactionEnded(
                 "the handler ended the transaction it was given: the worker commits it, with the checkpoint; what was committed stays, and"
                 " the event counts as not handled"
             )
-        kept = set(written)
-        return [(lane, epoch) for lane, epoch, _, _ in rows if (lane, epoch) not in kept]
+        # By epoch: a worker may have lost a lane and taken it again, and hold events of both times.
+        owned = {(row.lane, row.epoch) for row in self.lanes(subscription) if row.worker == worker}
+        return [(lane, epoch) for lane, epoch, _, _ in rows if (lane, epoch) not in owned]
 
     def note_begun(self, subscription: str, worker: str, rows: Sequence[tuple[int, int, str | None]]) -> list[tuple[int, int]]:
         self._all(LOCK_LANES, subscription, [row[0] for row in rows])
@@ -626,6 +649,11 @@ def _of_key(subscription: str, lane: int, key: tuple[str | None, str] | int | No
     if isinstance(key, int):
         return "subscription = %s AND position = %s", (subscription, key)
     return "subscription = %s AND lane = %s AND key = %s AND key_name IS NOT DISTINCT FROM %s", (subscription, lane, key[1], key[0])
+
+
+def _array(numbers: Sequence[int]) -> str:
+    """As the server writes it."""
+    return "{" + ",".join(map(str, numbers)) + "}"
 
 
 def _lane(row: tuple[Any, ...]) -> Lane:

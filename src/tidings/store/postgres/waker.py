@@ -11,24 +11,28 @@ import asyncio
 import contextlib
 import logging
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
 import psycopg
 
 from ...errors import StoreError
-from .connect import connect, is_open, is_pooled, label
+from .connect import command, connect, is_open, is_pooled, label
 
 log = logging.getLogger("tidings.store")
 
-POLL_SECONDS = 2.0
-"""With nothing heard, look this often."""
+POLL_SECONDS = (10.0, 2.0)
+"""With nothing heard, look this often: while somebody listens, and while nobody can."""
 POOLED_SECONDS = 0.5
 """The same where nothing can be heard: a pooler stands between, and no direct connection was given."""
 QUICK = (0.0005, 0.05)
 """Seconds between looks while something is expected: the first, and the longest (each is half as long again as the one before)."""
-NOTIFY_SECONDS = 0.01
-"""Between two NOTIFY of one process."""
+NOTIFY_SECONDS = (0.01, 0.05)
+"""Between two NOTIFY of one process: the least, and in a stream of publishes, whose listeners look by themselves meanwhile, half as long
+again each time up to this."""
+NOTIFY_SHARE = 0.05
+"""And so long that they take no larger share of the time."""
 RECONNECT_SECONDS = 1.0
 
 
@@ -64,20 +68,28 @@ class Notifier:
 
     def _run(self) -> None:
         conn: psycopg.Connection[Any] | None = None
+        pause, longest = NOTIFY_SECONDS
         while True:
-            self._hinted.wait()
+            if self._hinted.is_set():
+                pause = min(longest, pause * 1.5)
+            else:
+                pause = NOTIFY_SECONDS[0]
+                self._hinted.wait()
             self._hinted.clear()
+            began = time.monotonic()
             try:
                 if conn is None or not is_open(conn):
                     conn = connect(self._url, name="tidings notify")
-                conn.execute("SELECT pg_notify(%s, '')", (self._channel,))
+                    began = time.monotonic()
+                command(conn, f'NOTIFY "{self._channel}"')
             except (psycopg.Error, StoreError) as error:  # listeners poll
                 log.info("nobody could be told that there is something new: %s", error)
                 if conn is not None:
                     conn.close()
                     conn = None
                 self._closing.wait(RECONNECT_SECONDS)
-            if self._closing.wait(NOTIFY_SECONDS) and not self._hinted.is_set():
+            took = min(time.monotonic() - began, RECONNECT_SECONDS)
+            if self._closing.wait(max(pause, took / NOTIFY_SHARE)) and not self._hinted.is_set():
                 break
             if self._closing.is_set():
                 self._hinted.clear()
@@ -102,7 +114,8 @@ class Waker:
         self._conn: psycopg.Connection[Any] | None = None
         self._socket = -1  # a connection that is lost no longer knows its own
         self._connecting: asyncio.Future[Any] | None = None
-        self._poll = POLL_SECONDS
+        self._poll = POLL_SECONDS[1]
+        self.polled = False
         self._armed = False
         self._heard = True  # until the first look
         self._closed = False
@@ -160,6 +173,7 @@ class Waker:
             self._forget(self._conn)
 
     def _wake(self) -> None:
+        self.polled = not self._heard
         self._heard = False
         self.disarm()
         self._woken()
@@ -205,6 +219,7 @@ class Waker:
             conn.close()
             return
         self._conn, self._socket = conn, conn.fileno()
+        self._poll = POLL_SECONDS[0]
         self._loop.add_reader(self._socket, self._on_readable)
         self._told()  # whatever was said while nobody listened
 
@@ -234,5 +249,6 @@ class Waker:
 
     def _forget(self, conn: psycopg.Connection[Any]) -> None:
         self._conn = None
+        self._poll = POLL_SECONDS[1]
         self._loop.remove_reader(self._socket)
         conn.close()

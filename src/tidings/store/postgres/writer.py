@@ -17,7 +17,7 @@ import psycopg
 
 from ...errors import StoreError, StoreFailed
 from ..writer import Job, Writer
-from .connect import connect, explain, is_busy, is_lost, label
+from .connect import command, connect, explain, is_busy, is_lost, label
 
 log = logging.getLogger("tidings.store")
 
@@ -68,7 +68,7 @@ class ServerWriter(Writer):
         self._number += 1
         begin = BEGIN.format(milliseconds=int(self._idle() * 1000), writer=self._id, number=self._number, day=_day())
         try:
-            conn.execute(begin.encode())
+            command(conn, begin)
         except psycopg.Error:
             self._drop()  # perhaps in a transaction that failed
             raise
@@ -77,10 +77,10 @@ class ServerWriter(Writer):
             results = [job.run(unit) for job in group]
         except BaseException as error:
             if not is_lost(error):
-                conn.execute("ROLLBACK")
+                command(conn, "ROLLBACK")
             raise
         try:
-            conn.execute("COMMIT")
+            command(conn, "COMMIT")
         except psycopg.Error as error:
             if not is_lost(error):
                 raise

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import Future
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from typing import Any, TypeVar
 
 from ...clock import Clock, SystemClock
@@ -78,6 +78,7 @@ class SQLiteStore:
     """
 
     one_writer = True
+    reads_aside = False
 
     def __init__(self, url: str, *, synchronous: str = "FULL", clock: Clock | None = None, busy: float = BUSY_SECONDS) -> None:
         if synchronous not in {"FULL", "NORMAL"}:
@@ -190,6 +191,9 @@ class SQLiteStore:
         if self._writer is None:
             raise StoreError("the store is not open; use `async with app:` or app.open() first", path=self.path)
         return self._writer
+
+    def at_once(self, job: Callable[[SQLiteUnit], T]) -> T:
+        return self.query(job)
 
     def query(self, job: Callable[[SQLiteUnit], T]) -> T:
         conn = self.reader()
@@ -317,6 +321,11 @@ class SQLiteStore:
             conn = self._readers.handling = self.connect()
             self._reading.append(conn)
         return conn
+
+    def forget(self, conn: sqlite3.Connection) -> None:
+        """Whoever uses this connection closes it."""
+        with suppress(ValueError):
+            self._reading.remove(conn)
 
     def reader(self) -> sqlite3.Connection:
         """This thread's connection for reading."""

@@ -23,6 +23,9 @@ APPEND = f"INSERT INTO tidings_log ({EVENT}) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?
 
 SCHEDULE = f"INSERT INTO tidings_scheduled (event_id_, due, {EVENT}) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)"
 
+# A scheduled event is published when it is due, so that the times along the log go on as its positions do (``start=``, retention).
+_RELEASED = EVENT.replace(" time,", " due,")
+
 HEAD = "SELECT seq FROM sqlite_sequence WHERE name = 'tidings_log'"
 READ = f"SELECT position, {EVENT} FROM tidings_log WHERE position > ? AND position <= ? ORDER BY position"
 
@@ -195,7 +198,7 @@ class SQLiteUnit:
     def release_due(self, now: int, limit: int) -> int:
         """Two workers may try at once: the write lock makes them take turns, and the second finds the rows gone."""
         rows = self._conn.execute(
-            f"SELECT event_id_, {EVENT} FROM tidings_scheduled WHERE due <= ? ORDER BY due, event_id_ LIMIT ?", (now, limit)
+            f"SELECT event_id_, {_RELEASED} FROM tidings_scheduled WHERE due <= ? ORDER BY due, event_id_ LIMIT ?", (now, limit)
         ).fetchall()
         for row in rows:
             self._conn.execute(APPEND, row[1:])
@@ -311,6 +314,9 @@ class SQLiteUnit:
             ).rowcount
             == 1
         )
+
+    def pulse(self, worker: str, until: float, info: dict[str, Any] | None) -> None:
+        """A statement of its own would be a commit of its own, and looking costs next to nothing."""
 
     def workers(self) -> list[WorkerRow]:
         now = self._clock.monotonic()

@@ -413,6 +413,7 @@ class StoreContract(IntakeStatements):
         assert store.write(lambda unit: unit.release_due(NOW + 20, 2)).result() == 2
         assert store.write(lambda unit: unit.release_due(NOW + 20, 2)).result() == 1
         assert [row[7] for row in store.read(0, 100)[0]] == [an_event(number).event_id for number in (2, 4, 3)]
+        assert [row[8] - NOW for row in store.read(0, 100)[0]] == [10, 10, 20]  # published when they are due
         assert store.write(lambda unit: unit.cancel(an_event(1).event_id)).result()
         assert not store.write(lambda unit: unit.cancel(an_event(1).event_id)).result()
         assert store.query(lambda unit: unit.next_due()) is None
@@ -466,6 +467,27 @@ class StoreContract(IntakeStatements):
         assert len(after) == LANES
         assert all(lane.epoch > before[lane.lane] for lane in after)
 
+    def test_what_a_dead_worker_had_begun_is_told_to_who_takes_its_lanes(self, store: Store, clock: ManualClock) -> None:
+        _register(store)
+        _enrol(store, "a", until=10)
+        mine = {lane.lane: lane for lane in _claim(store, "a", 1, 1)}
+        assert not any(lane.died or lane.begun for lane in mine.values())
+        rows = [(7, mine[7].epoch, "seven"), (8, mine[8].epoch, "eight"), (9, mine[9].epoch - 1, "of an earlier time")]
+        assert store.write(lambda unit: unit.note_begun("mail", "a", rows)).result() == [(9, mine[9].epoch - 1)]
+        assert store.write(lambda unit: unit.note_begun("mail", "a", [(8, mine[8].epoch, None)])).result() == []
+        _enrol(store, "b", until=1_000)
+        clock.advance(11)
+        taken = {lane.lane: lane for lane in _claim(store, "b", 1, 1)}
+        assert all(lane.died for lane in taken.values())
+        assert {lane.lane: lane.begun for lane in taken.values() if lane.begun is not None} == {7: "seven"}
+        store.write(lambda unit: unit.leave("b")).result()
+        _enrol(store, "c")
+        passed_on = {lane.lane: lane for lane in _claim(store, "c", 1, 1)}
+        assert not any(lane.died for lane in passed_on.values())
+        assert passed_on[7].begun == "seven"
+        store.write(lambda unit: unit.rewind("mail", 0)).result()
+        assert not any(lane.begun for lane in _lanes(store))
+
     def test_a_renewed_lease_goes_on(self, store: Store, clock: ManualClock) -> None:
         _enrol(store, "a", until=10)
         assert store.write(lambda unit: unit.renew("a", clock.monotonic() + 30, {"running": 3})).result()
@@ -473,6 +495,55 @@ class StoreContract(IntakeStatements):
         (row,) = store.query(lambda unit: unit.workers())
         assert (row.alive, round(row.seconds_left), row.info) == (True, 10, {"running": 3})
         assert not store.write(lambda unit: unit.renew("b", 1e9, None)).result()
+
+    def test_a_pulse_renews_a_lease_that_lasts_and_no_other(self, store: Store, clock: ManualClock) -> None:
+        _register(store)
+        _enrol(store, "a", until=10)
+        _claim(store, "a", 1, 1)
+        before = _pulse(store, clock, "a")
+        if before is None:  # a store may leave it to ``renew``
+            return
+        clock.advance(20)
+        (row,) = store.query(lambda unit: unit.workers())
+        assert (row.alive, round(row.seconds_left), row.info) == (True, 10, {"running": 3})
+        clock.advance(11)
+        assert _pulse(store, clock, "a") is None
+        assert _pulse(store, clock, "nobody") is None
+        (row,) = store.query(lambda unit: unit.workers())
+        assert not row.alive
+
+    def test_a_pulse_tells_what_a_look_depends_on(self, store: Store, clock: ManualClock) -> None:
+        _register(store)
+        _enrol(store, "a", until=1_000)
+        _enrol(store, "b", until=10)
+        mine = {lane.lane: lane.epoch for lane in _claim(store, "a", 2, 1)}
+        if _pulse(store, clock, "a") is None:
+            return
+        seen: list[tuple[str, int | None]] = []
+
+        def changed() -> bool:
+            pulse = _pulse(store, clock, "a")
+            assert pulse is not None
+            seen.append(pulse)
+            return len(seen) < 2 or seen[-1][0] != seen[-2][0]
+
+        assert changed()
+        lane = min(mine)
+        assert _advance(store, "a", [(lane, mine[lane], 3, "[1, 2]")]) == []
+        clock.advance(5)
+        assert not changed()
+        _claim(store, "b", 2, 1)
+        assert changed()
+        clock.advance(6)  # b's lease is over
+        assert changed()
+        _enrol(store, "c", until=1_000)
+        assert changed()
+        store.write(lambda unit: unit.set_paused("mail", True)).result()
+        assert changed()
+        assert seen[-1][1] is None
+        store.write(lambda unit: unit.schedule(an_event(1), 77)).result()
+        assert not changed()
+        assert seen[-1][1] == 77
 
     def test_whoever_lost_a_lane_cannot_write_its_checkpoint(self, store: Store, clock: ManualClock) -> None:
         _register(store)
@@ -691,6 +762,10 @@ def _enrol(store: Store, *names: str, until: float = 1e6) -> None:
     for name in names:
         row = WorkerRow(name, "shop", "host", 1, NOW, ("mail",), True, until)
         store.write(lambda unit, row=row: unit.enrol(row, end)).result(10)  # type: ignore[misc]
+
+
+def _pulse(store: Store, clock: ManualClock, worker: str) -> tuple[str, int | None] | None:
+    return store.at_once(lambda unit: unit.pulse(worker, clock.monotonic() + 30, {"running": 3}))
 
 
 def _claim(store: Store, worker: str, groups: int, share: int) -> list[Lane]:
