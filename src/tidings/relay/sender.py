@@ -245,8 +245,10 @@ class Sender:
         if self._way is None:
             self._open()
             self._opened = True
-        while not self._stop.is_set():
+        while True:
             self._wake.clear()
+            if self._stop.is_set():  # looked at behind the clear: who stops us sets both, and one that came before it would be lost
+                return
             if self._paused:
                 self._wake.wait()
                 continue
