@@ -8,11 +8,13 @@ from operator import methodcaller
 from pathlib import Path
 
 from tidings import App
+from tidings.subscribe.checkpointing import FLUSH_SIZE
 
 from .byhand import CHECKPOINT, DATA, READ, OrderPlaced, decode, fill, reader, store
 from .measure import Cost, Row, as_rate, compare, folder, now, thousands
 
-CHECKPOINT_EVERY = 2000
+READ_AT_ONCE = 2000
+CHECKPOINT_EVERY = FLUSH_SIZE
 
 
 def run(quick: bool) -> Iterator[Row]:
@@ -106,23 +108,27 @@ def by_hand(file: Path, count: int, kind: str) -> Cost:
 
         async def main() -> Cost:
             began = now()
-            position = seen = 0
-            while rows := conn.execute(READ, (position, CHECKPOINT_EVERY)).fetchall():
+            position = seen = kept = 0
+            while rows := conn.execute(READ, (position, READ_AT_ONCE)).fetchall():
                 for row in rows:
                     await handle(decode(row[DATA]))
                 position, seen = rows[-1][0], seen + len(rows)
-                conn.execute(CHECKPOINT, (position,))
+                if seen - kept >= CHECKPOINT_EVERY or seen == count:
+                    conn.execute(CHECKPOINT, (position,))
+                    kept = seen
             assert seen == count
             return now() - began
 
         def main_sync() -> Cost:
             began = now()
-            position = seen = 0
-            while rows := conn.execute(READ, (position, CHECKPOINT_EVERY)).fetchall():
+            position = seen = kept = 0
+            while rows := conn.execute(READ, (position, READ_AT_ONCE)).fetchall():
                 for row in rows:
                     handle_sync(decode(row[DATA]))
                 position, seen = rows[-1][0], seen + len(rows)
-                conn.execute(CHECKPOINT, (position,))
+                if seen - kept >= CHECKPOINT_EVERY or seen == count:
+                    conn.execute(CHECKPOINT, (position,))
+                    kept = seen
             assert seen == count
             return now() - began
 

@@ -137,6 +137,23 @@ class Postgres:
         with psycopg.connect(self.url(), autocommit=True) as conn:
             conn.execute(statement)
 
+    def new_role(self, name: str, password: str | None = None) -> None:
+        """A role that may log in and no more; with a password it is asked for it, others are let in as they are."""
+        self.execute(f"CREATE ROLE {name} LOGIN" + ("" if password is None else f" PASSWORD '{password}'"))
+        if password is not None:
+            rules = self.data / "pg_hba.conf"
+            rules.write_text(f"host all {name} 127.0.0.1/32 scram-sha-256\n{rules.read_text()}")
+            self.execute("SELECT pg_reload_conf()")
+
+    def drop_role(self, name: str, *urls: str) -> None:
+        """Drop a role and what it was granted in these databases."""
+        import psycopg
+
+        for url in urls:
+            with psycopg.connect(url, autocommit=True) as conn:
+                conn.execute(f"DROP OWNED BY {name}".encode())
+        self.execute(f"DROP ROLE IF EXISTS {name}")
+
     # -- life and death
 
     @property

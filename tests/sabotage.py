@@ -37,8 +37,18 @@ HANDLING = "tests/test_promises_handling.py::test_"
 PUBLISHING = "tests/test_promises_publishing.py::test_"
 RACES = "tests/test_promises_races.py::test_"
 SURROUNDINGS = "tests/test_promises_surroundings.py::test_"
+CAUTION = "tests/subscribe/test_caution.py::test_"
+RAISED = "tests/subscribe/test_raised_by_handler.py::test_"
+RELAY = "tests/relay/test_relay.py::test_"
+STOPS = "tests/relay/test_relay_stops.py::test_"
+SLOT = "tests/brokers/test_kafka_slot.py::test_"
 CONTRACT = "tests/store/test_contract.py::TestPostgresStore::test_"
 HORIZON = "tests/store/postgres/test_horizon.py::"
+INTAKE = "tests/relay/test_intake.py::test_"
+INTAKE_RACES = "tests/relay/test_intake_races.py::test_"
+PARTITIONS = "tests/store/postgres/test_partitions.py::"
+OUTBOX = "tests/relay/test_outbox.py::"
+CDC = "tests/relay/test_cdc.py::"
 
 LIST = (
     # -- leases, epochs, lanes
@@ -138,7 +148,7 @@ LIST = (
     Sabotage(
         "what was read is durable before an effect leaves",
         "subscribe/tail.py",
-        "if rows and not self._lasts(safe):",
+        "if rows and not self._lasts(rows, safe):",
         "if False:",
         HANDLING + "what_was_read_is_durable_before_an_effect_leaves_the_machine",
     ),
@@ -201,7 +211,8 @@ LIST = (
     Sabotage(
         "a trip's events are taken back from behind a slow one",
         "subscribe/crew.py",
-        "                self._take_back(chunk, waiting)\n            await future\n",
+        "                self._take_back(chunk, waiting)  # one of them is slow: the others go on in other threads\n"
+        "            await future\n",
         "            await future\n",
         "tests/subscribe/test_runner.py::test_a_slow_handler_holds_back_nobody_it_shares_a_trip_with[1010]",
     ),
@@ -209,14 +220,14 @@ LIST = (
     Sabotage(
         "events of a key wait in its chain",
         "subscribe/feed.py",
-        "if chain is ctx:",
-        "if True:",
+        "if chained and busy and (chain := busy.get(key_id)) is not None:",
+        "if False:",
         HANDLING + "each_key_in_its_order_whatever_fails[1-async]",
     ),
     Sabotage(
         "followers are parked behind their head",
         "subscribe/crew.py",
-        "                if parked and not ctx.parked and ctx.key_id in parked:\n                    ctx.failure = FOLLOWS\n",
+        "                if not ctx.parked and ctx.key_id in runner.parked.keys:\n                    ctx.failure = FOLLOWS\n",
         "                if False:\n                    ctx.failure = FOLLOWS\n",
         HANDLING + "a_poison_event_parks_its_key_and_not_its_lane[async]",
     ),
@@ -300,17 +311,73 @@ LIST = (
     ),
     Sabotage(
         "the authorizer refuses COMMIT to handlers",
-        "subscribe/transactions.py",
+        "store/sqlite/transactions.py",
         "if self._closed and action == sqlite3.SQLITE_TRANSACTION:",
         "if False:",
         HANDLING + "a_handler_that_ends_the_transaction_counts_for_nothing[commit]",
     ),
     Sabotage(
         "a transaction that was given up is rolled back by name",
-        "subscribe/transactions.py",
-        "                transaction.guard.shut()\n                transaction.raw.rollback()\n",
-        "                pass\n",
+        "store/sqlite/transactions.py",
+        "            transaction.guard.undo()\n",
+        "            pass\n",
         SURROUNDINGS + "a_handler_that_hangs_in_its_transaction_gives_the_file_back",
+    ),
+    Sabotage(
+        "a statement past its time-out is ended, not waited for with the interpreter's lock",
+        "store/sqlite/transactions.py",
+        "            self.raw.interrupt()\n",
+        "            self.raw.set_authorizer(self._allow)\n",
+        SURROUNDINGS + "a_statement_that_runs_past_the_time_out_stops_nobody_else[plain]",
+    ),
+    Sabotage(
+        "a transaction that was given up can't be written to again",
+        "store/sqlite/transactions.py",
+        'self.raw.execute("PRAGMA query_only = 1")',
+        "pass",
+        SURROUNDINGS + "a_handler_that_hangs_in_its_transaction_gives_the_file_back",
+    ),
+    Sabotage(
+        "errors about another file are the handler's, in a transaction",
+        "store/sqlite/transactions.py",
+        "isinstance(error, Exception) and is_about_another_file(error)",
+        "False",
+        RAISED + "a_handlers_own_trouble_counts[in_tx-another file busy]",
+    ),
+    Sabotage(
+        "errors that look like the store's are the handler's, in a list",
+        "subscribe/lists.py",
+        "handler.tx is not None and (runner.store.is_busy(error) or isinstance(error, StoreError))",
+        "runner.store.is_busy(error) or isinstance(error, StoreError)",
+        RAISED + "a_handlers_own_trouble_counts[a_list-another file busy]",
+    ),
+    Sabotage(
+        "a death while an event is alone is a failed attempt of it",
+        "subscribe/caution.py",
+        "                if suspects.alone:\n",
+        "                if False:\n",
+        CAUTION + "innocent_events_are_suspected_and_lose_an_attempt_only_for_a_death_while_they_are_alone",
+    ),
+    Sabotage(
+        "suspects are handled alone",
+        "subscribe/caution.py",
+        "return ctx.suspect or (",
+        "return False and (",
+        CAUTION + "innocent_events_are_suspected_and_lose_an_attempt_only_for_a_death_while_they_are_alone",
+    ),
+    Sabotage(
+        "a slow suspect holds up the others for a bounded time",
+        "subscribe/caution.py",
+        "if left <= 0 and (",
+        "if False and (",
+        CAUTION + "who_is_slow_and_suspected_does_not_hold_up_the_others_for_long",
+    ),
+    Sabotage(
+        "who is not alone any more is not said to be",
+        "subscribe/caution.py",
+        "        if alone:\n            await self._note({ctx.lane for ctx in self.running}, alone=False)\n",
+        "",
+        CAUTION + "who_is_slow_and_suspected_does_not_hold_up_the_others_for_long",
     ),
     Sabotage(
         "a full disk is nobody's failure",
@@ -329,14 +396,14 @@ LIST = (
     ),
     Sabotage(
         "a session is flushed before it publishes",
-        "publish/enlist.py",
+        "store/sqlite/enlist.py",
         "        tx.flush()\n        connection = tx.connection()",
         "        connection = tx.connection()",
         PUBLISHING + "a_session_writes_its_rows_before_the_event",
     ),
     Sabotage(
         "a failed job is alone in its failure",
-        "store/sqlite/writer.py",
+        "store/writer.py",
         "                for single in group:\n                    self._commit([single])\n                return\n",
         "                pass\n",
         PUBLISHING + "one_failed_publish_takes_none_of_its_group_with_it",
@@ -365,8 +432,8 @@ LIST = (
     Sabotage(
         "a locked file is told to a whole group at once",
         "store/sqlite/writer.py",
-        "if len(group) > 1 and not is_busy(error):",
-        "if len(group) > 1:",
+        "return is_busy(error)",
+        "return False",
         PUBLISHING + "a_file_that_somebody_holds_is_an_error_that_names_him",
     ),
     # -- bounded
@@ -423,16 +490,37 @@ LIST = (
     Sabotage(
         "who writes straight into a partition holds the horizon",
         "store/postgres/horizon.py",
-        " OR relation IN (SELECT relid FROM pg_partition_tree('{LOG}'))",
+        " OR relation IN (SELECT relid FROM pg_partition_tree({table}))",
         " OR false",
         HORIZON + "test_whoever_drew_a_position_holds_the_horizon_until_he_ends",
     ),
     Sabotage(
         "the sequence is read with its page locked",
         "store/postgres/horizon.py",
-        "coalesce(pg_sequence_last_value('{SEQUENCE}'), 0)",
-        "(SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM {SEQUENCE})",
+        "coalesce(pg_sequence_last_value({sequence}), 0)",
+        "(SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM tidings_log_position_seq)",
         HORIZON + "test_what_is_read_of_the_sequence_has_been_drawn",
+    ),
+    Sabotage(
+        "the log's last part has no end",
+        "store/postgres/schema.py",
+        "FOR VALUES FROM (%s) TO (MAXVALUE)'",
+        "FOR VALUES FROM (%s) TO (9000000000000)'",
+        PARTITIONS + "test_there_is_room_for_weeks_without_a_worker",
+    ),
+    Sabotage(
+        "a part of the log goes when every subscription has passed it",
+        "store/postgres/partitions.py",
+        "passed[0] < last:",
+        "passed[0] < 0:",
+        PARTITIONS + "test_parts_go_when_everyone_has_passed_and_not_before",
+    ),
+    Sabotage(
+        "who wants the log for himself waits for a moment only",
+        "store/postgres/partitions.py",
+        "int(LOCK_SECONDS * 1000)",
+        "int(LOCK_SECONDS * 30_000)",
+        PARTITIONS + "test_who_holds_the_log_is_not_waited_for",
     ),
     Sabotage(
         "behind a pooler no statement is prepared",
@@ -440,6 +528,226 @@ LIST = (
         "conn.prepare_threshold = None",
         "pass",
         "tests/store/postgres/test_connect.py::test_statements_are_not_prepared_where_another_backend_may_come_next",
+    ),
+    # -- the relay
+    Sabotage(
+        "a mark counts for its own lanes alone",
+        "relay/mark.py",
+        "set(lanes).intersection(lanes_of_slot(mark.slot, mark.slots))",
+        "set(lanes)",
+        "tests/relay/test_mark.py::test_a_lane_has_come_as_far_as_its_last_sender_says",
+    ),
+    Sabotage(
+        "slots of another number are closed before a new one sends",
+        "relay/sender.py",
+        "known = [*self._close_earlier(name, facts), ",
+        "known = [",
+        RELAY + "the_number_of_slots_changes[sqlite-numbers2]",
+    ),
+    Sabotage(
+        "a relay sends what its own app published, and nothing else",
+        "store/sqlite/cursor.py",
+        "AND source = ?",
+        "AND source <> ? || '-'",
+        RELAY + "only_what_its_own_app_published[sqlite]",
+    ),
+    Sabotage(
+        "a position that the broker lost is asked about",
+        "relay/mark.py",
+        "if known is None and position > start:",
+        "if known is None and position < start:",
+        STOPS + "the_position_topic_was_deleted[sqlite]",
+    ),
+    Sabotage(
+        "the last event that was sent must still be in the log",
+        "store/sqlite/cursor.py",
+        "if event_id != known[1] and",
+        "if not event_id and",
+        STOPS + "the_log_went_back",
+    ),
+    Sabotage(
+        "a producer is closed on every path",
+        "brokers/kafka_slot.py",
+        "            producer.purge()\n            closing = ",
+        "            return\n            closing = ",
+        SLOT + "no_process_dies_of_a_fenced_producer_with_records_in_transit",
+    ),
+    Sabotage(
+        "each slot's position has a partition of its own",
+        "brokers/kafka_slot.py",
+        "self._positions, self._slot, self._slots = name, slot, slots",
+        "self._positions, self._slot, self._slots = name, 0, slots",
+        SLOT + "another_slots_open_transaction_hides_no_mark",
+    ),
+    Sabotage(
+        "what is too large doesn't stop the rest",
+        "relay/sender.py",
+        "if self._broker.fits(record):\n                kept.append(record)",
+        "if True:\n                kept.append(record)",
+        RELAY + "too_large_is_a_dead_letter_and_its_retry_says_that_it_is_late[sqlite]",
+    ),
+    # -- the intake
+    Sabotage(
+        "an offset moves from where it is expected (SQLite)",
+        "store/sqlite/intakes.py",
+        "AND topic_id = ? AND next = ?",
+        "AND topic_id = ? AND next >= 0 * ?",
+        INTAKE_RACES + "a_zombie_that_wakes_up_writes_nothing[sqlite]",
+    ),
+    Sabotage(
+        "an offset moves from where it is expected (PostgreSQL)",
+        "store/postgres/intakes.py",
+        " AND o.next = v.expected",
+        "",
+        INTAKE_RACES + "a_zombie_that_wakes_up_writes_nothing[postgresql]",
+    ),
+    Sabotage(
+        "a mark drops what is not above it",
+        "relay/marks.py",
+        "if origin.sequence <= lanes[origin.lane]:",
+        "if False:",
+        INTAKE + "what_was_sent_twice_is_taken_once[sqlite]",
+    ),
+    Sabotage(
+        "marks are written down with the events",
+        "relay/intake.py",
+        "intake.set_marks([row for part in batch.parts.values() for row in part.marks.changed()])",
+        "pass",
+        INTAKE + "what_was_sent_twice_is_taken_once[sqlite]",
+    ),
+    Sabotage(
+        "marks are kept by log and incarnation",
+        "relay/marks.py",
+        "series = origin[:2]",
+        'series = ("log", 1)',
+        INTAKE + "another_log_or_incarnation_of_the_same_app_begins_its_own_marks[sqlite]",
+    ),
+    Sabotage(
+        "what comes from here is not taken in",
+        "relay/intake.py",
+        "if envelope.source in own or (origin is not None and origin.log == log_id):",
+        "if False:",
+        INTAKE + "nothing_of_ones_own_comes_back[sqlite]",
+    ),
+    Sabotage(
+        "a topic that was made anew is not read on",
+        "relay/intake.py",
+        "elif row.topic_id != topic_id:",
+        "elif False:",
+        INTAKE + "a_topic_made_anew_with_more_records_than_before_is_not_read_on[sqlite-while nobody reads]",
+    ),
+    Sabotage(
+        "an offset that is lost is never chosen by the client",
+        "brokers/kafka_reader.py",
+        '"auto.offset.reset": "error"',
+        '"auto.offset.reset": "earliest"',
+        INTAKE + "a_range_that_retention_took_is_named_and_waits_for_an_operator[sqlite-first-then0]",
+    ),
+    Sabotage(
+        "ends of transactions are passed",
+        "relay/intake.py",
+        "if (part := self._parts.get(one)) is not None and part.next < offset:",
+        "if False:",
+        INTAKE + "what_was_aborted_is_not_seen_and_ends_of_transactions_are_passed[sqlite]",
+    ),
+    Sabotage(
+        "what no mark can tell is told by its id",
+        "relay/intake.py",
+        "if at not in batch.doubtful or batch.doubtful[at] in new]",
+        "]",
+        INTAKE + "what_is_out_of_order_or_others_is_told_by_its_id[sqlite]",
+    ),
+    Sabotage(
+        "a record that the store refuses is found",
+        "relay/intake.py",
+        "if not self._store.is_refusal(error):",
+        "if True:",
+        INTAKE + "a_record_that_cannot_be_read_is_kept_and_tried_again[postgresql]",
+    ),
+    # -- somebody else's outbox table
+    Sabotage(
+        "rows that were sent and not ticked off are ticked off first",
+        "relay/outbox.py",
+        "again = table.tick(leader.conn, mark.ids, before=mark.point)",
+        "again = 0",
+        OUTBOX + "test_sent_but_not_ticked_is_known_from_never_sent",
+    ),
+    Sabotage(
+        "a row of the outbox that was written again is another",
+        "store/postgres/outbox.py",
+        " AND age(xmin) > age(%s::text::xid)",
+        " AND %s::text IS NOT NULL",
+        OUTBOX + "test_what_the_application_did_to_a_batch_between_a_crash_and_the_next_start",
+    ),
+    Sabotage(
+        "an outbox is read behind the horizon",
+        "relay/outbox.py",
+        "safe = horizon.observe(conn)",
+        "safe = max(horizon.observe(conn), horizon.drawn)",
+        OUTBOX + "test_order_per_key_beside_slow_transactions",
+    ),
+    Sabotage(
+        "rows above an outbox's sequence are looked at twice",
+        "store/postgres/outbox.py",
+        "return [id for id in found if int(id) > horizon.drawn]",
+        "return found",
+        OUTBOX + "test_order_per_key_beside_slow_transactions",
+    ),
+    Sabotage(
+        "rows behind an outbox's cursor are looked for",
+        "relay/outbox.py",
+        "ids = [*table.behind(conn, self._cursor, self._most), *ids]",
+        "pass",
+        OUTBOX + "test_rows_that_come_behind_the_cursor",
+    ),
+    Sabotage(
+        "rows of an outbox are on disk before they are sent",
+        "relay/outbox.py",
+        "        flush(conn)\n",
+        "        pass\n",
+        OUTBOX + "test_what_a_crash_of_the_server_takes_back_was_not_sent",
+    ),
+    Sabotage(
+        "one relay of a name leads on an outbox",
+        "store/postgres/leader.py",
+        "return row is not None and bool(row[0])",
+        "return row is not None",
+        OUTBOX + "test_a_standby_takes_over_from_a_killed_and_from_a_frozen_leader",
+    ),
+    Sabotage(
+        "a place in the stream of changes has an ordinal",
+        "relay/cdc.py",
+        "if (self._lsn, self._ordinal) <= self._after:",
+        "if self._lsn <= self._after[0]:",
+        CDC + "test_a_crash_in_the_middle_of_a_transaction",
+    ),
+    Sabotage(
+        "the stream is confirmed only as far as the broker has it",
+        "relay/cdc.py",
+        "if not of._open and not self._batch.rows:",
+        "if True:",
+        CDC + "test_a_crash_in_the_middle_of_a_transaction",
+    ),
+    Sabotage(
+        "an idle stream is confirmed as far as the server has looked",
+        "relay/cdc.py",
+        "0 if self._inside else self._stream.seen",
+        "0",
+        CDC + "test_an_idle_database_holds_no_wal_back",
+    ),
+    Sabotage(
+        "a publication that was made anew is not trusted",
+        "relay/cdc.py",
+        "if publication != self._mark.publication:",
+        "if False:",
+        CDC + "test_a_publication_that_vanishes",
+    ),
+    Sabotage(
+        "a replication slot of somebody else's is left alone",
+        "relay/cdc.py",
+        "claimed = mark.slot == self._slot",
+        "claimed = True",
+        CDC + "test_somebody_elses_slot_is_left_alone",
     ),
 )
 

@@ -6,6 +6,7 @@ Each is a clear error that names the fix, and when the trouble is over nothing i
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import sqlite3
 import subprocess
@@ -15,10 +16,13 @@ import time
 from collections import defaultdict
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy
+from sqlalchemy.orm import Session
 
 from tests.running import committed, connection, settled, sqlite, until
 from tidings import App, Event, Retry
@@ -275,10 +279,11 @@ async def test_a_handler_that_hangs_in_its_transaction_gives_the_file_back(tmp_p
         cursor.fetchone()  # a statement that isn't finished
         tx.execute("INSERT INTO written VALUES (?, 'hung')", (event.order_id,))
         wake.wait(10)
-        try:
-            tx.execute("INSERT INTO written VALUES (?, 'woken')", (event.order_id,))
-        except sqlite3.Error as error:
-            ended.append(type(error).__name__)
+        for who in ("hung", "woken"):  # prepared already, and not
+            try:
+                tx.execute(f"INSERT INTO written VALUES (?, '{who}')", (event.order_id,))
+            except sqlite3.Error as error:
+                ended.append(type(error).__name__)
 
     async with app:
         publish(app, Placed(1))
@@ -286,9 +291,84 @@ async def test_a_handler_that_hangs_in_its_transaction_gives_the_file_back(tmp_p
         publish(app, Placed(2))  # the file is free
         await until(lambda: app.store.query(lambda unit: unit.count_parked("hang")) == (0, 0, 2), 5)
         wake.set()
-        await until(lambda: len(ended) == 2)
+        await until(lambda: len(ended) == 4)
     with connection(tmp_path / "shop.db") as conn, closing(conn.execute("SELECT DISTINCT who FROM written")) as rows:
         assert rows.fetchall() == [("before",)]
+
+
+SOME_SECONDS = "WITH RECURSIVE c (x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c WHERE x < 60000000) SELECT count(*) FROM c"
+
+
+@pytest.mark.promise("death at any instruction")
+@pytest.mark.promise("independence")
+@pytest.mark.parametrize("way", ["plain", "with an open cursor", "session", "async"])
+async def test_a_statement_that_runs_past_the_time_out_stops_nobody_else(tmp_path: Path, way: str) -> None:
+    """sqlite3 waits for it with the interpreter's lock in its hands where a connection is closed or given another authorizer."""
+    engine = sqlalchemy.create_engine(f"sqlite:///{tmp_path / 'shop.db'}")
+    app, woken, stop = App("shop", store=f"sqlite:///{tmp_path / 'shop.db'}", transactions=engine), list[str](), threading.Event()
+    app.open()
+    with connection(tmp_path / "shop.db") as conn:
+        conn.execute("CREATE TABLE written (order_id INTEGER)")
+        conn.executemany("INSERT INTO written VALUES (?)", [(number,) for number in range(100)])
+
+    def work(event: Placed, tx: Any) -> None:
+        kept = None
+        if way == "with an open cursor":
+            kept = tx.execute("SELECT * FROM written")
+            kept.fetchone()
+        write = (
+            ("INSERT INTO written VALUES (?)", (-event.order_id,))
+            if way != "session"
+            else (sqlalchemy.text("INSERT INTO written VALUES (-1)"),)
+        )
+        tx.execute(*write)
+        try:
+            tx.execute(SOME_SECONDS if way != "session" else sqlalchemy.text(SOME_SECONDS))
+        except Exception as error:
+            woken.append(type(error).__name__)
+            tx.execute(*write)  # it is prepared, and SQLite asks nobody: it must be undone all the same
+
+    if way == "session":
+
+        @app.subscribe(Placed, timeout=0.3, retry=Retry(attempts=1))
+        def hang(event: Placed, tx: Session) -> None:
+            work(event, tx)
+    elif way == "async":
+
+        @app.subscribe(Placed, timeout=0.3, retry=Retry(attempts=1), name="hang")
+        async def hang_async(event: Placed, tx: sqlite3.Connection) -> None:
+            await asyncio.get_running_loop().run_in_executor(None, work, event, tx)
+    else:
+
+        @app.subscribe(Placed, timeout=0.3, retry=Retry(attempts=1), name="hang")
+        def hang_too(event: Placed, tx: sqlite3.Connection) -> None:
+            work(event, tx)
+
+    def dead(number: int) -> bool:
+        return app.store.query(lambda unit: unit.count_parked("hang")) == (0, 0, number)
+
+    beats = [time.monotonic()]
+
+    def beat() -> None:
+        while not stop.is_set():
+            beats.append(time.monotonic())
+            time.sleep(0.01)
+
+    beating = threading.Thread(target=beat)
+    beating.start()
+    try:
+        async with app:
+            for number in (1, 2):  # the file is free, and the subscription goes on
+                publish(app, Placed(number))
+                await until(partial(dead, number), 8)
+            await until(lambda: len(woken) >= 2)
+    finally:
+        stop.set()
+        beating.join()
+        engine.dispose()
+    assert max(later - sooner for sooner, later in itertools.pairwise(beats)) < 2
+    with connection(tmp_path / "shop.db") as conn, closing(conn.execute("SELECT count(*) FROM written WHERE order_id < 0")) as rows:
+        assert rows.fetchone() == (0,)
 
 
 @pytest.mark.promise("death at any instruction")

@@ -223,7 +223,7 @@ class World(RuleBasedStateMachine):
         self.dropped[name] = {one for one in self.dropped[name] if one <= position} | skipped
 
     def skipped_by_rewind(self, name: str, position: int) -> set[int]:
-        """A lane that stands below is moved forwards: what it had still to hand out up to there will not be. (A paused one stands below.)"""
+        """A lane that stands below (of one that is paused) is moved forwards: what it had still to hand out up to there will not be."""
         stands = {lane.lane: lane.position for lane in self.app.store.query(lambda unit: unit.lanes(name))}
         rows = self.app.store.query(lambda unit: unit.select(limit=10_000, types=["shop.Changed"]))
         known = {one for one, _ in self.all_seen()[name]} | {row.envelope.position for row in self.parked() if row.subscription == name}

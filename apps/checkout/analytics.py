@@ -10,11 +10,11 @@ from datetime import date
 from decimal import Decimal
 
 from apps.checkout.seen import saw, seen_table
-from apps.checkout.settings import LEASE, STORE
+from apps.checkout.settings import BROKER, LEASE, RELAY, STORE
 from apps.checkout.tables import Tx, cents, create, run
 from tidings import App, Context, Event
 
-app = App("analytics", store=STORE, lease=LEASE)
+app = App("analytics", store=STORE, lease=LEASE, broker=BROKER, relay=RELAY)
 
 
 class OrderPlaced(Event, key="order_id", type="shop.OrderPlaced"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -62,6 +62,7 @@ class Books:
     days: dict[str, tuple[int, int]] = field(default_factory=dict)
     alerts: list[tuple[int, str]] | None = None  # None: support wasn't there
     log: list[Logged] = field(default_factory=list)
+    logs: dict[str, list[Logged]] = field(default_factory=dict)  # service: its own log, where each has one
     seen: dict[str, list[tuple[int, int]]] = field(default_factory=dict)  # service: (order, position) in the order in which it saw them
     ledgers: dict[str, Account] = field(default_factory=dict)
 
@@ -99,6 +100,28 @@ def read_books(store: str, ledgers: Path, *, events: bool = True) -> Books:
     """
     with snapshot(store) as conn:
         return _read(conn, {name: read_ledger(ledger_file(ledgers, name)) for name in NAMES}, events)
+
+
+def read_books_of_services(stores: Mapping[str, str], ledgers: Path, *, events: bool = True) -> Books:
+    """The same of services that have a store each. ``log`` has each event as its publisher's log has it.
+
+    Raises:
+        FileNotFoundError
+    """
+    accounts = {name: read_ledger(ledger_file(ledgers, name)) for name in NAMES}
+    books = Books(ledgers=accounts)
+    for service, store in stores.items():
+        with snapshot(store) as conn:
+            own = _read(conn, accounts, events)
+        for name in ("orders", "payments", "frauds", "reservations", "stock", "parcels", "mails_owed", "totals", "days", "alerts"):
+            if rows := getattr(own, name):
+                setattr(books, name, rows)
+            elif name == "alerts" and service == "support":
+                books.alerts = own.alerts
+        books.seen |= own.seen
+        books.logs[service] = own.log
+        books.log += [event for event in own.log if event.type.startswith(f"{service}.")]
+    return books
 
 
 def _read(conn: Tx, ledgers: dict[str, Account], events: bool) -> Books:

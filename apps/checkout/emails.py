@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from apps.checkout.http1 import Client
 from apps.checkout.seen import saw, seen_table
-from apps.checkout.settings import LEASE, MAIL, STORE
+from apps.checkout.settings import BROKER, LEASE, MAIL, RELAY, STORE
 from apps.checkout.tables import Tx, create, run
 from tidings import App, Context, Event, Retry
 
-app = App("email", store=STORE, lease=LEASE)
+app = App("email", store=STORE, lease=LEASE, broker=BROKER, relay=RELAY)
 
 
 class OrderPlaced(Event, key="order_id", type="shop.OrderPlaced"):

@@ -6,11 +6,11 @@ from decimal import Decimal
 
 from apps.checkout.chance import chance
 from apps.checkout.seen import saw, seen_table
-from apps.checkout.settings import FRAUD_RATE, LEASE, SEED, STORE
+from apps.checkout.settings import BROKER, FRAUD_RATE, LEASE, RELAY, SEED, STORE
 from apps.checkout.tables import Tx, create, run
 from tidings import App, Context, Event
 
-app = App("fraud", store=STORE, lease=LEASE)
+app = App("fraud", store=STORE, lease=LEASE, broker=BROKER, relay=RELAY)
 
 
 class OrderPlaced(Event, key="order_id", type="shop.OrderPlaced"):

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from apps.checkout.seen import saw, seen_table
-from apps.checkout.settings import LEASE, STORE
+from apps.checkout.settings import BROKER, LEASE, RELAY, STORE
 from apps.checkout.tables import Tx, create, run, transaction
 from tidings import App, Context, Event
 
-app = App("inventory", store=STORE, lease=LEASE)
+app = App("inventory", store=STORE, lease=LEASE, broker=BROKER, relay=RELAY)
 
 
 class OrderPlaced(Event, key="order_id", type="shop.OrderPlaced"):

@@ -10,14 +10,14 @@ from decimal import Decimal
 
 from apps.checkout.data import Order
 from apps.checkout.seen import saw, seen_table
-from apps.checkout.settings import LEASE, STORE
+from apps.checkout.settings import BROKER, LEASE, RELAY, STORE
 from apps.checkout.tables import Tx, cents, create, money, run
 from tidings import App, Context, Event, Receipt
 
 # A customer with so many orders before this one is a VIP.
 VIP_ORDERS = 10
 
-app = App("shop", store=STORE, lease=LEASE)
+app = App("shop", store=STORE, lease=LEASE, broker=BROKER, relay=RELAY)
 
 
 class OrderPlaced(Event, key="order_id"):

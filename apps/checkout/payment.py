@@ -20,11 +20,11 @@ from decimal import Decimal
 
 from apps.checkout.http1 import Client
 from apps.checkout.seen import saw, seen_table
-from apps.checkout.settings import GATEWAY, LEASE, STORE
+from apps.checkout.settings import BROKER, GATEWAY, LEASE, RELAY, STORE
 from apps.checkout.tables import Tx, cents, create, money, run
 from tidings import App, Context, Event, Retry
 
-app = App("payment", store=STORE, lease=LEASE)
+app = App("payment", store=STORE, lease=LEASE, broker=BROKER, relay=RELAY)
 
 
 class OrderApproved(Event, key="order_id", type="fraud.OrderApproved"):

@@ -57,14 +57,14 @@ class Processes:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.stop_all()
 
-    def start(self, name: str, *arguments: str) -> Running:
-        """Start ``python -m <arguments>``."""
+    def start(self, name: str, *arguments: str, env: Mapping[str, str] | None = None) -> Running:
+        """Start ``python -m <arguments>``; ``env``: further variables for this one."""
         log = self.directory / f"{name}.log"
         with log.open("ab") as output:
-            process = self._popen(arguments, stdout=output, stderr=output)
+            process = self._popen(arguments, stdout=output, stderr=output, env=env)
         return self._keep(name, process, log)
 
-    def start_ready(self, name: str, *arguments: str) -> tuple[Running, Any]:
+    def start_ready(self, name: str, *arguments: str, env: Mapping[str, str] | None = None) -> tuple[Running, Any]:
         """Start ``python -m <arguments>`` and wait until it says that it is ready; what it said.
 
         Raises:
@@ -72,7 +72,7 @@ class Processes:
         """
         log = self.directory / f"{name}.log"
         with log.open("ab") as output:
-            process = self._popen(arguments, stdout=subprocess.PIPE, stderr=output)
+            process = self._popen(arguments, stdout=subprocess.PIPE, stderr=output, env=env)
         running = self._keep(name, process, log)
         assert process.stdout is not None
         line = process.stdout.readline()
@@ -81,7 +81,7 @@ class Processes:
             raise ProcessFailed(f"{name} did not start:\n{running.last_words()}")
         return running, json.loads(line)
 
-    def run(self, name: str, *arguments: str, timeout: float = 30) -> str:
+    def run(self, name: str, *arguments: str, timeout: float = 30, env: Mapping[str, str] | None = None) -> str:
         """Run ``python -m <arguments>`` to its end; its output.
 
         Raises:
@@ -89,7 +89,12 @@ class Processes:
         """
         try:
             done = subprocess.run(
-                [sys.executable, "-m", *arguments], cwd=ROOT, env=self.env, stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout
+                [sys.executable, "-m", *arguments],
+                cwd=ROOT,
+                env={**self.env, **(env or {})},
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                timeout=timeout,
             )
         except subprocess.TimeoutExpired as error:
             raise ProcessFailed(f"{name} took more than {timeout:g} s") from error
@@ -144,11 +149,13 @@ class Processes:
         self._all.append(running)
         return running
 
-    def _popen(self, arguments: tuple[str, ...], stdout: int | IO[bytes], stderr: IO[bytes]) -> subprocess.Popen[bytes]:
+    def _popen(
+        self, arguments: tuple[str, ...], stdout: int | IO[bytes], stderr: IO[bytes], env: Mapping[str, str] | None
+    ) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
             [sys.executable, "-m", *arguments],
             cwd=ROOT,
-            env=self.env,
+            env={**self.env, **(env or {})},
             stdin=subprocess.PIPE,
             stdout=stdout,
             stderr=stderr,

@@ -10,7 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
-from apps.checkout.books import Books
+from apps.checkout.books import Books, Logged
 
 # Which types each service reads. Said here once more, and not taken from the services: a forgotten subscription has to show.
 READS: dict[str, frozenset[str]] = {
@@ -92,8 +92,16 @@ def reconcile(books: Books, placed: Collection[int]) -> Reconciliation:
             _check("support was told of every VIP", len(books.alerts or ()), _alerts(books)),
             _check("nothing lost, doubled or out of order", sum(map(len, books.seen.values())), _sequences(books)),
             _check("the log tells each order's story in order", len(books.log), _story(books, placed)),
+            *_between_services(books),
         )
     )
+
+
+def _between_services(books: Books) -> Iterator[Check]:
+    """Where each service has a log of its own."""
+    if books.logs:
+        examined = sum(event.type in READS[service] for service, log in books.logs.items() for event in log)
+        yield _check("every event crossed to who reads it, once", examined, _crossings(books))
 
 
 def outcome(books: Books) -> Reconciliation:
@@ -287,7 +295,7 @@ def _sequences(books: Books) -> Iterator[str]:
             yield f"{service} was never there"
             continue
         wanted: dict[int, list[int]] = defaultdict(list)
-        for event in books.log:
+        for event in books.logs.get(service, books.log):
             if event.type in types and (service != "support" or event.vip or event.type == "support.CallDue"):
                 wanted[event.order_id].append(event.position)
         found: dict[int, list[int]] = defaultdict(list)
@@ -311,13 +319,42 @@ def _numbers(positions: Iterable[int]) -> str:
     return ", ".join(map(str, positions))
 
 
+def _crossings(books: Books) -> Iterator[str]:
+    """Each log has, of the types that its service reads, what their publishers' logs have. In one log others' events stand in the order of
+    their publisher's, for each order."""
+    for service, log in books.logs.items():
+        for topic in {name.partition(".")[0] for name in READS[service]} & books.logs.keys():
+            theirs, ours = (
+                [(event.order_id, event.type) for event in one if event.type.startswith(f"{topic}.")] for one in (books.logs[topic], log)
+            )
+            lost, extra = Counter(theirs) - Counter(ours), Counter(ours) - Counter(theirs)
+            for (order_id, kind), count in (lost | extra).items():
+                yield f"order {order_id}: {kind} {'is missing' if lost[order_id, kind] else f'came {count} times too often'} in {service}"
+            if not lost and not extra and sorted(theirs, key=_order) != sorted(ours, key=_order):
+                yield f"{service} has events of {topic} in another order than {topic}"
+
+
+def _order(of: tuple[int, str]) -> int:
+    return of[0]
+
+
 def _story(books: Books, placed: Collection[int]) -> Iterator[str]:
+    """A log that is a service's own tells its own part: what it published came behind what led to it."""
+    for service, log in (books.logs or {"": books.log}).items():
+        for problem in _story_of(log, service, placed):
+            yield f"{service}: {problem}" if service else problem
+
+
+def _story_of(log: Iterable[Logged], service: str, placed: Collection[int]) -> Iterator[str]:
+    def is_own(kind: str) -> bool:
+        return not service or kind.startswith(f"{service}.")
+
     stories: dict[int, dict[str, int]] = defaultdict(dict)
     counts: Counter[tuple[int, str]] = Counter()
-    for event in books.log:
+    for event in log:
         stories[event.order_id].setdefault(event.type, event.position)
         counts[event.order_id, event.type] += 1
-    for order_id in sorted(placed):
+    for order_id in sorted(placed if is_own("shop.OrderPlaced") else ()):
         if counts[order_id, "shop.OrderPlaced"] != 1:
             yield f"order {order_id} was published {counts[order_id, 'shop.OrderPlaced']} times"
     for (order_id, kind), count in counts.items():
@@ -325,8 +362,8 @@ def _story(books: Books, placed: Collection[int]) -> Iterator[str]:
             yield f"order {order_id} has {count} {kind}"
     for order_id, story in stories.items():
         for first, later in BEFORE:
-            if later in story and story.get(first, story[later]) >= story[later]:
+            if is_own(later) and later in story and story.get(first, story[later]) >= story[later]:
                 yield f"order {order_id}: {later} without {first} before it"
         for asked, answers in ANSWERS.items():
-            if asked in story and not answers & story.keys():
+            if is_own(asked) and asked in story and not answers & story.keys():
                 yield f"order {order_id}: {asked} at {story[asked]} was never answered"

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 
+from tidings import Relay
 from tidings.store import store_at
 
 STORE_URL = os.environ.get("CHECKOUT_STORE", "sqlite:///checkout.db")
 # One store object for all services of a process: on SQLite they take turns at the file's one write lock instead of polling for it against
 # each other.
 STORE = store_at(STORE_URL)
+# Where services of their own, each on a store of its own, hear of each other; None while all share one store.
+BROKER = os.environ.get("CHECKOUT_BROKER")
+RELAY = Relay(slots=1)
 GATEWAY = os.environ.get("CHECKOUT_GATEWAY", "127.0.0.1:7001")
 WAREHOUSE = os.environ.get("CHECKOUT_WAREHOUSE", "127.0.0.1:7002")
 MAIL = os.environ.get("CHECKOUT_MAIL", "127.0.0.1:7003")

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from apps.checkout.http1 import Client
 from apps.checkout.seen import saw, seen_table
-from apps.checkout.settings import LEASE, STORE, WAREHOUSE
+from apps.checkout.settings import BROKER, LEASE, RELAY, STORE, WAREHOUSE
 from apps.checkout.tables import Tx, create, run
 from tidings import App, Context, Event, Retry
 
-app = App("shipping", store=STORE, lease=LEASE)
+app = App("shipping", store=STORE, lease=LEASE, broker=BROKER, relay=RELAY)
 
 
 class PaymentCharged(Event, key="order_id", type="payment.PaymentCharged"):

@@ -49,11 +49,11 @@ class Stage:
         processes.env.update({f"CHECKOUT_{name.upper()}": f"127.0.0.1:{port}" for name, port in ports.items()})
         return cls(places, processes)
 
-    def prepare(self, services: Sequence[str], stock: Mapping[str, int]) -> None:
+    def prepare(self, services: Sequence[str], stock: Mapping[str, int], *, env: Mapping[str, str] | None = None) -> None:
         """Let services make their tables."""
         shelf = self.places.directory / "stock.json"
         shelf.write_text(json.dumps(stock))
-        self.processes.run("prepare", "apps.checkout.prepare", *services, f"--stock={shelf}")
+        self.processes.run("prepare", "apps.checkout.prepare", *services, f"--stock={shelf}", env=env)
 
     def order_service(self) -> int:
         """Start it; its port."""

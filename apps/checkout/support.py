@@ -9,11 +9,11 @@ from __future__ import annotations
 from datetime import timedelta
 
 from apps.checkout.seen import saw, seen_table
-from apps.checkout.settings import CALL_SECONDS, LEASE, STORE
+from apps.checkout.settings import BROKER, CALL_SECONDS, LEASE, RELAY, STORE
 from apps.checkout.tables import Tx, create, run
 from tidings import App, Context, Event
 
-app = App("support", store=STORE, lease=LEASE)
+app = App("support", store=STORE, lease=LEASE, broker=BROKER, relay=RELAY)
 
 
 class OrderPlaced(Event, key="order_id", type="shop.OrderPlaced"):

@@ -3,6 +3,8 @@
 from typing import TYPE_CHECKING
 
 from .errors import (
+    BrokerError,
+    BrokerUnavailable,
     ConfigurationError,
     EventDefinitionError,
     Fenced,
@@ -10,9 +12,16 @@ from .errors import (
     HandlerTimeout,
     HandlingError,
     InvalidEvent,
+    LogWentBack,
+    NotAllowed,
     NotFound,
+    OffsetLost,
     OutsideTransaction,
+    PartitionTaken,
+    PositionUnclear,
     PublishError,
+    RecordTooLarge,
+    SlotFenced,
     StoreBusy,
     StoreError,
     StoreFailed,
@@ -20,19 +29,25 @@ from .errors import (
     StoreNotInitialised,
     SubscriptionNameTaken,
     TidingsError,
+    TopicMissing,
     TransactionEnded,
     UnawaitedPublish,
     UndecodableEvent,
     UnsupportedTransaction,
+    WorkerDied,
     WrongStore,
 )
 from .event import Event, event
 
 if TYPE_CHECKING:
     from .app import App
+    from .brokers.kafka import KafkaBroker
     from .clock import Clock, ManualClock, SystemClock
     from .envelope import Envelope
     from .publish.publishing import Receipt
+    from .relay.formats import CloudEvents, DebeziumOutbox, PlainJSON
+    from .relay.intake import Intake
+    from .relay.relay import Relay
     from .retry import Retry
     from .store.postgres import PostgresStore
     from .store.sqlite import SQLiteStore
@@ -43,9 +58,13 @@ __version__ = "0.1.0"
 
 __all__ = [
     "App",
+    "BrokerError",
+    "BrokerUnavailable",
     "Clock",
+    "CloudEvents",
     "ConfigurationError",
     "Context",
+    "DebeziumOutbox",
     "Envelope",
     "Event",
     "EventDefinitionError",
@@ -53,15 +72,26 @@ __all__ = [
     "HandlerDefinitionError",
     "HandlerTimeout",
     "HandlingError",
+    "Intake",
     "InvalidEvent",
+    "KafkaBroker",
+    "LogWentBack",
     "ManualClock",
+    "NotAllowed",
     "NotFound",
+    "OffsetLost",
     "OutsideTransaction",
+    "PartitionTaken",
+    "PlainJSON",
+    "PositionUnclear",
     "PostgresStore",
     "PublishError",
     "Receipt",
+    "RecordTooLarge",
+    "Relay",
     "Retry",
     "SQLiteStore",
+    "SlotFenced",
     "StoreBusy",
     "StoreError",
     "StoreFailed",
@@ -71,10 +101,12 @@ __all__ = [
     "SubscriptionNameTaken",
     "SystemClock",
     "TidingsError",
+    "TopicMissing",
     "TransactionEnded",
     "UnawaitedPublish",
     "UndecodableEvent",
     "UnsupportedTransaction",
+    "WorkerDied",
     "WrongStore",
     "__version__",
     "event",
@@ -85,11 +117,17 @@ __all__ = [
 _AT_FIRST_USE = {
     "App": ".app",
     "Clock": ".clock",
+    "CloudEvents": ".relay.formats",
     "Context": ".subscribe.context",
+    "DebeziumOutbox": ".relay.formats",
     "Envelope": ".envelope",
+    "Intake": ".relay.intake",
+    "KafkaBroker": ".brokers.kafka",
     "ManualClock": ".clock",
+    "PlainJSON": ".relay.formats",
     "PostgresStore": ".store.postgres",
     "Receipt": ".publish.publisher",
+    "Relay": ".relay.relay",
     "Retry": ".retry",
     "SQLiteStore": ".store.sqlite",
     "Subscription": ".subscribe.subscription",

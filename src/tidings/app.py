@@ -9,16 +9,20 @@ from datetime import datetime, timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, Unpack, overload
 
+from .brokers import broker_at
+from .brokers.port import Broker
 from .clock import Clock, SystemClock
 from .envelope import Envelope
 from .errors import ConfigurationError, StoreBusy, SubscriptionNameTaken
 from .event import EventType
 from .publish.publisher import Publisher
 from .publish.publishing import Publishing, Receipt
+from .relay.intake import Intake, RunningIntake
+from .relay.relay import Relay, RunningRelay
 from .retry import Retry
 from .store import store_at
 from .store.port import Scheduled, Store
-from .subscribe.handler import Handler, tell_apart
+from .subscribe.handler import Decoded, Handler, tell_apart
 from .subscribe.middleware import Middleware, wrap
 from .subscribe.subscription import F, Given, Options, Subscription
 from .subscribe.worker import Worker
@@ -45,6 +49,9 @@ class App:
         retention: how long events stay in the log after every subscription has passed them; None keeps them.
         drain: seconds that stopping waits for handlers that run.
         clock: tests give a ManualClock.
+        broker: ``kafka://host:9092``, or a broker object: what this app publishes goes there, and what others publish comes in from there.
+        relay: how it goes there; False: not from here.
+        intake: what of it, and how; False for nothing.
 
     Raises:
         ConfigurationError: something here can't work.
@@ -62,6 +69,9 @@ class App:
         retention: timedelta | None = None,
         drain: float = 30.0,
         clock: Clock | None = None,
+        broker: str | Broker | None = None,
+        relay: Relay | bool = True,
+        intake: Intake | bool = True,
     ) -> None:
         if not name or not name.replace("-", "").replace("_", "").isalnum():
             raise ConfigurationError(f"App({name!r}): {_NAME}")
@@ -79,10 +89,15 @@ class App:
         self._opened = False
         self._worker_options: dict[str, Any] = {"lease": lease, "retention": retention, "drain": drain}
         self.worker: Worker | None = None
+        self.relay: RunningRelay | None = None
+        self.intake: RunningIntake | None = None
+        self._relay_options = Relay() if relay is True else relay or None
+        self._intake_options = Intake() if intake is True else intake or None
         self.use_store(self.store, transactions)
+        self.broker: Broker | None = broker_at(broker) if isinstance(broker, str) else broker
 
     def use_store(self, store: Store, transactions: Any) -> None:
-        """Publish to and read from another store from now on, by its clock; for tests. Not while the app is open.
+        """Publish to and read from another store from now on, by its clock and without the broker; for tests. Not while the app is open.
 
         Raises:
             ConfigurationError: it is open, or ``transactions`` is none of the known kinds.
@@ -91,6 +106,7 @@ class App:
             raise ConfigurationError(f"the app {self.name!r} is open; close it before it gets another store")
         _check_transactions(transactions)
         self.store, self.clock, self._given_transactions = store, store.clock, transactions
+        self.broker = None
         self._publisher = Publisher(self.name, self._topic, store, self.type_of)
         self._transactions = store.transactions(transactions, self._worker_options["lease"])
 
@@ -319,6 +335,8 @@ class App:
         self.bind()
         was_open = self._opened
         self.open()
+        if self.broker is not None and self._relay_options is not None:
+            self.relay = RunningRelay(self._relay_options, self.name, self.store, self.broker)
         worker = Worker(
             self.name,
             list(self.subscriptions.values()),
@@ -326,10 +344,12 @@ class App:
             self._publisher,
             self._transactions,
             clock=self.clock,
+            sharers=[] if self.relay is None else [self.relay],
             **self._worker_options,
         )
         try:
             await worker.start()
+            await self._start_intake(worker)
         except BaseException:
             await worker.crash()
             if not was_open:
@@ -337,11 +357,31 @@ class App:
             raise
         self.worker = worker
 
+    @property
+    def relays(self) -> bool:
+        """Whether what it publishes goes to a broker from where it runs."""
+        return self.broker is not None and self._relay_options is not None
+
+    async def _start_intake(self, worker: Worker) -> None:
+        if self.broker is None or self._intake_options is None:
+            return
+        types = {name for subscription in self.subscriptions.values() for name in subscription.handlers}
+        topics = self._intake_options.topics_of(self.name, self._topic, types)
+        if not topics:
+            return
+        self.intake = intake = RunningIntake(self._intake_options, self.store, self.broker, self.name, topics, worker.id, {self.name})
+        worker.beside[intake.name] = lambda: intake.trouble
+        await asyncio.get_running_loop().run_in_executor(None, intake.start)
+
     async def stop(self) -> None:
-        """Drain and end the worker, and close the store."""
+        """End the intake, drain and end the worker, and close the store."""
+        intake, self.intake = self.intake, None
+        if intake is not None:
+            await asyncio.get_running_loop().run_in_executor(None, intake.stop)
         worker, self.worker = self.worker, None
         if worker is not None:
             await worker.stop()
+        self.relay = None
         await asyncio.get_running_loop().run_in_executor(None, self.close)
 
     async def __aenter__(self) -> Self:
@@ -375,12 +415,12 @@ class App:
                     self._transactions.check(handler.tx, handler.name)
                 layers = [*self._middleware, *subscription.options.middleware]
                 handler.call = wrap(handler.call, handler.is_async, layers, handler.name)
-                if handler.tx is not None or handler.takes_list:  # run where the store's own errors may come up too
+                if handler.tx is not None:  # run where the store's own errors may come up too
                     handler.call = tell_apart(handler.call, handler.is_async)
                 readers.setdefault(handler.event_type.cls, []).append(handler)
         for handlers in readers.values():
             if len(handlers) > 1 and handlers[0].event_type.shareable:  # decoded once for all of them
-                decoded: dict[int, Any] = {}
+                decoded = Decoded()
                 for handler in handlers:
                     handler.decoded = decoded
 

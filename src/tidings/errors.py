@@ -15,7 +15,8 @@
     │   ├── WrongStore                 the transaction is another database's
     │   ├── StoreNewer                 the tables were made by a newer Tidings
     │   ├── StoreBusy                  somebody else holds the file's write lock
-    │   └── StoreFailed                full disk, read-only file, damaged file
+    │   ├── StoreFailed                full disk, read-only file, damaged file
+    │   └── LogWentBack                the log lacks what was read of it before
     ├── BrokerError                the broker can't be used as it is
     │   ├── BrokerUnavailable          no answer, or nobody knows what became of a request
     │   ├── NotAllowed                 wrong password, or a right is missing
@@ -23,6 +24,7 @@
     │   ├── RecordTooLarge             larger than the topic takes
     │   ├── SlotFenced                 somebody else opened the relay's slot since
     │   ├── OffsetLost                 records that were to be read are gone
+    │   ├── PartitionTaken             another process has read on in a partition; nothing was written
     │   └── PositionUnclear            the broker, the log and the store don't agree on how far the relay has come
     ├── HandlingError              about one event in one subscription
     │   ├── UndecodableEvent           the data doesn't fit the class that the handler asks for
@@ -110,6 +112,10 @@ class StoreFailed(StoreError):
     """The file can't be read or written: full disk, read-only, damaged."""
 
 
+class LogWentBack(StoreError):
+    """The log lacks what was read of it before: it was restored from a backup, or a standby that was behind took over."""
+
+
 class BrokerError(TidingsError):
     """The broker can't be used as it is."""
 
@@ -135,7 +141,11 @@ class SlotFenced(BrokerError):
 
 
 class OffsetLost(BrokerError):
-    """Records that were to be read are gone from the broker."""
+    """Records that were to be read are gone from the broker: ``topic``, ``partition``, ``offset``."""
+
+
+class PartitionTaken(BrokerError):
+    """Another process has read on in a partition that this one believed to be its own; nothing was written."""
 
 
 class PositionUnclear(BrokerError):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .envelope import Envelope
-from .store.port import FailedAttempt, Lane, Parked, Scheduled, SubscriptionRow
+from .store.port import EVERYTHING, FailedAttempt, Lane, Parked, Scheduled, SubscriptionRow
 
 
 @dataclass(slots=True)
@@ -92,7 +92,7 @@ class _Judge:
         return [
             self._handling(subscription, row)
             for subscription in self._subscriptions
-            if row.type in subscription.types and row.position > subscription.start
+            if _reads(subscription, row) and row.position > subscription.start
         ]
 
     def _handling(self, subscription: SubscriptionRow, row: Envelope) -> Handling:
@@ -108,3 +108,7 @@ class _Judge:
         else:
             state = "handled"
         return Handling(subscription, state, parked, [one for one in failed if one.outcome != "dropped"])
+
+
+def _reads(subscription: SubscriptionRow, row: Envelope) -> bool:
+    return row.type in subscription.types or (EVERYTHING in subscription.types and row.source == subscription.app)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from confluent_kafka import Consumer, TopicPartition
 
 from servers.kafka import Kafka
@@ -27,11 +29,12 @@ def everything(kafka: Kafka, topic: str, *, isolation: str = "read_committed") -
         reader.assign([TopicPartition(topic, number, 0) for number in partitions])
         open_ones = len(partitions)
         while open_ones:
-            for record in reader.consume(10_000, 10):
+            for record in reader.consume(10_000, 0.05):
                 if record.error() is not None:
                     open_ones -= 1
                     continue
-                headers = [(name, value or b"") for name, value in record.headers() or []]
+                given: Any = record.headers() or []
+                headers = [(name, value or b"") for name, value in given]
                 found.append(
                     Received(
                         topic, record.partition() or 0, record.offset() or 0, record.key(), record.value(), headers, record.timestamp()[1]

@@ -33,7 +33,7 @@ def test_an_address_that_is_none(address: str) -> None:
 
 def test_a_setting_that_does_not_exist() -> None:
     broker = KafkaBroker("127.0.0.1:1", sasl_flavour="mint")
-    with pytest.raises(ConfigurationError, match="sasl.flavour"):
+    with pytest.raises(ConfigurationError, match=r"sasl\.flavour"):
         broker.topics(["t"])
 
 

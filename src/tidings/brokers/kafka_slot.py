@@ -8,7 +8,7 @@ read what is committed.
 Rules that were paid for:
 
 - *A producer is closed on every path.* One that was fenced and is merely dropped while records are in transit kills the process. What is
-  left in it is purged first, or closing would wait for a broker that is away.
+  left in it is purged first, and a thread of its own closes it, for closing may wait for a broker that is away.
 - *Nothing is aborted.* After any error but a time-out, and after any exception of ``produce``, the producer is closed and the slot opened
   anew: a partly filled transaction would otherwise commit with the next.
 - *A commit that timed out is only ever committed again.*
@@ -18,7 +18,9 @@ Rules that were paid for:
 from __future__ import annotations
 
 import logging
+import threading
 import time
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("tidings.broker")
 
+CLOSE_SECONDS = 2.0
+"""So long closing is waited for; behind that it goes on by itself."""
 SLICE = 1.0
 """Seconds of one try to commit; between two of them ``give_up`` is looked at."""
 TAIL = 64
@@ -62,19 +66,19 @@ class _Sending:
         self._broker = broker
         self._settings = settings
         self._producer: Any = None
-        self._limit = 0
+        self._batch = 0
         self._known: set[str] = set()
         self._given_up = False
 
     def _make(self) -> Any:
-        """A new producer, whose batches are no larger than the smallest of the topics seen so far takes."""
+        """A new producer, whose batches are no larger than the smallest of the topics known so far takes. (A single record may be.)"""
         from confluent_kafka import Producer
 
-        from .kafka import LARGEST, _made
+        from .kafka import _made
 
-        self._limit = min([int(self._broker.settings.get("message.max.bytes", LARGEST)), *map(self._broker.limit, self._known)])
-        sizes = {"message.max.bytes": self._limit, "batch.size": min(_PRODUCING["batch.size"], self._limit)}
-        self._producer = _made(Producer, {**_PRODUCING, **self._broker.settings, **self._settings, **sizes})
+        batch = int(self._broker.settings.get("batch.size", _PRODUCING["batch.size"]))
+        self._batch = min(batch, self._broker.smallest())
+        self._producer = _made(Producer, {**_PRODUCING, **self._broker.settings, **self._settings, "batch.size": self._batch})
         return self._producer
 
     def _check(self, records: Sequence[Record]) -> None:
@@ -88,34 +92,34 @@ class _Sending:
                         f"{self._broker.label} has no topic {topic}; create it, or let the relay do so with Relay(partitions=…)",
                         topic=topic,
                     )
+            if min(map(self._broker.limit, new)) < self._batch:
+                raise SlotFenced(f"{self._broker.label}: a topic takes smaller batches than we make; the slot has to be opened anew")
             self._known |= new
-            if min(map(self._broker.limit, new)) < self._limit:
-                self._renew()
-        enough = self._limit // 2
+        enough = self._broker.smallest() // 2
         for record in records:
             if len(record.value or b"") > enough and not self._broker.fits(record):
                 raise RecordTooLarge(f"a record of {len(record.value or b''):,} bytes is more than the topic {record.topic} takes")
-
-    def _renew(self) -> None:
-        self.close()
-        self._make()
 
     def give_up(self) -> None:
         self._given_up = True
 
     def close(self) -> None:
         producer, self._producer = self._producer, None
-        if producer is None:
-            return
-        import warnings
+        if producer is not None:
+            producer.purge()
+            closing = threading.Thread(target=_closed, args=(producer, self._broker.label), name="tidings-closing", daemon=True)
+            closing.start()
+            closing.join(CLOSE_SECONDS)
 
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)  # that it could not abort is no news
-            try:
-                producer.purge()
-                producer.close()
-            except Exception as error:  # it is closed all the same
-                log.debug("closing a producer of %s: %s", self._broker.label, error)
+
+def _closed(producer: Any, label: str) -> None:
+    """Close it, however long that takes: with a transaction open it asks the broker, and waits for one that doesn't answer."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # that it could not abort is no news
+        try:
+            producer.close()
+        except Exception as error:  # it is closed all the same
+            log.debug("closing a producer of %s: %s", label, error)
 
 
 class Transactional(_Sending):

@@ -17,7 +17,7 @@ The mark is the relay's own text; a broker doesn't look into it. It is kept per 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 Headers = Sequence[tuple[str, bytes]]
@@ -103,19 +103,36 @@ class Slot(Protocol):
 
 
 class Reader(Protocol):
-    """A member of the group of processes that share the partitions of some topics."""
+    """A member of the group of processes that share the partitions of some topics.
+
+    Attributes:
+        trouble: what the broker said last that keeps records from coming; None if they come.
+    """
+
+    trouble: str | None
 
     def poll(self, most: int, seconds: float) -> list[Received]:
         """Records of the partitions that are ours, each partition's in order; none if nothing came for so long. Calls the callbacks that
-        ``Broker.reader`` was given, in this thread.
+        ``Broker.reader`` was given, in this thread; what they raise comes out here.
 
         Raises:
-            OffsetLost: a partition doesn't have the offset any more that was asked for; with the range that is gone.
-            BrokerUnavailable
+            OffsetLost: a partition doesn't have the offset any more that is to be read next. It isn't read any more; the others are.
+            BrokerUnavailable, NotAllowed: close it.
         """
         ...
 
-    def close(self) -> None: ...
+    def reached(self) -> Mapping[Partition, int]:
+        """Partitions that were found to be at their end since the last call, and the offset that comes next there: nothing committed lies
+        between the last record that ``poll`` gave and this."""
+        ...
+
+    def ends(self, partitions: Collection[Partition]) -> Mapping[Partition, int]:
+        """Where these end, as far as is known without asking."""
+        ...
+
+    def close(self) -> None:
+        """Leave the group, so that others get the partitions at once."""
+        ...
 
 
 class Broker(Protocol):
@@ -162,8 +179,12 @@ class Broker(Protocol):
         assigned: Callable[[Sequence[Partition]], Mapping[Partition, int]],
         revoked: Callable[[Sequence[Partition]], None],
     ) -> Reader:
-        """Args: called with partitions that became ours, gives the offset from which each is read (never the broker's own idea of it);
-        called with those that are no longer ours."""
+        """
+        Args:
+            assigned: called with partitions that became ours, gives the offset from which each is read (never the broker's own idea of it);
+                one that it leaves out is not read.
+            revoked: called with those that are no longer ours.
+        """
         ...
 
     def close(self) -> None: ...

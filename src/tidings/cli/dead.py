@@ -11,7 +11,7 @@ import msgspec
 
 from ..errors import NotFound
 from ..store.port import Parked, Store
-from .options import Target, complete_subscription, require_subscription, store_options
+from .options import Target, complete_subscription, require_dead_letters, store_options
 from .output import clock_time, console, count, print_json, table
 
 CHUNK = 500
@@ -31,7 +31,7 @@ def list_(target: Target, as_json: bool, subscription: str | None, limit: int) -
     """List dead letters, of SUBSCRIPTION or of all."""
     with target.reading() as store:
         if subscription is not None:
-            require_subscription(store, subscription)
+            require_dead_letters(store, subscription)
         rows = store.query(lambda unit: unit.parked(subscription, ["dead"], limit + 1))
     more, rows = len(rows) > limit, rows[:limit]
     if as_json:
@@ -107,7 +107,7 @@ def _change(
     if everything == bool(positions):
         raise click.UsageError("say which: their positions, or --all")
     with target.writing() as store:
-        require_subscription(store, subscription)
+        require_dead_letters(store, subscription)
         if everything:
             positions = tuple(_all_positions(store, subscription))
         else:

@@ -39,7 +39,8 @@ class Health:
                 reasons.append(f"{app.name}: {worker.trouble}")
             elif age > worker.lease:
                 reasons.append(f"{app.name}: the lease was last renewed {age:.1f} s ago, and lasts {worker.lease:g} s")
-            reasons += [f"{app.name}: {name}: {runner.trouble}" for name, runner in worker.runners.items() if runner.trouble is not None]
+            troubles = {one.name: one.trouble for one in (*worker.runners.values(), *worker.sharers.values())}
+            reasons += [f"{app.name}: {name}: {trouble}" for name, trouble in troubles.items() if trouble is not None]
         return reasons
 
     def lease_age(self, app: App) -> float:
@@ -58,6 +59,7 @@ class Health:
                     "app": app.name,
                     "worker": None if worker is None else worker.id,
                     "lease_age_seconds": round(self.lease_age(app), 3),
+                    "horizon_held_seconds": round(app.store.held_back(), 3),
                     "subscriptions": {
                         name: {
                             "lanes": len(runner.held_lanes()),

@@ -50,12 +50,15 @@ class _Apps(Collector):
         counters = {name: CounterMetricFamily(f"tidings_{name}", text, labels=labels) for name, text in COUNTERS}
         gauges = {name: GaugeMetricFamily(f"tidings_{name}", text, labels=labels) for name, text in GAUGES}
         lease = GaugeMetricFamily("tidings_lease_age_seconds", "Seconds since the process last renewed its lease.", labels=["app"])
+        text = "Seconds for which what may be read has stood still before a transaction that published and is still open (PostgreSQL)."
+        horizon = GaugeMetricFamily("tidings_horizon_held_seconds", text, labels=["app"])
         yield GaugeMetricFamily("tidings_healthy", "1 if /health answers 200.", value=float(self._healthy))
         now = time.time()
         for app in self._apps:
             if app.worker is None:
                 continue
             lease.add_metric([app.name], self._lease_age[app.name])
+            horizon.add_metric([app.name], app.store.held_back())
             for name, runner in app.worker.runners.items():
                 values = [app.name, name]
                 for counter, total in (
@@ -77,3 +80,4 @@ class _Apps(Collector):
         yield from counters.values()
         yield from gauges.values()
         yield lease
+        yield horizon

@@ -159,6 +159,12 @@ def require_subscription(store: Store, name: str) -> None:
         raise NotFound(f"there is no subscription {name!r}; {hint}", name=name)
 
 
+def require_dead_letters(store: Store, name: str) -> None:
+    """Raise NotFound unless the store knows a subscription or an intake of that name."""
+    if name not in [row.name for row in store.query(lambda unit: unit.intakes())]:
+        require_subscription(store, name)
+
+
 def complete_subscription(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     """Names of the store's subscriptions, for the shell."""
     try:

@@ -41,7 +41,7 @@ def run(apps: tuple[str, ...], health_port: int | None, health_host: str, log_le
     logging.getLogger("asyncio").setLevel(logging.WARNING)
     found = [load(spec) for spec in apps]
     for app in found:
-        if not app.subscriptions:
+        if not app.subscriptions and not app.relays:
             raise ConfigurationError(
                 f"the app {app.name!r} has no subscriptions, so there is nothing to run; add one with @app.subscribe(…)"
             )
@@ -88,6 +88,16 @@ async def _run(apps: list[App], host: str, port: int | None, as_json: bool) -> b
                     app=app.name,
                     subscription=subscription.name,
                     types=sorted(subscription.handlers),
+                )
+            if app.relay is not None:
+                broker = app.broker.label if app.broker is not None else ""
+                say(
+                    "relay",
+                    f"{app.name}: {app.relay.name} sends what {app.name} publishes to {broker}, with {app.relay.groups} slots",
+                    app=app.name,
+                    relay=app.relay.name,
+                    broker=broker,
+                    slots=app.relay.groups,
                 )
         if server is not None:
             address = server.sockets[0].getsockname()

@@ -6,10 +6,13 @@ import operator
 import re
 import time
 from collections import Counter
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..store.port import Holder, holder_text
+from . import intake
 from .options import Target, store_options
 from .output import console, duration, print_json, table, width
 
@@ -19,11 +22,15 @@ if TYPE_CHECKING:
 
     from ..store.port import Store
 
+COMPARE = {">": operator.gt, ">=": operator.ge, "=": operator.ge}
 NARROW = 90
 """With fewer columns each subscription gets a line instead of a row in a table."""
 CONDITIONS = ("behind", "seconds", "parked", "waiting", "dead")
 FLAGS = ("paused", "held", "trouble", "stuck", "alone")
-_CONDITION = re.compile(rf"({'|'.join(CONDITIONS)})\s*(>=|=|>)\s*(\d+(?:\.\d+)?)|({'|'.join(FLAGS)})")
+OF_THE_STORE = ("horizon",)
+HELD_SECONDS = 1.0
+"""Transactions that hold readers back for less are everyday."""
+_CONDITION = re.compile(rf"({'|'.join(CONDITIONS + OF_THE_STORE)})\s*(>=|=|>)\s*(\d+(?:\.\d+)?)|({'|'.join(FLAGS)})")
 
 
 if TYPE_CHECKING:
@@ -43,7 +50,9 @@ class Condition(_ConditionType):
         found = _CONDITION.fullmatch(value.strip())
         if found is None:
             self.fail(
-                f"{value!r}: write one of {', '.join(CONDITIONS)} with a number, as in behind=1000, or {', '.join(FLAGS)}", param, ctx
+                f"{value!r}: write one of {', '.join(CONDITIONS + OF_THE_STORE)} with a number, as in behind=1000, or {', '.join(FLAGS)}",
+                param,
+                ctx,
             )
         return (found[1], found[2], float(found[3])) if found[1] else (found[4], ">", 0.0)
 
@@ -59,7 +68,8 @@ class Condition(_ConditionType):
     multiple=True,
     metavar="CONDITION",
     help="Exit with 1 if a subscription has so many: behind=1000, seconds=60, parked=10, waiting=100, dead=1; or is paused, held, "
-    "in trouble, stuck, or alone (no worker has all of its lanes).",
+    "in trouble, stuck, or alone (no worker has all of its lanes). horizon=60: a transaction that published holds readers back for so "
+    "many seconds (PostgreSQL).",
 )
 def status(target: Target, as_json: bool, watch: bool, every: float, conditions: tuple[tuple[str, str, float], ...]) -> None:
     """Tell for each subscription how many events and seconds it is behind, what is parked and dead, and who holds its lanes."""
@@ -79,7 +89,8 @@ def status(target: Target, as_json: bool, watch: bool, every: float, conditions:
         print_json(found)
     else:
         console().print(_shown(found))
-    failed = [text for row in found["subscriptions"] for text in _failing(row, conditions)]
+    rows = (*found["subscriptions"], *_as_subscriptions(found["intake"]))
+    failed = [text for row in rows for text in _failing(row, conditions)] + _held_back(found["horizon"], conditions)
     for text in failed:
         click.echo(text, err=True)
     if failed:
@@ -143,8 +154,30 @@ def gather(store: Store) -> dict[str, Any]:
         }
 
     found = store.query(look)
+    found["intake"] = intake.partitions(store)
     found["store_bytes"] = store.size()
+    found["horizon"] = [asdict(holder) for holder in store.holders()]
     return found
+
+
+def _as_subscriptions(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Topics that come in, to be judged by the same conditions. Their dead letters are counted with the intake's name."""
+    rows = []
+    for topic in sorted({row["topic"] for row in found}):
+        parts = [row for row in found if row["topic"] == topic]
+        rows.append(
+            {
+                "name": f"topic {topic}",
+                "behind": sum(row["behind"] for row in parts),
+                "seconds_behind": max(row["seconds_behind"] or 0 for row in parts),
+                **dict.fromkeys(("parked", "waiting", "dead", "paused"), 0),
+                "held": None,
+                "trouble": [row["trouble"] for row in parts if row["trouble"]],
+                "stuck": [],
+                "lanes_free": sum(row["owner"] is None for row in parts),
+            }
+        )
+    return rows
 
 
 def _failing(row: dict[str, Any], conditions: tuple[tuple[str, str, float], ...]) -> list[str]:
@@ -156,11 +189,21 @@ def _failing(row: dict[str, Any], conditions: tuple[tuple[str, str, float], ...]
         "stuck": len(row["stuck"]),
         "alone": row["lanes_free"],
     }
-    compare = {">": operator.gt, ">=": operator.ge, "=": operator.ge}
     return [
         f"{row['name']}: {name}" + ("" if name in FLAGS else f" {values[name]}, the limit is {limit:g}")
         for name, sign, limit in conditions
-        if compare[sign](values[name], limit)
+        if name not in OF_THE_STORE and COMPARE[sign](values[name], limit)
+    ]
+
+
+def _held_back(holders: list[dict[str, Any]], conditions: tuple[tuple[str, str, float], ...]) -> list[str]:
+    """An age that can't be seen is no reason for silence."""
+    limits = [(sign, limit) for name, sign, limit in conditions if name == "horizon"]
+    return [
+        f"horizon: {holder_text(Holder(**holder))}, the limit is {limit:g} s"
+        for sign, limit in limits
+        for holder in holders
+        if holder["seconds"] is None or COMPARE[sign](holder["seconds"], limit)
     ]
 
 
@@ -183,12 +226,17 @@ def _shown(found: dict[str, Any]) -> RenderableType:
             )
         )
     )
+    holders = [Holder(**holder) for holder in found["horizon"]]
+    long = [holder for holder in holders if holder.seconds is None or holder.seconds >= HELD_SECONDS]
+    parts += [Text(holder_text(holder), style="yellow") for holder in long]
     if not found["subscriptions"]:
         parts.append(Text("no subscriptions yet; `tidings run module:app` makes those of an app"))
         return Group(*parts)
     columns = width()
     narrow = columns is not None and columns < NARROW
     parts += [Text(""), *(_line(row) for row in found["subscriptions"])] if narrow else [Text(""), _table(found["subscriptions"])]
+    if found["intake"]:
+        parts += [Text(""), intake.shown(found["intake"])]
     if found["workers"] and narrow:
         for row in found["workers"]:
             ending = "" if row["alive"] else ", gone: its lease ran out"

@@ -129,11 +129,14 @@ def trim(target: Target, as_json: bool, older: timedelta | None, before: datetim
         if not yes:
             click.confirm(f"Delete the events up to position {last}?", abort=True, err=True)
         deleted = 0
+        parts = opened.upkeep(last)
         while part := opened.write(lambda unit: unit.trim(last, CHUNK)).result():
             deleted += part
     if as_json:
-        print_json({"deleted": deleted, "upto": last})
+        print_json({"deleted": deleted, "parts": parts, "upto": last})
     else:
+        if parts:
+            click.echo(f"dropped {count(parts, 'whole part')} of the log")
         click.echo(f"deleted {count(deleted, 'event')}; the room is used again, but not given back to the disk (VACUUM would)")
 
 

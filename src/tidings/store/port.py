@@ -28,6 +28,7 @@ from typing import Any, Protocol, TypeVar
 
 from ..clock import Clock
 from ..envelope import Envelope
+from .intakes import IntakeRow, IntakeUnit
 from .writer import Writer
 
 T = TypeVar("T")
@@ -35,6 +36,10 @@ T = TypeVar("T")
 
 Row = tuple[str, int, str, tuple[Any, ...], bool]
 """An event as the one INSERT that publishes it: event id, lane, the statement, its values, whether it is scheduled."""
+
+
+EVERYTHING = "*"
+"""Among the types of a subscription: whatever its own app published."""
 
 
 @dataclass(slots=True)
@@ -71,7 +76,8 @@ class WorkerRow:
 
 @dataclass(slots=True)
 class SubscriptionRow:
-    """A subscription as the store knows it. ``types`` are the type names it reads; times are microseconds since 1970."""
+    """A subscription as the store knows it. ``types``: the type names it reads, or ``EVERYTHING``, which is what its app published itself;
+    times are microseconds since 1970."""
 
     name: str
     app: str
@@ -153,6 +159,17 @@ class Scheduled:
 
 
 @dataclass(slots=True)
+class Holder:
+    """A transaction under way that has written to the log, so that nobody may read past it yet.
+
+    ``seconds``: since it began, None if this role may not see it; ``who``: which one it is, in words.
+    """
+
+    seconds: float | None
+    who: str
+
+
+@dataclass(slots=True)
 class Examination:
     """What ``tidings store check`` finds: damage and what to do about it, and what is worth knowing of this kind of store, for programs
     (``figures``) and for people (``lines``)."""
@@ -162,6 +179,12 @@ class Examination:
     advice: str
     figures: dict[str, Any]
     lines: list[str]
+
+
+def holder_text(holder: Holder) -> str:
+    """One line about it."""
+    age = "" if holder.seconds is None else f" for {holder.seconds:.1f} s"
+    return f"readers are held back{age} by {holder.who}"
 
 
 def size_text(size: float) -> str:
@@ -179,6 +202,10 @@ class Unit(Protocol):
     # -- the log
     def append(self, envelopes: Iterable[Envelope]) -> list[int]:
         """Write events to the end of the log; their positions."""
+        ...
+
+    def append_many(self, envelopes: Sequence[Envelope]) -> None:
+        """``append`` in bulk, on a connection of the store's own: in this order, and their positions are not told."""
         ...
 
     def insert(self, statement: str, values: Sequence[Any]) -> int:
@@ -218,13 +245,13 @@ class Unit(Protocol):
         ...
 
     def trim(self, upto: int, limit: int) -> int:
-        """Delete at most ``limit`` of the rows up to ``upto``, the oldest first; how many."""
+        """Delete at most ``limit`` of the rows up to ``upto``, the oldest first; how many. 0: nothing is left but for ``Store.upkeep``."""
         ...
 
     # -- scheduled events
     def schedule(self, envelope: Envelope, due: int) -> None: ...
     def release_due(self, now: int, limit: int) -> int:
-        """Move what is due to the log; how many."""
+        """Move what is due to the log, its time being the time at which it was due; how many."""
         ...
 
     def scheduled(self, limit: int = 1000) -> list[Scheduled]: ...
@@ -314,21 +341,46 @@ class Unit(Protocol):
         """Delete a dead letter; an attempt with the outcome ``dropped`` says that somebody did."""
         ...
 
+    # -- what comes in from a broker
+    def intake(self, name: str) -> IntakeUnit: ...
+    def intakes(self) -> list[IntakeRow]: ...
+
     # -- operators' commands
     def control(self) -> int:
         """Raised by every operator's command, so that workers see it by reading one row."""
         ...
 
     def facts(self) -> dict[str, str]:
-        """What the store knows about itself: schema, log_id, incarnation, retained, control."""
+        """What the store knows about itself: schema, log_id, incarnation, retained, control; and what was noted."""
         ...
+
+    def note(self, name: str, value: str | None) -> None:
+        """Remember a fact under a name of the caller's, or forget it; workers are told that something has changed."""
+        ...
+
+    def free(self, subscription: str) -> None:
+        """Take every lane of it from whoever holds it: he is fenced."""
+        ...
+
+    def raise_incarnation(self) -> int:
+        """The log went back in time and somebody knows it: what is published from now on is of another series. The new one."""
+        ...
+
+
+class RaisedByHandler(Exception):
+    """An error that looks like the store's trouble and came out of a handler, about something else: its failure, and an attempt."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(str(error))
+        self.error = error
 
 
 class Guard(Protocol):
     """Keeps a handler from ending a transaction that isn't its own."""
 
     def closed(self, name: str) -> AbstractContextManager[None]:
-        """Around a handler's call. Raises TransactionEnded if it tried to end the transaction, whatever error that gave it."""
+        """Around a handler's call. Raises TransactionEnded if it tried to end the transaction, whatever error that gave it, and
+        RaisedByHandler for an error that ``Store.is_busy`` would take for the store's although this transaction is well."""
         ...
 
     def alive(self) -> bool:
@@ -417,6 +469,34 @@ class SomeWaker(Protocol):
         ...
 
 
+class Cursor(Protocol):
+    """Reads a part of the log through a connection of its own, for whoever takes events out of this machine. It belongs to one thread.
+
+    Attributes:
+        held_back: whether the last reading saw positions that open transactions keep from being read.
+    """
+
+    held_back: bool
+
+    def read(
+        self, lanes: Sequence[int], after: int, rows: int, known: tuple[int, str] | None = None
+    ) -> tuple[list[tuple[Any, ...]], int]:  # fmt: skip
+        """Rows of these lanes and of the cursor's source behind ``after``, ascending, in the order of ``Envelope``'s fields, and how far
+        that is complete. ``rows`` of them at most, and bounded in bytes: it may stop early. What is returned survives a crash of the
+        machine, and no other row up to there will come, whatever the writers' settings are.
+
+        Args:
+            known: position and event id of a row that was read before: it must still be there, unless it was trimmed.
+
+        Raises:
+            LogWentBack: another event is at that position, or the log ends before it or before ``after``.
+            StoreError
+        """
+        ...
+
+    def close(self) -> None: ...
+
+
 class Store(Protocol):
     """A log, its readers' progress, and where transactions come from.
 
@@ -463,6 +543,10 @@ class Store(Protocol):
         to there is missing or will come. Bounded in bytes: it may stop early. For the hot path."""
         ...
 
+    def cursor(self, source: str) -> Cursor:
+        """A reader of its own of what ``source`` published."""
+        ...
+
     def glance(self, after: int, upto: int) -> tuple[list[tuple[Any, ...]], int] | None:
         """``read`` on the event loop: few rows, and None rather than waiting for anything. A store across a network: always None."""
         ...
@@ -481,6 +565,11 @@ class Store(Protocol):
         """The statements on a driver connection that is the user's."""
         ...
 
+    def upkeep(self, upto: int) -> int:
+        """See that there is room for what comes, and let go of whole parts of the log that end at or below ``upto`` and that everyone has
+        passed; how many. What ``Unit.trim`` leaves for a whole part to go is let go here. Called now and then by each worker; blocks."""
+        ...
+
     def transaction(self) -> AbstractContextManager[Any]:
         """A driver connection with a write transaction open: commits at the end, rolls back on an error."""
         ...
@@ -494,6 +583,13 @@ class Store(Protocol):
         ...
 
     def examine(self, full: bool) -> Examination: ...
+    def holders(self) -> list[Holder]:
+        """Who keeps readers now from what was published after them, the oldest first. Nobody where transactions write one after another."""
+        ...
+
+    def held_back(self) -> float:
+        """For how many seconds this process has seen what it may read stand still before such a transaction; 0 if it doesn't. At once."""
+        ...
 
     # -- waking up
 
@@ -515,6 +611,10 @@ class Store(Protocol):
     def is_busy(self, error: BaseException) -> bool:
         """Whether an error means that the store was busy or failed, so that the same work is simply run again. Looks through what
         SQLAlchemy and Django make of their driver's errors."""
+        ...
+
+    def is_refusal(self, error: BaseException) -> bool:
+        """Whether an error means that a value can't be kept by this kind of database, now or ever."""
         ...
 
     def is_lost(self, error: BaseException) -> bool:

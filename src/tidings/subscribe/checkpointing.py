@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("tidings.subscribe")
 
-FLUSH_SIZE = 2000
+FLUSH_SIZE = 5000
 """Ends that are written at once; fewer at the latest after the subscription's ``checkpoint_age``."""
 QUIET_SECONDS = 0.05
 """A reader with nothing in flight writes at once, but not again sooner than this: a trickle would hold the file half of the time."""
@@ -116,6 +116,14 @@ class Checkpointing:
         if self._timer is None:
             self._timer = self._loop.call_later(self._age, self.flush)
 
+    def ended_plainly(self, count: int) -> None:
+        """So many have ended whose lanes are ``dirty`` now: written with whatever comes next, by size or by age."""
+        self.plain += count
+        if self.plain >= FLUSH_SIZE:
+            self.flush()
+        elif count and self.plain == count:
+            self.begin_age()
+
     def rest(self) -> None:
         """Nothing else is in flight."""
         if not (self.ended or self.dirty):
@@ -190,15 +198,13 @@ class Checkpointing:
         by_lane: dict[LaneState, set[int]] = {lane: set() for lane in lanes}
         special: list[Context] = []
         for ctx in batch:
-            finished = by_lane.get(ctx.lane)
-            if finished is None:
-                finished = by_lane[ctx.lane] = set()
-            if ctx.parked:
+            lane = ctx.lane
+            if lane not in by_lane:
+                by_lane[lane] = set()
+            if not ctx.parked:
+                by_lane[lane].add(ctx.row[POSITION])
+            if ctx.parked or ctx.failure is not None or ctx.outputs is not None:
                 special.append(ctx)
-            else:
-                finished.add(ctx.row[POSITION])
-                if ctx.failure is not None or ctx.outputs is not None:
-                    special.append(ctx)
         cursor = self._feed.cursor
         fenced = unit.advance(self._name, self._worker, [lane.checkpoint(finished, cursor) for lane, finished in by_lane.items()])
         if fenced:

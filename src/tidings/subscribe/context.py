@@ -41,6 +41,7 @@ class Context(msgspec.Struct, eq=False):
     parked: bool = False
     noted: bool = False
     suspect: bool = False
+    taken: bool = False
     settling: bool = False
     published: list[tuple[Any, datetime | None, timedelta | None, Mapping[str, str] | None]] | None = None
     outputs: list[tuple[Envelope, int | None]] | None = None

@@ -10,13 +10,14 @@ import asyncio
 import contextlib
 import time
 from collections import deque
+from collections.abc import Awaitable, Coroutine, Generator
 from concurrent.futures import ThreadPoolExecutor
+from types import CoroutineType, coroutine
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import HandlerTimeout, StoreError
 from ..publish.publisher import current
-from .checkpointing import FLUSH_SIZE
-from .context import POSITION, Context
+from .context import DATA, Context
 from .parking import FOLLOWS
 
 if TYPE_CHECKING:
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
 
     from .runner import Runner
 
-YIELD = 127
-"""After this many events in one go the loop gets its turn (a power of two less one)."""
+TURN_AFTER = 128
+"""After this many events in one go the loop gets its turn."""
 
 CHUNK = 512
 CHUNK_SECONDS = 0.002
@@ -33,6 +34,10 @@ CHUNK_SECONDS = 0.002
 QUICK = 64
 """Handlers of which so many fit in a trip make one trip at a time: they have no time to wait, so more threads would only be in each other's
 way."""
+
+
+Begun = tuple[Context, Awaitable[Any] | None]
+TURN: Begun = (None, None)  # type: ignore[assignment]
 
 
 class _Raised(NamedTuple):
@@ -85,7 +90,7 @@ class Crew:
         self.limit = size
         self.running = 0
         self.stepping = False
-        self.sleepers = Sleepers(runner.feed_has_work)
+        self.sleepers = Sleepers(lambda: not self._alone and runner.feed_has_work())
         self._slots: list[Context | None] = [None] * size
         self._chunks: dict[int, list[Context]] = {}
         self._alone = False  # a trip of quick ones is under way
@@ -117,77 +122,115 @@ class Crew:
         return [ctx for ctx in (*self._slots, *(ctx for chunk in self._chunks.values() for ctx in chunk)) if ctx is not None]
 
     async def _run(self, number: int) -> None:
-        runner, slots, sleepers, asleep = self._runner, self._slots, self.sleepers, self.sleepers.asleep
-        take, release = runner.feed.take, runner.feed.release
-        parked, checkpointing = runner.parked.keys, runner.checkpointing
-        timed, pace = runner.timeout is not None, runner.pace
-        set_current = current.set
-        count = 0
+        runner, sleepers = self._runner, self.sleepers
         while True:
-            ctx = take() if self.running < self.limit and not self._alone else None
-            if ctx is None:
+            begun = None if self.running >= self.limit or self._alone else self._inline()
+            if begun is None:
                 if self.running == 0:
-                    checkpointing.rest()
+                    runner.checkpointing.rest()
                     runner.signal()
                 await sleepers.sleep()
-                continue
-            if asleep:
-                sleepers.wake()
-            if pace is not None and (pause := pace.wait()) > 0:
-                await asyncio.sleep(pause)
-                if runner.unbegun(ctx):
-                    continue
-            self.running += 1
-            slots[number] = ctx
-            if timed:
-                self._started[number] = time.monotonic()
-            handler = ctx.handler
-            try:
-                if parked and not ctx.parked and ctx.key_id in parked:
+            elif begun is TURN:
+                await asyncio.sleep(0)
+            else:
+                await self._handle(number, *begun)
+
+    def _inline(self) -> Begun | None:
+        """Handle events for as long as their handlers don't suspend: nobody can see these begin, so there is nothing to note but their end.
+
+        Returns what is to be handled otherwise; ``TURN`` when the loop must have its turn; None if there is nothing to handle.
+        """
+        runner, feed, parked = self._runner, self._runner.feed, self._runner.parked.keys
+        offer, set_current, paced = feed.offer, current.set, runner.pace is not None
+        dirty = runner.checkpointing.dirty
+        count = 0
+        try:
+            while True:
+                ctx = offer()
+                if ctx is None:
+                    return None
+                handler = ctx.handler
+                if not handler.inline or paced or ctx.taken or (parked and ctx.key_id in parked):
+                    return ctx, None
+                try:
+                    event = handler.decode(ctx.row[DATA]) if handler.decoded is None else runner.decode(ctx)
+                except Exception:
+                    return ctx, None  # it can't be decoded there either, which is the handler's failure
+                try:
+                    if handler.where is None or handler.where(event):
+                        set_current(ctx)
+                        work = handler.call(event, ctx)
+                        if type(work) is not CoroutineType:
+                            return ctx, work
+                        try:
+                            waits = work.send(None)
+                        except StopIteration as stop:
+                            if stop.value is not None or ctx.published is not None:
+                                return ctx, _returned(stop.value)
+                        else:
+                            return ctx, _go_on(work, waits)
+                except (Exception, asyncio.CancelledError) as error:
+                    return ctx, _raised(error)
+                except BaseException:  # the program ends, and this event has not been handled
+                    feed.register(ctx)
+                    raise
+                dirty.add(ctx.lane)
+                count += 1
+                if count == TURN_AFTER:
+                    feed.pass_by(ctx)
+                    return TURN
+        finally:
+            if count:
+                runner.handled += count
+                runner.checkpointing.ended_plainly(count)
+
+    async def _handle(self, number: int, ctx: Context, work: Awaitable[Any] | None) -> None:
+        """``work``: the rest of a handler that has begun."""
+        runner = self._runner
+        if not ctx.taken:
+            runner.feed.register(ctx)
+        self.sleepers.wake()  # so that work goes on if this one suspends
+        if runner.pace is not None and (pause := runner.pace.wait()) > 0:
+            await asyncio.sleep(pause)
+            if runner.unbegun(ctx):
+                return
+        handler, timed = ctx.handler, runner.timeout is not None
+        self.running += 1
+        self._slots[number] = ctx
+        if timed:
+            self._started[number] = time.monotonic()
+        try:
+            if work is None:
+                if not ctx.parked and ctx.key_id in runner.parked.keys:
                     ctx.failure = FOLLOWS
                 elif handler.tx is not None:
-                    if await self._in_transaction(ctx):
-                        continue
-                elif not handler.is_async and not timed and pace is None:
+                    await self._in_transaction(ctx)
+                    return
+                elif not handler.is_async and not timed and runner.pace is None:
                     await self._in_chunk(number, ctx)
-                    continue
+                    return
                 else:
                     event = runner.decode(ctx)
                     if handler.where is None or handler.where(event):
                         if handler.is_async:
-                            set_current(ctx)
-                            result = await handler.call(event, ctx)
+                            current.set(ctx)
+                            work = handler.call(event, ctx)
                         else:
-                            result = await self._in_thread(ctx, event)
-                        if ctx.failure is not None:  # timed out, and the handler swallowed the cancellation
-                            self._cancelled(ctx, asyncio.CancelledError())
-                        elif result is not None or ctx.published is not None:
-                            runner.collect(ctx, result)
-            except asyncio.CancelledError as error:
-                self._cancelled(ctx, error)
-            except Exception as error:
-                runner.fail(ctx, error)
-            finally:
-                self.running -= 1
-                slots[number] = None
-            if ctx.failure is not None or ctx.outputs is not None or ctx.parked:
-                runner.finish(ctx)
-            else:  # as in _end, which would cost a call
-                lane, position = ctx.lane, ctx.row[POSITION]
-                lane.open.discard(position)
-                if position > lane.high:
-                    lane.high = position
-                release(ctx)
-                runner.handled += 1
-                checkpointing.dirty.add(lane)
-                checkpointing.plain += 1
-                if checkpointing.plain == 1:
-                    checkpointing.begin_age()
-                elif checkpointing.plain >= FLUSH_SIZE:
-                    checkpointing.flush()
-            count += 1
-            if not count & YIELD:
-                await asyncio.sleep(0)
+                            work = self._in_thread(ctx, event)
+            if work is not None:
+                result = await work
+                if ctx.failure is not None:  # timed out, and the handler swallowed the cancellation
+                    self._cancelled(ctx, asyncio.CancelledError())
+                elif result is not None or ctx.published is not None:
+                    runner.collect(ctx, result)
+        except asyncio.CancelledError as error:
+            self._cancelled(ctx, error)
+        except Exception as error:
+            runner.fail(ctx, error)
+        finally:
+            self.running -= 1
+            self._slots[number] = None
+        self._end(ctx)
 
     async def _in_chunk(self, number: int, first: Context) -> None:
         """Quick synchronous handlers share one trip to a thread, which costs more than they do; slow ones have one each.
@@ -195,10 +238,47 @@ class Crew:
         No event is in two chunks' hands and no key twice in one: the feed keeps the followers of a key back until it has ended.
         """
         runner = self._runner
-        chunk, parked = [first], runner.parked.keys
         # With order="log" what comes behind must not begin before this one has ended.
         most = 1 if runner.order == "log" else min(CHUNK, int(CHUNK_SECONDS / max(self._seconds, 1e-9)))
-        while len(chunk) < most and (ctx := runner.feed.take()) is not None:
+        chunk = self._chunks[number] = [first]
+        alone = self._alone = self.stepping = self._seconds * QUICK < CHUNK_SECONDS
+        ended: list[Any] = []
+        try:
+            self._gather(chunk, most)
+            if alone:
+                await self._gather_on(chunk, most)
+            waiting = deque(chunk)
+            future = asyncio.wrap_future(self._pool().submit(self._call_chunk, waiting, ended))
+            if (len(chunk) > 1 or alone) and not (await asyncio.wait([future], timeout=5 * CHUNK_SECONDS))[0]:
+                if alone:
+                    alone = self._stop_alone()
+                self._take_back(chunk, waiting)  # one of them is slow: the others go on in other threads
+            await future
+            if waiting:
+                self._take_back(chunk, waiting)  # the time was over
+        finally:
+            del self._chunks[number]
+            if alone:
+                self._stop_alone()
+        plain: list[Context] = []
+        for ctx, result in zip(chunk, ended, strict=True):
+            if result is None and ctx.published is None and not ctx.parked and ctx.outputs is None:
+                plain.append(ctx)
+                continue
+            if isinstance(result, _Raised):
+                runner.fail(ctx, result.error)
+            else:
+                try:
+                    runner.collect(ctx, result)
+                except Exception as error:
+                    runner.fail(ctx, error)
+            self._end(ctx)
+        runner.ended_plainly(plain)
+
+    def _gather(self, chunk: list[Context], most: int) -> None:
+        """Take what may share the trip."""
+        runner, take, parked = self._runner, self._runner.feed.take, self._runner.parked.keys
+        while len(chunk) < most and (ctx := take()) is not None:
             if ctx.handler.is_async or ctx.handler.tx is not None:
                 runner.feed.again([ctx])
                 break
@@ -207,30 +287,25 @@ class Crew:
                 runner.finish(ctx)
             else:
                 chunk.append(ctx)
-        self._chunks[number] = chunk
-        alone = self._alone = self._seconds * QUICK < CHUNK_SECONDS
-        waiting, ended = deque(chunk), list[tuple[Context, Any]]()
-        future = asyncio.wrap_future(self._pool().submit(self._call_chunk, waiting, ended))
-        try:
-            if (len(chunk) > 1 or alone) and not (await asyncio.wait([future], timeout=5 * CHUNK_SECONDS))[0]:
-                alone = self._alone = False  # one of them is slow: the others go on in other threads
-                self._take_back(chunk, waiting)
-            await future
-            if waiting:
-                self._take_back(chunk, waiting)  # the time was over
-        finally:
-            del self._chunks[number]
-            if alone:
-                self._alone = False
-        for ctx, result in ended:
-            if isinstance(result, _Raised):
-                runner.fail(ctx, result.error)
-            elif result is not None or ctx.published is not None:
-                try:
-                    runner.collect(ctx, result)
-                except Exception as error:
-                    runner.fail(ctx, error)
-            self._end(ctx)
+
+    async def _gather_on(self, chunk: list[Context], most: int) -> None:
+        """The same from rows that the runner can read at once."""
+        seen, changes = 0, self._runner.feed.changes
+        while seen < len(chunk) < most and not self._runner.at_head:
+            seen = len(chunk)
+            self.stepping = False
+            self._runner.feed.wanted()
+            await asyncio.sleep(0)
+            self.stepping = True
+            self._gather(chunk, most)
+        if self._runner.stopping or self._runner.feed.changes != changes:
+            chunk[:] = [ctx for ctx in chunk if not self._runner.unbegun(ctx)]
+
+    def _stop_alone(self) -> bool:
+        self._alone = self.stepping = False
+        self._runner.feed.wanted()
+        self.sleepers.wake()
+        return False
 
     def _take_back(self, chunk: list[Context], waiting: deque[Context]) -> None:
         """What the thread hasn't begun, for whoever is free."""
@@ -243,13 +318,13 @@ class Crew:
         self._runner.feed.again(back)
         self.sleepers.wake()
 
-    def _call_chunk(self, waiting: deque[Context], ended: list[tuple[Context, Any]]) -> None:
+    def _call_chunk(self, waiting: deque[Context], ended: list[Any]) -> None:
         """In a thread: what each handler returned or raised, until all are done or the time is over."""
-        decode, set_current, clock = self._runner.decode, current.set, time.perf_counter
+        decode, set_current, clock, next_one = self._runner.decode, current.set, time.perf_counter, waiting.popleft
         began = now = clock()
         while now < began + CHUNK_SECONDS:
             try:
-                ctx = waiting.popleft()
+                ctx = next_one()
             except IndexError:
                 break
             handler, result = ctx.handler, None
@@ -260,7 +335,7 @@ class Crew:
                     result = handler.call(event, ctx)
             except BaseException as error:
                 result = _Raised(error)
-            ended.append((ctx, result))
+            ended.append(result)
             now = clock()
         if ended:
             self._seconds = 0.5 * self._seconds + 0.5 * (now - began) / len(ended)
@@ -270,17 +345,7 @@ class Crew:
         if ctx.failure is not None or ctx.outputs is not None or ctx.parked:
             self._runner.finish(ctx)
             return
-        checkpointing, lane, position = self._runner.checkpointing, ctx.lane, ctx.row[POSITION]
-        lane.open.discard(position)
-        lane.high = max(lane.high, position)
-        self._runner.feed.release(ctx)
-        self._runner.handled += 1
-        checkpointing.dirty.add(lane)
-        checkpointing.plain += 1
-        if checkpointing.plain == 1:
-            checkpointing.begin_age()
-        elif checkpointing.plain >= FLUSH_SIZE:
-            checkpointing.flush()
+        self._runner.ended_plainly([ctx])
 
     def _pool(self) -> ThreadPoolExecutor:
         if self._threads is None:
@@ -325,8 +390,8 @@ class Crew:
                 future.add_done_callback(lambda _: self._runner.on_loop(ended))
             raise
 
-    async def _in_transaction(self, ctx: Context) -> bool:
-        """Run a handler in a transaction of its own. True: it is committed, or handed back to be run again; there is nothing left to do."""
+    async def _in_transaction(self, ctx: Context) -> None:
+        """Run a handler in a transaction of its own. Afterwards it is committed, or handed back to be run again."""
         runner = self._runner
         try:
             if ctx.handler.is_async:
@@ -335,13 +400,10 @@ class Crew:
                 await runner.in_tx_thread(ctx)
         except runner.Lost as lost:
             runner.lose(lost, [ctx])
-            return True
         except Exception as error:
             if not runner.store.is_busy(error) and not isinstance(error, StoreError):
                 raise
             await runner.again([ctx], error)
-            return True
-        return True
 
     async def _watch(self, timeout: float) -> None:
         """One watchdog over started times; a timer for each event would cost half of everything."""
@@ -355,3 +417,25 @@ class Crew:
                     continue  # it waits for its turn, or is being committed
                 self._runner.fail(ctx, HandlerTimeout(f"{ctx.handler.name} ran for longer than {timeout} s", seconds=timeout))
                 self._tasks[number].cancel()
+
+
+async def _returned(result: Any) -> Any:
+    return result
+
+
+async def _raised(error: BaseException) -> Any:
+    raise error
+
+
+@coroutine
+def _go_on(work: Coroutine[Any, Any, Any], waits: Any) -> Generator[Any, Any, Any]:
+    """The rest of a coroutine whose first step is done; ``waits`` is what that step gave."""
+    try:
+        yield waits
+    except BaseException as error:
+        try:
+            waits = work.throw(error)
+        except StopIteration as stop:
+            return stop.value
+        return (yield from _go_on(work, waits))
+    return (yield from work)

@@ -1,7 +1,8 @@
 """From rows of the log to events that a handler may take now.
 
-A row is taken when somebody is free to handle it. From then on it is *open* until its end is committed. A row whose key is being handled
-waits in that key's chain. Rows that nobody has taken are not open: the cursor has not passed them.
+A row is offered when somebody is free to handle it. Who can't end it before anything else happens takes it: from then on it is *open*
+until its end is committed, and further rows of its key wait in that key's chain. Rows that nobody has taken are not open: the cursor has
+not passed them.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ class Feed:
         chained: events of one key are handled side by side with others, so they must be kept apart.
 
     Attributes:
-        lanes: what this process holds. cursor: rows up to here were taken or are not ours. fetched: rows up to here have been put in.
+        lanes: what this process holds. changes: how often that has changed.
+        cursor: rows up to here were taken or are not ours. fetched: rows up to here have been put in.
         until: end of the worker's lease on ``now``; behind it nothing is taken, since others may have the lanes, and ``expired`` is called.
         ready: released by their key, or handed back. urgent: parked events whose time has come. closed: only urgent ones may be taken.
         held_back, held_back_parked: taken, but not before caution.py lets them through, which ``cautious`` tells to.
@@ -47,6 +49,7 @@ class Feed:
         self._whole = order == "log"
         self.chained = chained and order == "key"
         self.lanes: list[LaneState | None] = [None] * LANES
+        self.changes = 0
         self.cursor = 0
         self.fetched = 0
         self.closed = False
@@ -70,6 +73,9 @@ class Feed:
         """Called with a parked event that will not be handled here."""
         self.wanted: Callable[[], None] = lambda: None
         """Called when there is room for a block again."""
+        self.offer: Callable[[], Context | None] = self._offers().__next__
+        """The next event that may be handled now; None if there is none. Unless it is ``taken`` already, ``register`` follows before
+        anything else may happen on the loop; or it has ended by then, with ``pass_by`` or the next ``offer``."""
 
     # -- lanes
 
@@ -78,6 +84,7 @@ class Feed:
 
     def add(self, rows: Sequence[Lane]) -> None:
         """Lanes that were just claimed; reading goes back to the first thing that isn't done there."""
+        self.changes += 1
         for lane in self.held():
             lane.start = max(lane.start, self.cursor)
             if lane.suspects is None:
@@ -95,6 +102,7 @@ class Feed:
         """Take no more of this lane. What was taken of it may still end and be written, and no cursor may carry it over what was not."""
         lane = self.lanes[number]
         if lane is not None:
+            self.changes += 1
             lane.left = self.cursor
             self.lanes[number] = None
 
@@ -126,7 +134,7 @@ class Feed:
 
     def wants_rows(self) -> bool:
         """Whether there is room for a block."""
-        return self._next is None and self._waiting < WINDOW and self._waiting_bytes < WINDOW_BYTES
+        return self._next is None and not self._full()
 
     def put(self, block: Block, index: int) -> None:
         """Rows from ``index`` on come next."""
@@ -146,25 +154,66 @@ class Feed:
 
     def take(self) -> Context | None:
         """The next event that may be handled now; None if there is none."""
-        if self.now() > self.until:  # frozen, or the store could not be written
-            self.expired()
-            return None
-        if self.urgent:
-            return self.urgent.popleft()
-        if self.closed:
-            return None
-        if self.ready:
-            return self.ready.popleft()
-        handlers, lanes = self._handlers, self.lanes
-        while self._waiting < WINDOW and self._waiting_bytes < WINDOW_BYTES:
-            for row in self._rows:
-                handler = handlers.get(row[TYPE])
-                if handler is None:
+        ctx = self.offer()
+        if ctx is not None and not ctx.taken:
+            self.register(ctx)
+        return ctx
+
+    def take_many(self, batch: list[Context], most: int) -> None:
+        """Take until ``batch`` holds ``most``, or there is none."""
+        offer, register, append = self.offer, self.register, batch.append
+        for _ in range(most - len(batch)):
+            ctx = offer()
+            if ctx is None:
+                return
+            if not ctx.taken:
+                register(ctx)
+            append(ctx)
+
+    def register(self, ctx: Context) -> None:
+        """Take what was offered."""
+        ctx.taken = True
+        position = ctx.row[POSITION]
+        # In this order: a checkpoint is made in another thread, and whatever the cursor has passed must be open or done.
+        ctx.lane.open.add(position)
+        self.cursor = position
+        if self.chained and ctx.row[KEY] is not None:
+            self._busy[ctx.key_id] = ctx
+
+    def pass_by(self, ctx: Context) -> None:
+        """What was offered has ended already, and nobody could have seen it begin."""
+        ctx.taken = True
+        lane, position = ctx.lane, ctx.row[POSITION]
+        if lane.open:  # by a former holder of the lane
+            lane.open.discard(position)
+        if position > lane.high:
+            lane.high = position
+        self.cursor = position
+
+    def _offers(self) -> Iterator[Context | None]:
+        """What ``offer`` gives, without end. A generator, which costs half as much as a method that finds its place again each time."""
+        name, handlers, lanes, busy = self._name, self._handlers, self.lanes, self._busy
+        urgent, ready = self.urgent, self.ready
+        keyed, whole, chained = self._keyed, self._whole, self.chained
+        while True:
+            if self.now() > self.until:  # frozen, or the store could not be written
+                self.expired()
+                yield None
+                continue
+            if urgent:
+                yield urgent.popleft()
+                continue
+            if ready and not self.closed:
+                yield ready.popleft()
+                continue
+            if self.closed or self._full():
+                yield None
+                continue
+            rows = self._rows
+            for row in rows:
+                handler, lane, position = handlers.get(row[TYPE]), lanes[row[LANE]], row[POSITION]
+                if handler is None or lane is None:
                     continue
-                lane = lanes[row[LANE]]
-                if lane is None:
-                    continue
-                position = row[POSITION]
                 if position <= lane.gate:
                     if position <= lane.start:
                         if position not in lane.recovered:
@@ -172,38 +221,54 @@ class Feed:
                         lane.recovered.discard(position)
                     if lane.suspects is not None:
                         self._take_with_caution(row, handler, lane)
-                        if self._waiting >= WINDOW or self._waiting_bytes >= WINDOW_BYTES:
-                            return None
+                        if self._full():
+                            break
                         continue
-                # In this order: a checkpoint is made in another thread, and whatever the cursor has passed must be open or done.
-                lane.open.add(position)
-                self.cursor = position
                 key = row[KEY]
-                if not self._keyed or key is None:
-                    return Context(row, self._name, handler, lane, None if self._whole else position)
-                key_id = (row[KEY_NAME], key)
-                ctx = Context(row, self._name, handler, lane, key_id)
-                if not self.chained:
-                    return ctx
-                chain = self._busy.setdefault(key_id, ctx)
-                if chain is ctx:
-                    return ctx
-                if type(chain) is deque:
-                    chain.append(ctx)
+                if not keyed or key is None:
+                    ctx = Context(row, name, handler, lane, None if whole else position)
                 else:
-                    self._busy[key_id] = deque((ctx,))
-                self._waiting += 1
-                self._waiting_bytes += len(row[DATA])
-                if self._waiting >= WINDOW or self._waiting_bytes >= WINDOW_BYTES:
-                    return None
-            self.cursor = max(self.cursor, self._upto)
-            if self._next is None:
-                return None
-            rows, index, self._upto = self._next
-            self._rows = iter(rows[index:] if index else rows)
-            self._next = None
-            self.wanted()
-        return None
+                    key_id = (row[KEY_NAME], key)
+                    ctx = Context(row, name, handler, lane, key_id)
+                    if chained and busy and (chain := busy.get(key_id)) is not None:
+                        self._wait(ctx, chain)
+                        if self._full():
+                            break
+                        continue
+                yield ctx
+                if not ctx.taken:  # as in `pass_by`, which would cost a call
+                    if lane.open:
+                        lane.open.discard(position)
+                    if position > lane.high:
+                        lane.high = position
+                    self.cursor = position
+                if self.now() > self.until or urgent or ready or self.closed or self._rows is not rows:  # type: ignore[redundant-expr]
+                    break
+            else:
+                self.cursor = max(self.cursor, self._upto)
+                if self._next is None:
+                    yield None
+                else:
+                    block, index, self._upto = self._next
+                    self._rows = iter(block[index:] if index else block)
+                    self._next = None
+                    self.wanted()
+
+    def _wait(self, ctx: Context, chain: Context | deque[Context]) -> None:
+        """Its key is in somebody's hands."""
+        ctx.taken = True
+        ctx.lane.open.add(ctx.row[POSITION])
+        self.cursor = ctx.row[POSITION]
+        if type(chain) is deque:
+            chain.append(ctx)
+        else:
+            self._busy[ctx.key_id] = deque((ctx,))
+        self._waiting += 1
+        self._waiting_bytes += len(ctx.row[DATA])
+
+    def _full(self) -> bool:
+        """No more rows may wait in chains."""
+        return self._waiting >= WINDOW or self._waiting_bytes >= WINDOW_BYTES
 
     def release(self, ctx: Context) -> None:
         """An event has ended or is given up: the next of its key may be taken."""
@@ -234,25 +299,15 @@ class Feed:
     # -- events of lanes whose last holder died
 
     def _take_with_caution(self, row: tuple[Any, ...], handler: Handler, lane: LaneState) -> None:
-        """As ``take``; the event then waits in ``held_back``, or in its key's chain."""
+        """It waits in ``held_back``, or in its key's chain."""
         position, key = row[POSITION], row[KEY]
-        lane.open.add(position)
-        self.cursor = position
         key_id = None if self._whole else position if not self._keyed or key is None else (row[KEY_NAME], key)
         ctx = Context(row, self._name, handler, lane, key_id)
-        if not self.chained or key is None:
-            self.hold_back(ctx)
-            return
-        chain = self._busy.setdefault(key_id, ctx)
-        if chain is ctx:
-            self.hold_back(ctx)
-            return
-        if type(chain) is deque:
-            chain.append(ctx)
+        if self.chained and key is not None and (chain := self._busy.get(key_id)) is not None:
+            self._wait(ctx, chain)
         else:
-            self._busy[key_id] = deque((ctx,))
-        self._waiting += 1
-        self._waiting_bytes += len(row[DATA])
+            self.register(ctx)
+            self.hold_back(ctx)
 
     def hold_back(self, ctx: Context) -> None:
         """Until ``let_through``."""
@@ -284,7 +339,7 @@ class Feed:
             (self.urgent if ctx.parked else self.ready).append(ctx)
 
     def _left(self, ctx: Context) -> None:
-        full = self._waiting >= WINDOW or self._waiting_bytes >= WINDOW_BYTES
+        full = self._full()
         self._waiting -= 1
         self._waiting_bytes -= len(ctx.row[DATA])
         if full:

@@ -12,6 +12,7 @@ from typing import Any
 
 from ..errors import HandlerDefinitionError, StoreError
 from ..event import EventType
+from ..store.port import RaisedByHandler
 from .context import Context
 
 TRANSACTION_TYPES: dict[str, str] = {
@@ -37,14 +38,6 @@ SYNC_KINDS = {"session", "connection", "django", "psycopg", "psycopg2"}
 """``sqlite3`` is neither: an async handler may have it, if it calls it from another thread than the loop's."""
 
 
-class RaisedByHandler(Exception):
-    """A StoreError or ConnectionError that came out of a handler: its own doing, not the trouble of the store that the worker runs on."""
-
-    def __init__(self, error: Exception) -> None:
-        super().__init__(str(error))
-        self.error = error
-
-
 def tell_apart(call: Callable[[Any, Any], Any], is_async: bool) -> Callable[[Any, Any], Any]:
     """``call``, whose StoreErrors and ConnectionErrors come out as RaisedByHandler."""
     if is_async:
@@ -66,18 +59,26 @@ def tell_apart(call: Callable[[Any, Any], Any], is_async: bool) -> Callable[[Any
     return calling
 
 
+class Decoded(dict[int, Any]):
+    """Events of one class by position, for the subscriptions that decode the same. ``size``: bytes of their data; see ``Runner.decode``."""
+
+    def __init__(self) -> None:
+        self.size = 0
+
+
 class Handler:
     """A function for one event type in one subscription.
 
     Attributes:
         call: ``call(event, ctx)``; awaitable if ``is_async``.
-        tx: the kind of transaction it asked for, or None.
+        tx: the kind of transaction it asked for, or None. inline: async and without one: it can begin wherever the loop is.
         takes_list: it asked for ``list[EventClass]``.
         decode: bytes to event. decoded: events by position that other subscriptions of the app have decoded; None if it is alone with them.
     """
 
     __slots__ = (
-        "_defaults", "_direct", "call", "decode", "decoded", "event_type", "fn", "is_async", "name", "needs", "takes_list", "tx", "where",
+        "_defaults", "_direct", "call", "decode", "decoded", "event_type", "fn", "inline", "is_async", "name", "needs", "takes_list", "tx",
+        "where",
     )  # fmt: skip
 
     def __init__(self, fn: Callable[..., Any], event_type: EventType, *, where: Callable[[Any], bool] | None, name: str) -> None:
@@ -131,8 +132,9 @@ class Handler:
                 handler=self.name,
             )
         self.call = self._direct = _caller(fn, [parameter for parameter in others if parameter.name in (ctx_name, tx_name)], ctx_name)
+        self.inline = self.is_async and self.tx is None
         self.decode = event_type.decode
-        self.decoded: dict[int, Any] | None = None
+        self.decoded: Decoded | None = None
 
     def provide(self, values: Mapping[type, Any]) -> None:
         """Bind the app's own dependencies.

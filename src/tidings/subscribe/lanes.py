@@ -77,11 +77,11 @@ class LaneState:
         """The row for ``Unit.advance`` once ``finished`` are done and everything up to ``cursor`` was taken.
 
         May run in another thread than the loop, which adds a position to ``open`` before it moves its cursor, and takes one out before it
-        raises ``high``. So both are read before ``open``; and ``sorted`` of a set of ints is one step for the interpreter.
+        raises ``high``. So both are read before ``open``; and ``difference`` of sets of ints is one step for the interpreter.
         """
         high = max(self.high, self.written, max(finished, default=0))
         read = max(self.start, int(min(cursor, self.left)), high)
-        remaining = [position for position in sorted(self.open) if position not in finished]
+        remaining = sorted(self.open.difference(finished))
         if not remaining:
             return self.lane, self.epoch, read, None
         high = max(high, remaining[0] - 1)

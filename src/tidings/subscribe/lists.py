@@ -128,7 +128,7 @@ class Lists:
                 runner.lose(lost, batch)
                 return
             except Exception as error:
-                if runner.store.is_busy(error) or isinstance(error, StoreError):
+                if handler.tx is not None and (runner.store.is_busy(error) or isinstance(error, StoreError)):
                     await runner.again(batch, error)
                     return
                 if isinstance(error, TimeoutError):

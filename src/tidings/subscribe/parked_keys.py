@@ -207,7 +207,7 @@ class ParkedKeys:
                     self._promote(key, state)
                 continue
             ctx = Context(tuple(row.envelope), self._name, handler, lane, key)
-            ctx.parked = True
+            ctx.parked = ctx.taken = True
             ctx.attempt = row.attempts + 1
             ctx.suspect = killed_its_worker(row)
             if lane.suspects is not None or ctx.suspect:

@@ -13,7 +13,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
@@ -21,13 +21,12 @@ from typing import TYPE_CHECKING, Any
 from ..envelope import LANES
 from ..errors import Fenced, StoreError, UndecodableEvent
 from ..publish.publisher import current
-from ..store.port import KeyState, Lane
+from ..store.port import KeyState, Lane, RaisedByHandler
 from .caution import Caution, Turn
 from .checkpointing import Checkpointing, Committed
 from .context import DATA, POSITION, TYPE, VERSION, Context
 from .crew import Crew
 from .feed import Feed
-from .handler import RaisedByHandler
 from .lanes import LaneState
 from .lists import Lists
 from .pace import Pace
@@ -48,7 +47,8 @@ log = logging.getLogger("tidings.subscribe")
 SWEEP_SECONDS = 2.0
 """Lanes whose events were all somebody else's get their position written this often."""
 DECODED = 8192
-"""So many decoded events of a class are kept for other subscriptions."""
+DECODED_BYTES = 4 * 1024 * 1024
+"""So many decoded events of a class are kept for other subscriptions, and of so much data: as objects they take a few times that."""
 SLOW_HOLD_SECONDS = 0.25
 """An async handler that holds the file's write lock for longer is reported."""
 
@@ -264,7 +264,7 @@ class Runner:
         contexts = [*self.crew.handling(), *ends.ended, *ends.writing]
         return {ctx.lane.lane for ctx in contexts} | {lane.lane for lane in ends.dirty}
 
-    def release(self, unit: Unit, lanes: set[int]) -> None:
+    def release(self, unit: Unit, lanes: Collection[int]) -> None:
         """Give these lanes away in the store."""
         rows = [self._parting[number] for number in lanes if number in self._parting]
         if rows:
@@ -379,24 +379,28 @@ class Runner:
         Raises:
             UndecodableEvent
         """
-        row, handler = ctx.row, ctx.handler
+        handler = ctx.handler
         shared = handler.decoded
-        if shared is not None and (event := shared.get(row[POSITION])) is not None:
-            return event
         try:
-            event = handler.decode(row[DATA])
+            if shared is None:
+                return handler.decode(ctx.row[DATA])
+            event = shared.get(ctx.row[POSITION])
+            if event is None:
+                event = handler.decode(ctx.row[DATA])
+                size = len(ctx.row[DATA])
+                if len(shared) >= DECODED or shared.size + size > DECODED_BYTES:
+                    shared.clear()
+                    shared.size = 0
+                shared.size += size
+                shared[ctx.row[POSITION]] = event
+            return event
         except Exception as error:
-            event_type = handler.event_type
+            row = ctx.row
             raise UndecodableEvent(
-                f"event {row[POSITION]} ({row[TYPE]} version {row[VERSION]}) does not fit {event_type.cls.__name__}: {error}",
+                f"event {row[POSITION]} ({row[TYPE]} version {row[VERSION]}) does not fit {handler.event_type.cls.__name__}: {error}",
                 position=row[POSITION],
                 type=row[TYPE],
             ) from error
-        if shared is not None:
-            if len(shared) >= DECODED:
-                shared.clear()
-            shared[row[POSITION]] = event
-        return event
 
     def collect(self, ctx: Context, result: Any) -> None:
         """What the handler returned and published, as rows; an event that can't be published is the handler's failure."""
@@ -443,6 +447,19 @@ class Runner:
         self.feed.release(ctx)
         if ctx.failure is None:
             self.handled += 1
+
+    def ended_plainly(self, batch: Sequence[Context]) -> None:
+        """Handlers without a transaction have ended, with nothing to be written but that they did."""
+        dirty, release = self.checkpointing.dirty, self.feed.release
+        for ctx in batch:
+            lane, position = ctx.lane, ctx.row[POSITION]
+            lane.open.discard(position)
+            if position > lane.high:
+                lane.high = position
+            dirty.add(lane)
+            release(ctx)
+        self.handled += len(batch)
+        self.checkpointing.ended_plainly(len(batch))
 
     def _committed(self, committed: Committed) -> None:
         """A handlers' transaction was committed."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -71,28 +72,23 @@ class Serial:
         return self._batch
 
     async def _run(self) -> None:
-        runner, take = self._runner, self._runner.feed.take
+        runner, feed = self._runner, self._runner.feed
         parked = runner.parked.keys
         loop = asyncio.get_running_loop()
         while True:
             self._batch = batch = list[Context]()
             most = 1 if runner.pace is not None else self._most
-            seen = 0
-            while len(batch) < most:
-                ctx = take()
-                if ctx is None:
-                    if len(batch) == seen or runner.at_head:
+            seen, changes = -1, feed.changes
+            while seen < len(batch) < most:
+                if seen >= 0:
+                    if runner.at_head:
                         break
-                    seen = len(batch)
                     await asyncio.sleep(0)  # the runner reads on, if it can do so at once
-                    continue
-                if parked and not ctx.parked and ctx.key_id in parked:
-                    # Its head may not be written yet: through the same queue, so that it can't be parked before it.
-                    ctx.failure = FOLLOWS
-                    runner.finish(ctx)
-                else:
-                    batch.append(ctx)
-            if seen:
+                seen = len(batch)
+                feed.take_many(batch, most)
+                if parked:
+                    self._batch = batch = [ctx for ctx in batch if not self._follows(ctx)]
+            if runner.stopping or feed.changes != changes:
                 self._batch = batch = [ctx for ctx in batch if not runner.unbegun(ctx)]
             if not batch:
                 runner.checkpointing.rest()
@@ -130,6 +126,15 @@ class Serial:
             runner.feed.again(rest)
             if self._shared:
                 self._most = min(SHARED_SIZE, self._most * 2)
+
+    def _follows(self, ctx: Context) -> bool:
+        """Whether its key is parked, so that it is put behind the others of the key."""
+        if ctx.parked or ctx.key_id not in self._runner.parked.keys:
+            return False
+        # Its head may not be written yet: through the same queue, so that it can't be parked before it.
+        ctx.failure = FOLLOWS
+        self._runner.finish(ctx)
+        return True
 
     async def _failed(self, batch: list[Context], error: Exception) -> None:
         """The transaction was rolled back whole."""
@@ -211,12 +216,8 @@ class Serial:
                 with runner.store.stepping():
                     done = self._share(batch, transaction)
             else:
-                ctx, done = batch[0], 1
-                if not ctx.parked and ctx.key_id in runner.parked.keys:
-                    ctx.failure = FOLLOWS
-                else:
-                    with transaction.guard.closed(ctx.handler.name):
-                        self._call(ctx, transaction)
+                with transaction.guard.closed(batch[0].handler.name):
+                    done = self._call(batch, transaction)
             runner.commit_in(transaction, batch[:done])
             if committed is not None:
                 transaction.after.append(lambda: runner.on_loop(lambda: _tell(committed, batch[done:])))
@@ -224,24 +225,14 @@ class Serial:
 
     def _share(self, batch: list[Context], transaction: Transaction) -> int:
         """How many of the batch were ended before the time was over."""
-        clock, call = time.monotonic, self._call
-        until = clock() + self._seconds
-        parked = self._runner.parked.keys
+        until = time.monotonic() + self._seconds
         failed: set[Any] = set()
         at = 0
         while at < len(batch) and (at == 0 or time.monotonic() < until):
             chunk = batch[at : at + CHUNK]
-            ended = 0
             try:
                 with transaction.savepoint(), transaction.guard.closed(chunk[0].handler.name):
-                    for ctx in chunk:
-                        if ended and clock() > until:
-                            break
-                        ended += 1
-                        if (parked or failed) and not ctx.parked and (ctx.key_id in parked or ctx.key_id in failed):
-                            ctx.failure = FOLLOWS
-                        else:
-                            call(ctx, transaction)
+                    ended = self._call(chunk, transaction, until, failed)
             except Exception as error:
                 if self._is_stores(error, transaction):
                     raise
@@ -259,12 +250,9 @@ class Serial:
         for done, ctx in enumerate(chunk, 1):
             if done > 1 and time.monotonic() > until and failed:
                 return done - 1
-            if not ctx.parked and (ctx.key_id in runner.parked.keys or ctx.key_id in failed):
-                ctx.failure = FOLLOWS
-                continue
             try:
                 with transaction.savepoint(), transaction.guard.closed(ctx.handler.name):
-                    self._call(ctx, transaction)
+                    self._call([ctx], transaction, until, failed)
             except Exception as error:
                 if self._is_stores(error, transaction):
                     raise
@@ -277,20 +265,33 @@ class Serial:
     def _is_stores(self, error: Exception, transaction: Transaction) -> bool:
         return transaction.aborted or not transaction.guard.alive() or self._runner.store.is_busy(error) or isinstance(error, StoreError)
 
-    def _call(self, ctx: Context, transaction: Transaction) -> None:
-        runner, handler = self._runner, ctx.handler
-        event = runner.decode(ctx)
-        if handler.where is not None and not handler.where(event):
-            return
-        ctx.tx = transaction.tx
-        current.set(ctx)
-        if runner.timeout is not None:
-            self._now[ctx] = (time.monotonic(), transaction)
-        result = handler.call(event, ctx)
-        if transaction.flushes:
-            transaction.flush()
-        if result is not None or ctx.published is not None:
-            runner.collect(ctx, result)
+    def _call(self, batch: list[Context], transaction: Transaction, until: float = float("inf"), failed: Collection[Any] = ()) -> int:
+        """Their handlers, one after another, and of the first in any case. How many were ended before the time was over."""
+        runner, clock, set_current = self._runner, time.monotonic, current.set
+        decode, parked, timed = runner.decode, runner.parked.keys, runner.timeout is not None
+        tx, flushes = transaction.tx, transaction.flushes
+        ended = 0
+        for ctx in batch:
+            if ended and clock() > until:
+                break
+            ended += 1
+            if (parked or failed) and not ctx.parked and (ctx.key_id in parked or ctx.key_id in failed):
+                ctx.failure = FOLLOWS
+                continue
+            handler = ctx.handler
+            event = decode(ctx)
+            if handler.where is not None and not handler.where(event):
+                continue
+            ctx.tx = tx
+            set_current(ctx)
+            if timed:
+                self._now[ctx] = (clock(), transaction)
+            result = handler.call(event, ctx)
+            if flushes:
+                transaction.flush()
+            if result is not None or ctx.published is not None:
+                runner.collect(ctx, result)
+        return ended
 
 
 def _tell(committed: asyncio.Future[list[Context]], rest: list[Context]) -> None:

@@ -29,10 +29,11 @@ from .sharing import fair_share, to_give_back, whole_groups
 from .tail import Tail
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from ..publish.publisher import Publisher
     from ..store.port import SomeTransactions, Store
+    from .sharer import Beside, Sharer
     from .subscription import Subscription
 
 log = logging.getLogger("tidings.worker")
@@ -43,6 +44,7 @@ CONDENSE_SECONDS = (0.1, 1.0, 30.0)
 """Pace of condensing blocks of the log (search.py): when everything is handled, when not, and when no block was full."""
 TRIM_CHUNK = 5_000
 TRIM_SECONDS = 5.0
+UPKEEP_SECONDS = 30.0
 
 
 def _add_block(unit: Any, block: Any) -> None:
@@ -54,11 +56,13 @@ class Worker:
 
     Attributes:
         renewed: when the lease was last renewed, on the clock's monotonic reading. trouble: why it could not be since; None if it was.
+        beside: what else runs in this process, by name, and what tells its trouble.
 
     Args:
         lease: seconds after which others take over the lanes of a worker that doesn't renew; renewed each third of it.
         retention: log rows older than this go away once every subscription has passed them; None keeps them.
         drain: seconds that ``stop`` waits for handlers that run.
+        sharers: what else reads lanes, beside the subscriptions.
     """
 
     def __init__(
@@ -74,10 +78,12 @@ class Worker:
         retention: timedelta | None = None,
         drain: float = 30.0,
         seed: int | None = None,
+        sharers: Sequence[Beside] = (),
     ) -> None:
         self.app = app
         self.id = f"{app}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         self._subscriptions = subscriptions
+        self.sharers = {one.name: one for one in sharers}
         self._store = store
         self._publisher = publisher
         self._transactions = transactions
@@ -101,6 +107,7 @@ class Worker:
         self._stopping = False
         self._due: int | None = None
         self._waker: SomeWaker | None = None
+        self.beside: dict[str, Callable[[], str | None]] = {}
         self.settled = asyncio.Event()
         self._committed = asyncio.Event()
 
@@ -136,6 +143,8 @@ class Worker:
             runner.feed.expired = self._on_expired
             self.runners[subscription.name] = runner
             runner.start()
+        for one in self.sharers.values():
+            one.start(self.id, self.lease, self._on_head)
         self._store.on_commit(self._on_commit)
         self._waker = self._store.watch(self._on_wake)
         await self.balance()
@@ -144,8 +153,7 @@ class Worker:
             self._loop.create_task(self._schedule(), name="tidings-schedule"),
         ]
         self._tasks.append(self._loop.create_task(self._condense(), name="tidings-condense"))
-        if self._retention is not None:
-            self._tasks.append(self._loop.create_task(self._trim(), name="tidings-trim"))
+        self._tasks.append(self._loop.create_task(self._trim(), name="tidings-trim"))
         self._waker.arm()
 
     async def stop(self) -> None:
@@ -161,17 +169,17 @@ class Worker:
         keeping = self._loop.create_task(self._keep_lease())
         try:
             async with asyncio.timeout(self._drain):
-                await asyncio.gather(*(runner.drain() for runner in self.runners.values()))
+                await asyncio.gather(*(reader.drain() for reader in self._all()))
         except TimeoutError:
             running = [name for name, runner in self.runners.items() if runner.in_flight]
             log.warning("stopped while handlers of %s still ran; their events will be handled again", ", ".join(running))
         keeping.cancel()
-        await asyncio.gather(*(runner.close() for runner in self.runners.values()))
+        await asyncio.gather(*(reader.close() for reader in self._all()))
+        await self._transactions.close()  # what still runs there holds the file, perhaps
         try:
             await asyncio.wrap_future(self._store.write(self._leave))
         except StoreError as error:
             log.warning("the lease could not be given back, so it has to run out: %s", error)
-        await self._transactions.close()
         self._readers.shutdown(wait=False)
         self._keeper.shutdown(wait=False)
 
@@ -188,17 +196,21 @@ class Worker:
             self._waker.close()
         for task in self._tasks:
             task.cancel()
-        for runner in self.runners.values():
-            runner.kill()
+        for reader in self._all():
+            reader.kill()
 
     async def crash(self) -> None:
         """``kill``, and wait until the tasks are gone; for tests, which go on in the same process."""
         self.kill()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        for runner in self.runners.values():
-            await runner.close()
+        for reader in self._all():
+            await reader.close()
         self._readers.shutdown(wait=False)
         self._keeper.shutdown(wait=False)
+
+    def _all(self) -> list[Sharer]:
+        """Whoever shares lanes in this process."""
+        return [*self.runners.values(), *self.sharers.values()]
 
     def _register(self, unit: Any, now: int) -> None:
         for subscription in self._subscriptions:
@@ -212,10 +224,12 @@ class Worker:
             else:
                 position = min(start, unit.head())
             unit.register(subscription.name, self.app, list(subscription.handlers), subscription.options.order, position, now)
+        for one in self.sharers.values():
+            one.register(unit, self.app, now)
         self._enrol(unit, now)
 
     def _enrol(self, unit: Any, now: int) -> None:
-        names = tuple(subscription.name for subscription in self._subscriptions)
+        names = (*(subscription.name for subscription in self._subscriptions), *self.sharers)
         row = WorkerRow(self.id, self.app, socket.gethostname(), os.getpid(), now, names, True, self.lease, self._info())
         unit.enrol(row, self._clock.monotonic() + self.lease)
 
@@ -267,14 +281,14 @@ class Worker:
         self._situation = None
         renewed = await asyncio.wrap_future(self._store.write(lambda unit: self._renew(unit, until, info)))
         if not renewed:  # frozen past the lease: others have the lanes
-            for runner in self.runners.values():
-                for lane in runner.held_lanes():
-                    runner.drop(lane)
+            for reader in self._all():
+                for lane in reader.held_lanes():
+                    reader.drop(lane)
             await asyncio.wrap_future(self._store.write(lambda unit: self._enrol(unit, self._now())))
         self.renewed, self.trouble = until - self.lease, None
         await self._look_at_control(force=True)
-        for runner in self.runners.values():
-            runner.leased(until)
+        for reader in self._all():
+            reader.leased(until)
 
     def _on_expired(self) -> None:
         """A runner wants to go on and the lease is over: renew it now, and see which lanes are still ours."""
@@ -301,7 +315,8 @@ class Worker:
 
     async def _look(self, force: bool) -> None:
         self._checked = time.monotonic()
-        control, rows, workers, lanes = await self._loop.run_in_executor(self._readers, self._store.query, self._snapshot)
+        facts, rows, workers, lanes = await self._loop.run_in_executor(self._readers, self._store.query, self._snapshot)
+        control = int(facts["control"])
         changed = control != self._control
         if not changed and not force:
             return
@@ -309,9 +324,11 @@ class Worker:
         by_subscription: dict[str, list[Lane]] = {}
         for lane in lanes:
             by_subscription.setdefault(lane.subscription, []).append(lane)
+        for one in self.sharers.values():
+            one.noted(facts)
         # Side by side, so that what they claim is committed together.
         shares = [
-            self._share(runner, by_name.get(name), workers, by_subscription.get(name, []), changed) for name, runner in self.runners.items()
+            self._share(reader, by_name.get(reader.name), workers, by_subscription.get(reader.name, []), changed) for reader in self._all()
         ]
         # All of them are waited for: what one has claimed and not taken yet, the next look would find to be nobody's.
         for result in await asyncio.gather(*shares, return_exceptions=True):
@@ -322,10 +339,10 @@ class Worker:
             await asyncio.wrap_future(self._store.write(lambda unit: unit.bury()))
 
     @staticmethod
-    def _snapshot(unit: Any) -> tuple[int, list[SubscriptionRow], list[WorkerRow], list[Lane]]:
-        return unit.control(), unit.subscriptions(), unit.workers(), unit.lanes()
+    def _snapshot(unit: Any) -> tuple[dict[str, str], list[SubscriptionRow], list[WorkerRow], list[Lane]]:
+        return unit.facts(), unit.subscriptions(), unit.workers(), unit.lanes()
 
-    async def _share(self, runner: Runner, row: SubscriptionRow | None, workers: list[WorkerRow], lanes: list[Lane], changed: bool) -> None:
+    async def _share(self, runner: Sharer, row: SubscriptionRow | None, workers: list[WorkerRow], lanes: list[Lane], changed: bool) -> None:
         """Bring one runner's lanes to this worker's fair share."""
         name = runner.name
         mine = {lane.lane: lane for lane in lanes if lane.worker == self.id}
@@ -364,9 +381,9 @@ class Worker:
         if changed:
             runner.look_again()
 
-    async def _hand_over(self, runner: Runner, lanes: set[int]) -> None:
+    async def _hand_over(self, runner: Sharer, lanes: set[int]) -> None:
         """Release those of the lanes in which nothing runs any more; the others at the next look."""
-        free = lanes - runner.busy_lanes()
+        free = lanes - set(runner.busy_lanes())
         left = self._giving_back.setdefault(runner.name, set())
         left.intersection_update(lanes - free)
         if free:
@@ -399,6 +416,9 @@ class Worker:
             if grown or not runner.at_head or runner.feed.fetched < self._tail.end:
                 runner.wake()
                 woken = True
+        for one in self.sharers.values():
+            one.wake()
+            woken = True
         if not woken:  # else the runners do it, once they have come to the end
             self._on_head()
 
@@ -412,6 +432,8 @@ class Worker:
         self._wake_runners()
         for runner in self.runners.values():
             runner.poke()
+        for one in self.sharers.values():
+            one.wake()
 
     def hint(self) -> None:
         """Somebody published in this process, in a transaction that isn't ours."""
@@ -465,16 +487,20 @@ class Worker:
         return 0.0 if moved else 0.01
 
     async def _trim(self) -> None:
-        assert self._retention is not None
+        """Keep the log in shape, and let go of what is older than the retention. Every worker does; the store sees that one is enough."""
         while True:
-            await asyncio.sleep(TRIM_SECONDS)
-            before = int((self._clock.time() - self._retention.total_seconds()) * 1_000_000)
-
-            def old(unit: Any, before: int = before) -> int:
-                return min(unit.trimmable(), unit.first_position_at(before))  # type: ignore[no-any-return]
-
+            await asyncio.sleep(TRIM_SECONDS if self._retention is not None else UPKEEP_SECONDS)
             try:
+                if self._retention is None:
+                    await asyncio.to_thread(self._store.upkeep, 0)
+                    continue
+                before = int((self._clock.time() - self._retention.total_seconds()) * 1_000_000)
+
+                def old(unit: Any, before: int = before) -> int:
+                    return min(unit.trimmable(), unit.first_position_at(before))  # type: ignore[no-any-return]
+
                 upto = await self._loop.run_in_executor(self._readers, self._store.query, old)
+                await asyncio.to_thread(self._store.upkeep, upto)
                 while await self._trim_chunk(upto):  # noqa: ASYNC110 (a pace, not a wait for something)
                     await asyncio.sleep(0.05)
             except StoreError as error:
@@ -521,11 +547,12 @@ class Worker:
 
     def _info(self) -> dict[str, Any]:
         info: dict[str, Any] = {
-            "running": sum(runner.in_flight for runner in self.runners.values()),
+            "running": sum(reader.in_flight for reader in self._all()),
             "groups": {subscription.name: groups_of(subscription.options) for subscription in self._subscriptions},
         }
         stuck = {name: runner.stuck() for name, runner in self.runners.items() if runner.stuck()}
-        trouble = {name: runner.trouble for name, runner in self.runners.items() if runner.trouble}
+        trouble = {reader.name: reader.trouble for reader in self._all() if reader.trouble}
+        trouble |= {name: said for name, ask in self.beside.items() if (said := ask())}
         if stuck:
             info["stuck"] = stuck
         if trouble:

@@ -448,7 +448,7 @@ def test_what_is_read_of_the_sequence_has_been_drawn(log_url):
             DECLARE s bigint; found integer := 0; until timestamptz := clock_timestamp() + make_interval(secs => seconds);
             BEGIN
                 WHILE clock_timestamp() < until LOOP
-                    s := {module._DRAWN};
+                    s := {module._drawn(f"'{module.SEQUENCE}'::regclass")};
                     IF nextval('{module.SEQUENCE}') <= s THEN found := found + 1; END IF;
                 END LOOP;
                 RETURN found;

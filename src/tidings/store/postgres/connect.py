@@ -67,11 +67,11 @@ def connect(url: str, *, name: str = "tidings") -> psycopg.Connection[Any]:
         )
     except psycopg.Error as error:
         raise explain(error, url) from error
-    if conn.info.server_version < OLDEST:
+    version = conn.info.server_version
+    if version < OLDEST:
         conn.close()
         raise StoreFailed(
-            f"{label(url)} is PostgreSQL {conn.info.server_version // 10000}; Tidings needs {OLDEST // 10000} or newer",
-            found=conn.info.server_version,
+            f"{label(url)} is PostgreSQL {version // 10000}; Tidings needs {OLDEST // 10000} or newer: upgrade the server", found=version
         )
     try:
         if is_pooled(conn):

@@ -57,29 +57,38 @@ SEQUENCE = "tidings_log_position_seq"
 BACKENDS = 64
 """So many are remembered: more than a pooler's pool for one database. A reading by a forgotten one is as good as the first."""
 
-_LOCKERS = f"""
+
+def _lockers(table: str) -> str:
+    return f"""
     SELECT virtualtransaction, pid
     FROM pg_locks
     WHERE locktype = 'relation' AND mode = 'RowExclusiveLock' AND granted
       AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
-      AND (relation = '{LOG}'::regclass OR relation IN (SELECT relid FROM pg_partition_tree('{LOG}')))"""
+      AND (relation = {table} OR relation IN (SELECT relid FROM pg_partition_tree({table})))"""
 
-_DRAWN = f"""CASE WHEN has_sequence_privilege('{SEQUENCE}', 'USAGE, SELECT')
-                THEN coalesce(pg_sequence_last_value('{SEQUENCE}'), 0) END"""
 
-# Two statements in one round trip: without parameters they travel as one simple query, and the server runs them one after the other.
-_READING = f"""
+def _drawn(sequence: str) -> str:
+    return f"""CASE WHEN has_sequence_privilege({sequence}, 'USAGE, SELECT')
+                THEN coalesce(pg_sequence_last_value({sequence}), 0) END"""
+
+
+def _reading(table: str, sequence: str) -> str:
+    """Two statements in one round trip: without parameters they travel as one simple query, and the server runs them in turn."""
+    return f"""
     SELECT pg_backend_pid() || ' since ' || coalesce(
                (SELECT backend_start FROM pg_stat_get_activity(pg_backend_pid())), pg_postmaster_start_time()),
            pg_is_in_recovery(),
-           (SELECT seqcache = 1 AND seqincrement > 0 AND NOT seqcycle FROM pg_sequence WHERE seqrelid = '{SEQUENCE}'::regclass),
-           {_DRAWN};
-    {_LOCKERS}"""
+           (SELECT seqcache = 1 AND seqincrement > 0 AND NOT seqcycle FROM pg_sequence WHERE seqrelid = {sequence}),
+           {_drawn(sequence)};
+    {_lockers(table)}"""
+
+
+_OURS = f"'{LOG}'::regclass"
 
 _WHO = f"""
     SELECT l.virtualtransaction, l.pid, p.gid, coalesce(a.usename, p.owner), a.application_name, a.state, a.query,
            extract(epoch FROM clock_timestamp() - coalesce(a.xact_start, p.prepared))::float8 AS seconds
-    FROM (SELECT DISTINCT virtualtransaction, pid FROM ({_LOCKERS}) every) l
+    FROM (SELECT DISTINCT virtualtransaction, pid FROM ({_lockers(_OURS)}) every) l
     LEFT JOIN pg_stat_activity a ON a.pid = l.pid
     LEFT JOIN (pg_locks x JOIN pg_prepared_xacts p ON p.transaction = x.transactionid)
            ON l.pid IS NULL AND x.pid IS NULL AND x.virtualtransaction = l.virtualtransaction
@@ -109,16 +118,34 @@ class Locker(NamedTuple):
     query: str | None
     seconds: float | None
 
+    def words(self) -> str:
+        """Which one it is, for people."""
+        if self.prepared is not None:
+            return f"the prepared transaction {self.prepared!r} of {self.user}: COMMIT PREPARED or ROLLBACK PREPARED ends it"
+        if self.seconds is None:
+            return f"a transaction of process {self.pid} of {self.user or 'the server'}; to see its age, this role needs pg_read_all_stats"
+        what = " ".join((self.query or "").split())
+        what = what if len(what) <= 60 else what[:59] + "\u2026"
+        name = f" ({self.application})" if self.application else ""
+        return f"process {self.pid} of {self.user}{name}, {self.state}: {what}"
+
 
 class Horizon:
     """One reader's knowledge. Not for several threads at once: readings must be taken in the order in which they are made.
+
+    Args:
+        table, sequence: their oids, to read somebody else's table behind the same horizon; Tidings' own log unless given. Of theirs not
+        every
+            promise of a writer can be asked, so there an altered sequence is no error.
 
     Attributes:
         safe: every position up to this one has been committed, and can be seen from now on, or will never be used. 0 if nothing is known.
         held_back: whether a position beyond it has been drawn.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, table: int | None = None, sequence: int | None = None) -> None:
+        self._strict = table is None
+        self._sql = _reading(_OURS, f"'{SEQUENCE}'::regclass") if table is None else _reading(f"{table}::regclass", f"{sequence}::regclass")
         self._backends: deque[str] = deque(maxlen=BACKENDS)
         self.reset()
 
@@ -141,7 +168,7 @@ class Horizon:
         if not conn.autocommit or conn.info.transaction_status != psycopg.pq.TransactionStatus.IDLE:
             raise ValueError("the horizon is observed outside of any transaction, so that rows are read in a later snapshot")
         with conn.cursor(row_factory=tuple_row) as cursor:
-            cursor.execute(_READING, prepare=False)
+            cursor.execute(self._sql, prepare=False)
             backend, standby, steady, last = cursor.fetchall()[0]
             cursor.nextset()
             lockers = frozenset([name for name, _ in cursor.fetchall()])
@@ -151,12 +178,17 @@ class Horizon:
             )
         if last is None:
             raise StoreError(f"the role may not read the log's sequence; GRANT USAGE, SELECT ON SEQUENCE {SEQUENCE} TO it")
-        if not steady:
+        if self._strict and not steady:
             raise StoreError(
                 f"the sequence {SEQUENCE} was altered, and rows could be skipped; ALTER SEQUENCE {SEQUENCE} INCREMENT 1 CACHE 1 NO CYCLE,"
                 " then let every session that wrote to the log reconnect"
             )
         return self.take(Reading(backend, last, lockers))
+
+    @property
+    def drawn(self) -> int:
+        """The last position that had been drawn when the last reading was taken, whether its row is there or not."""
+        return self._last
 
     def take(self, reading: Reading) -> int:
         """Learn from a reading; the new ``safe``. A sequence that went back (setval, TRUNCATE) is as good as a restart."""

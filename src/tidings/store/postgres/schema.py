@@ -139,6 +139,89 @@ CREATE INDEX tidings_scheduled_due ON tidings_scheduled (due, event_id_);
 ALTER TABLE tidings_lanes ADD COLUMN begun text;
 """,
     ),
+    (
+        3,
+        "the log in parts",
+        """
+-- What is there becomes the first part, as it is: nothing is written anew, and its indexes stay. It is read once, to see that its positions
+-- are in its range, and publishing waits meanwhile. The parts behind it are empty, each far wider than the one before; the last has no
+-- end (partitions.py).
+LOCK TABLE tidings_log IN ACCESS EXCLUSIVE MODE;
+ALTER TABLE tidings_log RENAME TO tidings_log_0;
+ALTER INDEX tidings_log_pkey RENAME TO tidings_log_0_pkey;
+ALTER INDEX tidings_log_search RENAME TO tidings_log_0_search;
+CREATE TABLE tidings_log (LIKE tidings_log_0 INCLUDING DEFAULTS, PRIMARY KEY (position)) PARTITION BY RANGE (position);
+CREATE INDEX tidings_log_search ON tidings_log
+    USING brin (key text_bloom_ops, event_id text_bloom_ops, correlation_id text_bloom_ops, time int8_minmax_ops)
+    WITH (pages_per_range = 32, autosummarize = on);
+ALTER SEQUENCE tidings_log_position_seq OWNED BY tidings_log.position;
+DO $$
+DECLARE
+    width CONSTANT bigint := 1048576;
+    since bigint := (coalesce(pg_sequence_last_value('tidings_log_position_seq'), 0) / width + 1) * width;
+    first CONSTANT bigint := since;
+    wider integer;
+BEGIN
+    EXECUTE format('ALTER TABLE tidings_log ATTACH PARTITION tidings_log_0 FOR VALUES FROM (MINVALUE) TO (%s)', since);
+    FOREACH wider IN ARRAY ARRAY[1, 16, 256, 4096] LOOP
+        EXECUTE format('CREATE TABLE tidings_log_%s PARTITION OF tidings_log FOR VALUES FROM (%s) TO (%s)',
+                       since, since, first + width * wider);
+        since := first + width * wider;
+    END LOOP;
+    EXECUTE format('CREATE TABLE tidings_log_%s PARTITION OF tidings_log FOR VALUES FROM (%s) TO (MAXVALUE)', since, since);
+END $$;
+""",
+    ),
+    (
+        4,
+        "what comes in from a broker",
+        """
+-- Who brings events in from a broker. dead: the last number given to a record that could not be read.
+CREATE TABLE tidings_intakes (
+    intake  text PRIMARY KEY,
+    app     text NOT NULL,
+    broker  text NOT NULL,
+    since   bigint NOT NULL,
+    dead    bigint NOT NULL
+);
+
+-- How far each partition was read: next is moved in the transaction of the events that lie before it, from what its reader expects, or not
+-- at all. topic_id: which topic of that name; ending: where it ended when last asked; reached: time of the last record taken;
+-- trouble: why it is not read; resume: where an operator wants it to go on.
+CREATE TABLE tidings_offsets (
+    intake     text NOT NULL,
+    topic      text NOT NULL,
+    partition  integer NOT NULL,
+    topic_id   text NOT NULL,
+    next       bigint NOT NULL,
+    ending     bigint NOT NULL,
+    reached    bigint NOT NULL DEFAULT 0,
+    owner      text,
+    trouble    text,
+    resume     text,
+    PRIMARY KEY (intake, topic, partition)
+) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 2000);
+
+-- The highest sequence taken of each lane of each log, from each partition; lanes: 64 texts with commas between them.
+CREATE TABLE tidings_marks (
+    intake     text NOT NULL,
+    topic      text NOT NULL,
+    partition  integer NOT NULL,
+    log_id     text NOT NULL,
+    series     text NOT NULL,
+    lanes      text NOT NULL,
+    PRIMARY KEY (intake, topic, partition, log_id, series)
+) WITH (fillfactor = 40, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 2000);
+
+-- What was taken lately that no mark can tell: digests of source and event id. The oldest go.
+CREATE TABLE tidings_window (
+    number  bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    intake  text NOT NULL,
+    digest  bytea NOT NULL,
+    UNIQUE (intake, digest)
+);
+""",
+    ),
 )
 
 NEWEST = MIGRATIONS[-1][0]

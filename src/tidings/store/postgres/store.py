@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict
 from typing import Any, TypeVar
 from weakref import WeakSet
 
@@ -15,11 +17,13 @@ import psycopg
 
 from ...clock import Clock, SystemClock
 from ...errors import StoreError, StoreNotInitialised, WrongStore
-from ..port import Examination, Row, size_text
-from . import enlist, schema
-from .connect import check_url, connect, explain, is_busy, is_lost, is_open, label
+from ..port import Examination, Holder, Row, holder_text, size_text
+from . import enlist, partitions, schema
+from .connect import check_url, connect, explain, is_busy, is_lost, is_open, label, sqlstate_of
+from .cursor import PostgresCursor
+from .durable import flush
 from .fetch import fetch
-from .horizon import Horizon
+from .horizon import Horizon, lockers
 from .transactions import Transactions
 from .unit import APPEND, SCHEDULE, PostgresUnit, append_with
 from .waker import Notifier, Waker
@@ -35,8 +39,6 @@ ROWS = (16, 1024)
 """Rows asked for at a time, at least and at most; between them as many as the data seen lately lets expect to fit."""
 FROZEN_SECONDS = 10.0
 """A transaction of the writer's in which nothing happens is ended by the server after this time, or after the lease if that is shorter."""
-FLUSH_SECONDS = 0.005
-"""So long others' commits may take to carry what was read to disk, before it is done here."""
 
 
 class PostgresStore:
@@ -73,10 +75,14 @@ class PostgresStore:
         self._reading: psycopg.Connection[Any] | None = None
         self._horizon = Horizon()
         self._held_back = False
+        self._moved = time.monotonic()  # when what may be read last grew, or was all there is
+        self._may_keep_up = True
         self._durable = 0
         self._frozen = FROZEN_SECONDS
         self._rows = 256
         self._ours: WeakSet[Any] = WeakSet()
+        self._cursors: WeakSet[PostgresCursor] = WeakSet()
+        self._cursors_lock = threading.Lock()
 
     # -- lifecycle
 
@@ -156,11 +162,29 @@ class PostgresStore:
             raise StoreError("the store is not open; use `async with app:` or app.open() first", url=self.label)
         return self._writer
 
+    def upkeep(self, upto: int) -> int:
+        """Room in the log for what comes, and whole parts of it dropped that end at or below ``upto``; how many. A role that doesn't own
+        the tables leaves both: what comes has a place anyway, and what is old is deleted row by row."""
+        dropped = 0
+        try:
+            with self._connection() as conn:
+                partitions.patiently(partitions.make_room, conn)
+                while partitions.patiently(lambda conn: partitions.drop_passed(conn, upto), conn):
+                    dropped += 1
+        except psycopg.errors.InsufficientPrivilege as error:
+            if self._may_keep_up:
+                self._may_keep_up = False
+                log.info("%s: old events are deleted row by row, since this role doesn't own the tables: %s", self.label, error)
+        except psycopg.Error as error:
+            raise explain(error, self.url) from error
+        return dropped
+
     @contextmanager
     def transaction(self) -> Iterator[psycopg.Connection[Any]]:
-        """A psycopg connection with a transaction open: commits at the end, rolls back on an error."""
+        """A psycopg connection with a transaction open: commits at the end, rolls back on an error. The server ends it if nothing
+        happens in it for too long, so that a process that is frozen holds nobody up."""
         with self._connection() as conn:
-            conn.execute("BEGIN")
+            conn.execute(f"BEGIN; SET LOCAL idle_in_transaction_session_timeout = {int(self._frozen * 1000)}".encode())
             try:
                 yield conn
                 conn.execute("COMMIT")
@@ -209,8 +233,10 @@ class PostgresStore:
     def _read(self, conn: psycopg.Connection[Any], after: int, upto: int) -> tuple[list[tuple[Any, ...]], int]:
         safe = self._horizon.safe
         if safe < upto:
-            safe = self._horizon.observe(conn)
+            before, safe = safe, self._horizon.observe(conn)
             self._held_back = self._horizon.held_back
+            if safe > before or not self._held_back:
+                self._moved = time.monotonic()
         safe = min(safe, upto)
         if safe <= after:
             return [], after
@@ -235,7 +261,7 @@ class PostgresStore:
         # would not notice. The horizon was looked at before; what it covers is durable once the server has flushed up to here.
         if self._durable < safe:
             reached = self._horizon.safe
-            self._flush(conn)
+            flush(conn)
             self._durable = reached
         return rows, safe
 
@@ -247,6 +273,12 @@ class PostgresStore:
             self._reading.close()
             self._reading = None
 
+    def cursor(self, source: str) -> PostgresCursor:
+        cursor = PostgresCursor(self.url, source, flush)
+        with self._cursors_lock:
+            self._cursors.add(cursor)
+        return cursor
+
     def glance(self, after: int, upto: int) -> None:
         """Never without waiting for the server."""
 
@@ -257,25 +289,15 @@ class PostgresStore:
     def lasts(self, upto: int, last: tuple[Any, ...] | None) -> bool:
         return upto <= self._durable
 
-    @staticmethod
-    def _flush(conn: psycopg.Connection[Any]) -> None:
-        """Wait until everything that was written until now has been flushed; if nobody's commit does it soon, make one that does."""
-        row = conn.execute("SELECT pg_current_wal_insert_lsn()::text, pg_current_wal_flush_lsn() >= pg_current_wal_insert_lsn()").fetchone()
-        assert row is not None
-        until = time.monotonic() + FLUSH_SECONDS
-        flushed = row[1]
-        while not flushed and time.monotonic() < until:
-            time.sleep(0.0002)
-            again = conn.execute("SELECT pg_current_wal_flush_lsn() >= %s::pg_lsn", (row[0],)).fetchone()
-            flushed = again is not None and again[0]
-        if not flushed:  # a transaction without a change of its own would not be written
-            conn.execute("BEGIN; SET LOCAL synchronous_commit = on; SELECT pg_logical_emit_message(true, 'tidings', ''); COMMIT")
-
     # -- waking up
 
     def watch(self, woken: Callable[[], None]) -> Waker:
         """What calls ``woken`` on the running loop when there may be something new; it is closed by whoever asked."""
-        return Waker(self._listen, self._channel, woken, lambda: self._held_back)
+        return Waker(self._listen, self._channel, woken, self._anything_held_back)
+
+    def _anything_held_back(self) -> bool:
+        with self._cursors_lock:
+            return self._held_back or any(cursor.held_back for cursor in self._cursors)
 
     def on_commit(self, callback: Callable[[], None]) -> None:
         """Call ``callback`` (from any thread) after commits of this process that readers want to know of."""
@@ -310,6 +332,10 @@ class PostgresStore:
 
     def is_busy(self, error: BaseException) -> bool:
         return is_busy(error)
+
+    def is_refusal(self, error: BaseException) -> bool:
+        """A zero byte in a text, numbers beyond their column, values that are too large."""
+        return (sqlstate_of(error) or "").startswith(("22", "54")) or isinstance(error, (UnicodeEncodeError, OverflowError, struct.error))
 
     def is_lost(self, error: BaseException) -> bool:
         return is_lost(error)
@@ -371,11 +397,25 @@ class PostgresStore:
     def examine(self, full: bool) -> Examination:
         """The server checks its own pages; this tells how much there is and what holds readers back."""
 
-        def look(unit: PostgresUnit) -> tuple[int, int]:
-            return unit.count(), unit.bytes()
+        def look(unit: PostgresUnit) -> tuple[int, int, int]:
+            return unit.count(), unit.bytes(), unit.count_parts()
 
-        events, size = self.query(look)
-        return Examination(events, [], "", {"store_bytes": size}, [f"{size_text(size)} in the tables and their indexes"])
+        events, size, parts = self.query(look)
+        holders = self.holders()
+        figures = {"store_bytes": size, "parts": parts, "horizon": [asdict(holder) for holder in holders]}
+        lines = [f"{size_text(size)} in the tables and their indexes; the log is in {parts} parts"]
+        lines += [holder_text(holder) for holder in holders]
+        return Examination(events, [], "", figures, lines)
+
+    def holders(self) -> list[Holder]:
+        try:
+            with self._connection() as conn:
+                return [Holder(locker.seconds, locker.words()) for locker in lockers(conn)]
+        except psycopg.Error as error:
+            raise explain(error, self.url) from error
+
+    def held_back(self) -> float:
+        return time.monotonic() - self._moved if self._held_back else 0.0
 
     @contextmanager
     def _connection(self) -> Iterator[psycopg.Connection[Any]]:

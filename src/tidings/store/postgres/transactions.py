@@ -17,6 +17,7 @@ import psycopg
 from psycopg.pq import TransactionStatus
 
 from ...errors import HandlerDefinitionError, HandlerTimeout, TransactionEnded
+from ..port import RaisedByHandler
 from . import enlist
 from .connect import command, connect, is_lost, sqlstate_of
 
@@ -46,6 +47,7 @@ class Guard:
 
         Raises:
             TransactionEnded: it tried to end the transaction, whatever error that gave it.
+            RaisedByHandler: it is about a lost connection, and this one isn't lost.
         """
         self._closed, self._tried = True, False
         try:
@@ -55,6 +57,8 @@ class Guard:
             lost = is_lost(error) and type(getattr(error, "orig", error)).__name__ != "InterfaceError"
             if self._tried or (not self.alive() and sqlstate_of(error) is None and not lost):
                 raise self._ended(name) from error
+            if isinstance(error, Exception) and is_lost(error) and self.alive():
+                raise RaisedByHandler(error) from None  # another connection was lost, or not made
             raise
         finally:
             self._closed = False

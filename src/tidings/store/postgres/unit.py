@@ -9,12 +9,18 @@ from typing import Any
 from ...clock import Clock, SystemClock
 from ...envelope import LANES, Envelope
 from ...errors import SubscriptionNameTaken, TransactionEnded
+from ..intakes import IntakeRow
 from ..port import Behind, FailedAttempt, KeyState, Lane, Parked, Scheduled, SubscriptionRow, WorkerRow
+from . import partitions
+from .bulk import arrays, insert_many
+from .intakes import PostgresIntake, intakes
 
 EVENT = "lane, topic, type, version, key_name, key, event_id, time, source, data, correlation_id, causation_id, traceparent, headers"
 """The columns of an event, in the order of ``Envelope``'s fields after the position."""
 
 APPEND = f"INSERT INTO tidings_log ({EVENT}) VALUES (%s,%s,%s,%s,%s,%s,%s,%s,%s,%s,%s,%s,%s,%s) RETURNING position"
+
+APPEND_MANY = insert_many(EVENT)
 
 SCHEDULE = f"INSERT INTO tidings_scheduled (event_id_, due, {EVENT}) VALUES ({','.join(['%s'] * 16)}) RETURNING 0"
 
@@ -27,6 +33,9 @@ _ACTIVE = "(state <> 'dead' OR holds)"
 _PARKED = f"subscription, state, holds, attempts, due, delay, since, error, traceback, position, {EVENT}"
 
 # Never more than the whole delay from now, whatever the wall clock did in between.
+# A scheduled event is published when it is due, so that the times along the log go on as its positions do (``start=``, retention).
+_RELEASED = EVENT.replace(" time,", " due,")
+
 _DUE_IN = "greatest(0, least(due - %s, delay))"
 
 # A failed retry keeps the time of its first failure (since) and its copy of the event.
@@ -136,6 +145,11 @@ class PostgresUnit:
         self.told = True
         return int(self._conn.execute(statement, values).fetchone()[0])
 
+    def append_many(self, envelopes: Sequence[Envelope]) -> None:
+        if envelopes:
+            self.told = True
+            self._conn.execute(APPEND_MANY, arrays(EVENT, envelopes))
+
     def head(self) -> int:
         row = self._one(HEAD)
         assert row is not None
@@ -191,14 +205,18 @@ class PostgresUnit:
         return 0
 
     def trim(self, upto: int, limit: int) -> int:
-        """Deletes by range in chunks; the mark goes up first, so that a reader knows that what is missing below it was trimmed."""
-        row = self._one("SELECT min(position) FROM tidings_log")
-        assert row is not None
-        first = row[0]
-        if first is None or first > upto:
+        """Deletes by range in chunks; the mark goes up first, so that a reader knows that what is missing below it was trimmed.
+
+        Only in the part of the log that is written now. One that is full waits until it can be dropped whole (``PostgresStore.upkeep``),
+        and is emptied row by row only if that was not possible."""
+        first = self._one("SELECT position, tableoid FROM tidings_log ORDER BY position LIMIT 1")
+        if first is None or first[0] > upto:
             return 0
-        last = min(upto, first + limit - 1)
-        self._count("UPDATE tidings_meta SET value = %s WHERE name = 'retained' AND value::bigint < %s", str(last), last)
+        end = self._one(partitions.END_OF_PART, first[1])
+        if end is not None and end[0] is not None and upto < end[0] <= self.head():
+            return 0
+        last = min(upto, first[0] + limit - 1)
+        self._count(partitions.RETAINED, str(last), last)
         self._count("DELETE FROM tidings_attempts WHERE position <= %s", last)
         return self._count("DELETE FROM tidings_log WHERE position <= %s", last)
 
@@ -216,7 +234,7 @@ class PostgresUnit:
     def release_due(self, now: int, limit: int) -> int:
         """Two workers may try at once: the second waits for the first one's rows and finds them gone."""
         rows = self._all(
-            f"SELECT event_id_, {EVENT} FROM tidings_scheduled WHERE due <= %s ORDER BY due, event_id_ LIMIT %s FOR UPDATE", now, limit
+            f"SELECT event_id_, {_RELEASED} FROM tidings_scheduled WHERE due <= %s ORDER BY due, event_id_ LIMIT %s FOR UPDATE", now, limit
         )
         if rows:
             self.told = True
@@ -278,8 +296,9 @@ class PostgresUnit:
         row = self._one(
             "SELECT count(*), min(g.time) FROM tidings_log g JOIN tidings_lanes l ON l.subscription = %s AND l.lane = g.lane"
             " WHERE g.position > %s AND g.position <= %s AND g.position > l.position"
-            " AND g.type = ANY (SELECT unnest(types) FROM tidings_subscriptions WHERE name = %s)",
-            name, first, upto, name,
+            " AND (g.type = ANY (SELECT unnest(types) FROM tidings_subscriptions WHERE name = %s)"
+            " OR g.source = (SELECT app FROM tidings_subscriptions WHERE name = %s AND '*' = ANY (types)))",
+            name, first, upto, name, name,
         )  # fmt: skip
         waiting = self._one("SELECT count(*), min(time) FROM tidings_log WHERE position = ANY (%s::bigint[])", opened)
         assert row is not None
@@ -555,17 +574,46 @@ class PostgresUnit:
         self._raise_control()
         return True
 
+    # -- what comes in from a broker
+
+    def intake(self, name: str) -> PostgresIntake:
+        return PostgresIntake(self._conn, name)
+
+    def intakes(self) -> list[IntakeRow]:
+        return intakes(self._conn)
+
     # -- operators' commands
 
     def facts(self) -> dict[str, str]:
         """What the meta table says: schema, log_id, incarnation, retained, control."""
         return dict(self._all("SELECT name, value FROM tidings_meta"))
 
+    def note(self, name: str, value: str | None) -> None:
+        if value is None:
+            self._count("DELETE FROM tidings_meta WHERE name = %s", name)
+        else:
+            self._count("INSERT INTO tidings_meta VALUES (%s, %s) ON CONFLICT (name) DO UPDATE SET value = excluded.value", name, value)
+        self._raise_control()
+
+    def free(self, subscription: str) -> None:
+        self._all(LOCK_LANES, subscription, list(range(LANES)))
+        self._count("UPDATE tidings_lanes SET worker = NULL, epoch = epoch + 1 WHERE subscription = %s", subscription)
+        self._raise_control()
+
+    def raise_incarnation(self) -> int:
+        self._count("UPDATE tidings_meta SET value = value::bigint + 1 WHERE name = 'incarnation'")
+        self._raise_control()
+        return int(self._meta("incarnation"))
+
     def count(self) -> int:
         """Events in the log."""
         row = self._one("SELECT count(*) FROM tidings_log")
         assert row is not None
         return int(row[0])
+
+    def count_parts(self) -> int:
+        """Partitions of the log."""
+        return len(self._all(partitions.LIST))
 
     def bytes(self) -> int:
         """What our tables and their indexes take."""

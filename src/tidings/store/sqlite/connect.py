@@ -119,6 +119,17 @@ def is_store_failure(error: BaseException) -> bool:
     )
 
 
+def is_about_another_file(error: BaseException) -> bool:
+    """Whether an error of a handler in its transaction is one that ``is_busy`` or ``is_store_failure`` means, and not about this file.
+
+    Its transaction has the write lock, so the file could be opened, is no other program's and can be written. Full disks and failed reads
+    and writes may be this file's, or another's: for these nobody can tell.
+    """
+    causes = (error, getattr(error, "orig", None), error.__cause__)
+    found = [one for one in causes if one is not None and (is_busy(one) or is_store_failure(one))]
+    return bool(found) and not any(_code(one) in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR) for one in found)
+
+
 def explain(error: sqlite3.Error, path: str) -> StoreError:
     """The same error in words that name the fix."""
     code = _code(error)

@@ -142,6 +142,56 @@ ALTER TABLE tidings_subscriptions ADD COLUMN start INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE tidings_lanes ADD COLUMN begun TEXT;
 """,
     ),
+    (
+        5,
+        "what comes in from a broker",
+        """
+-- Who brings events in from a broker. dead: the last number given to a record that could not be read.
+CREATE TABLE tidings_intakes (
+    intake  TEXT PRIMARY KEY,
+    app     TEXT NOT NULL,
+    broker  TEXT NOT NULL,
+    since   INTEGER NOT NULL,
+    dead    INTEGER NOT NULL
+) WITHOUT ROWID;
+
+-- How far each partition was read: next is moved in the transaction of the events that lie before it, from what its reader expects, or not
+-- at all. topic_id: which topic of that name; ending: where it ended when last asked; reached: time of the last record taken;
+-- trouble: why it is not read; resume: where an operator wants it to go on.
+CREATE TABLE tidings_offsets (
+    intake     TEXT NOT NULL,
+    topic      TEXT NOT NULL,
+    partition  INTEGER NOT NULL,
+    topic_id   TEXT NOT NULL,
+    next       INTEGER NOT NULL,
+    ending     INTEGER NOT NULL,
+    reached    INTEGER NOT NULL DEFAULT 0,
+    owner      TEXT,
+    trouble    TEXT,
+    resume     TEXT,
+    PRIMARY KEY (intake, topic, partition)
+) WITHOUT ROWID;
+
+-- The highest sequence taken of each lane of each log, from each partition; lanes: 64 texts with commas between them.
+CREATE TABLE tidings_marks (
+    intake     TEXT NOT NULL,
+    topic      TEXT NOT NULL,
+    partition  INTEGER NOT NULL,
+    log_id     TEXT NOT NULL,
+    series     TEXT NOT NULL,
+    lanes      TEXT NOT NULL,
+    PRIMARY KEY (intake, topic, partition, log_id, series)
+) WITHOUT ROWID;
+
+-- What was taken lately that no mark can tell: digests of source and event id. The oldest go.
+CREATE TABLE tidings_window (
+    number  INTEGER PRIMARY KEY AUTOINCREMENT,
+    intake  TEXT NOT NULL,
+    digest  BLOB NOT NULL,
+    UNIQUE (intake, digest)
+);
+""",
+    ),
 )
 
 NEWEST = MIGRATIONS[-1][0]

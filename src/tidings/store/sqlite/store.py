@@ -6,16 +6,18 @@ import os
 import shutil
 import sqlite3
 import threading
+import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import Future
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from typing import Any, TypeVar
 
 from ...clock import Clock, SystemClock
 from ...errors import ConfigurationError, StoreBusy, StoreError, StoreNotInitialised, WrongStore
-from ..port import Examination, Row, size_text
+from ..port import Examination, Holder, Row, size_text
 from . import enlist, schema
 from .connect import BUSY_SECONDS, boot_id, connect, explain, is_busy, is_store_failure, path_of, plain, write_lock_holder
+from .cursor import SQLiteCursor
 from .transactions import Transactions
 from .unit import APPEND, HEAD, READ, SCHEDULE, SQLiteUnit, append_with, only_in
 from .waker import Waker
@@ -229,6 +231,9 @@ class SQLiteStore:
                 return rows, rows[-1][0]
         return rows, safe
 
+    def cursor(self, source: str) -> SQLiteCursor:
+        return SQLiteCursor(self.connect, self.path, source)
+
     def glance(self, after: int, upto: int) -> tuple[list[tuple[Any, ...]], int] | None:
         if not self.stepping.begin():
             return None
@@ -273,6 +278,18 @@ class SQLiteStore:
     def unit(self, connection: sqlite3.Connection) -> SQLiteUnit:
         return SQLiteUnit(plain(connection), self.clock, self._boot)
 
+    def holders(self) -> list[Holder]:
+        """Nobody: what is committed can be read."""
+        return []
+
+    def held_back(self) -> float:
+        """Never."""
+        return 0.0
+
+    def upkeep(self, upto: int) -> int:
+        """Nothing: the file grows as it must, and is trimmed in chunks."""
+        return 0
+
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
         """A connection of this thread's with BEGIN IMMEDIATE done, in this process's turn.
@@ -286,6 +303,7 @@ class SQLiteStore:
                 conn.execute("BEGIN IMMEDIATE")
             except sqlite3.Error as error:
                 raise explain(error, self.path) from error
+            began = time.monotonic()
             try:
                 yield conn
                 conn.commit()
@@ -294,6 +312,7 @@ class SQLiteStore:
                     conn.rollback()
                 raise
             self.announce()
+            time.sleep(self.turn.rest(time.monotonic() - began))
 
     def handling_connection(self) -> sqlite3.Connection:
         """This thread's connection for handlers' transactions."""
@@ -302,6 +321,11 @@ class SQLiteStore:
             conn = self._readers.handling = self.connect()
             self._reading.append(conn)
         return conn
+
+    def forget(self, conn: sqlite3.Connection) -> None:
+        """Whoever uses this connection closes it."""
+        with suppress(ValueError):
+            self._reading.remove(conn)
 
     def reader(self) -> sqlite3.Connection:
         """This thread's connection for reading."""
@@ -318,6 +342,10 @@ class SQLiteStore:
         """
         cause = getattr(error, "orig", None) or error.__cause__
         return isinstance(error, StoreBusy) or any(is_busy(one) or is_store_failure(one) for one in (error, cause) if one is not None)
+
+    def is_refusal(self, error: BaseException) -> bool:
+        """Text that is no UTF-8, numbers beyond 64 bits, values that are too large."""
+        return isinstance(error, (sqlite3.DataError, UnicodeEncodeError, OverflowError))
 
     def is_lost(self, error: BaseException) -> bool:
         """Never: a commit that failed was rolled back."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import sqlite3
 import threading
 import time
@@ -16,10 +17,17 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from ...errors import HandlerDefinitionError, HandlerTimeout, TransactionEnded
+from ..port import RaisedByHandler
 from . import enlist
+from .connect import is_about_another_file
 
 if TYPE_CHECKING:
     from .store import SQLiteStore
+
+
+UNDO_TRIES = 100
+GRACE_SECONDS = 0.25
+"""A handler that was given up may end its transaction itself for so long."""
 
 
 class Guard:
@@ -31,6 +39,10 @@ class Guard:
             was done so far into whatever transaction the next user of the connection commits. It counts as an attempt all the same.
 
     Setting an authorizer makes SQLite prepare every statement anew, so it is set once a connection and switched by a flag.
+
+    Another thread had better leave the connection alone while a statement of the handler runs or fails. sqlite3 sets an authorizer, closes,
+    and fetches the text of an error with the interpreter's lock in its hands, and SQLite lets each of these wait for the statement that
+    runs: so does all of the process then, and for ever if that statement asks ``_allow``. Only ``interrupt`` waits for nothing.
     """
 
     def __init__(self, raw: sqlite3.Connection, *, pooled: bool = False) -> None:
@@ -39,13 +51,19 @@ class Guard:
         self._undone = False
         self._closed = False
         self._tried = False
-        self._shut_by: int | None = None
+        self._given_up = False
+        self._undone_by: int | None = None
+        self._undoing = threading.Lock()
         raw.set_authorizer(self._allow)
 
     def remove(self) -> None:
-        """Take the authorizer off a connection that goes back to its owner."""
+        """In the handler's thread: take the authorizer off a connection that goes back to its owner; it is closed if it was given up."""
         with contextlib.suppress(sqlite3.ProgrammingError):  # closed meanwhile
-            self.raw.set_authorizer(None)
+            if not self._given_up:
+                self.raw.set_authorizer(None)
+                return
+        self.undo()
+        self.raw.close()
 
     def give_up(self) -> None:
         """Remove it and roll back, behind SQLAlchemy's back: after a COMMIT that failed it puts the connection into the pool as it is."""
@@ -65,6 +83,7 @@ class Guard:
 
         Raises:
             TransactionEnded: it tried to end the transaction, whatever error that gave it.
+            RaisedByHandler: its error can't be about this file.
         """
         self._closed, self._tried = True, False
         try:
@@ -72,6 +91,8 @@ class Guard:
         except BaseException as error:
             if self._tried or not self.alive():
                 raise self._ended(name) from error
+            if isinstance(error, Exception) and is_about_another_file(error):
+                raise RaisedByHandler(error) from None
             raise
         finally:
             self._closed = False
@@ -79,9 +100,32 @@ class Guard:
             raise self._ended(name)
 
     def shut(self) -> None:
-        """From now on nothing but our own ROLLBACK: its handler was given up, and may go on in its thread."""
-        self._shut_by = threading.get_ident()
-        self.raw.set_authorizer(self._allow)  # prepared statements are prepared anew, so this holds for them too
+        """Its handler was given up: from now on every statement that it prepares is refused, and the one that runs is ended."""
+        self._given_up = True
+        with contextlib.suppress(sqlite3.ProgrammingError):  # it closed the connection
+            self.raw.interrupt()
+
+    def undo(self) -> None:
+        """Behind ``shut``: roll back; and what the handler has prepared already can't write any more (``query_only``).
+
+        In the handler's thread, or in another one when the handler hangs elsewhere than in a statement. As long as it has cursors open,
+        SQLite ends all statements for the sake of the one that ``shut`` was to end, ours too.
+        """
+        with self._undoing, contextlib.suppress(sqlite3.ProgrammingError):
+            self._undone_by = threading.get_ident()
+            for _ in range(UNDO_TRIES):
+                try:
+                    self.raw.execute("PRAGMA query_only = 1")
+                    self.raw.rollback()
+                except sqlite3.OperationalError:
+                    for cursor in gc.get_referrers(self.raw):
+                        if isinstance(cursor, sqlite3.Cursor):
+                            with contextlib.suppress(sqlite3.Error):
+                                cursor.close()
+                    time.sleep(0.01)
+                else:
+                    break
+            self._undone_by = None
 
     def alive(self) -> bool:
         """Whether the transaction is still open."""
@@ -91,8 +135,8 @@ class Guard:
             return False
 
     def _allow(self, action: int, which: str | None, *_: str | None) -> int:
-        if self._shut_by is not None:
-            ours = action == sqlite3.SQLITE_TRANSACTION and threading.get_ident() == self._shut_by
+        if self._given_up:
+            ours = action in (sqlite3.SQLITE_TRANSACTION, sqlite3.SQLITE_PRAGMA) and threading.get_ident() == self._undone_by
             return sqlite3.SQLITE_OK if ours else sqlite3.SQLITE_DENY
         if self._closed and action == sqlite3.SQLITE_TRANSACTION:
             self._tried = True
@@ -127,6 +171,7 @@ class Transaction:
         self.told = False
         self.turn: _Turn | None = None
         self.aborted = False
+        self.over = False
         self._settling = False
         self._lock = threading.Lock()
 
@@ -176,6 +221,7 @@ class Transactions:
         self._store = store
         self._given = () if given is None else tuple(given) if isinstance(given, (list, tuple)) else (given,)
         self._guards = threading.local()
+        self._open: set[Transaction] = set()
 
     def check(self, kind: str, handler: str) -> None:
         """Raise HandlerDefinitionError unless transactions of this kind can be had."""
@@ -186,7 +232,12 @@ class Transactions:
         self._source(kind, handler)
 
     async def close(self) -> None:
-        """Nothing: the connections are the store's."""
+        """Give up what still runs; the connections are the store's."""
+        given_up = [transaction for transaction in list(self._open) if self.abort(transaction)]
+        until = time.monotonic() + 4 * GRACE_SECONDS
+        while given_up and time.monotonic() < until:
+            await asyncio.sleep(0.01)
+            given_up = [transaction for transaction in given_up if not transaction.over and transaction.guard.alive()]
 
     @contextmanager
     def begin(self, kind: str) -> Iterator[Transaction]:
@@ -197,10 +248,13 @@ class Transactions:
         """
         turn = _Turn(self._store)
         began = time.monotonic()
+        mine: Transaction | None = None
         try:
             with self._opened(kind) as transaction:
                 transaction.turn = turn
                 began = time.monotonic()
+                self._open.add(transaction)
+                mine = transaction
                 yield transaction
             for step in transaction.after:
                 step()
@@ -208,6 +262,9 @@ class Transactions:
             time.sleep(self._store.turn.rest(time.monotonic() - began))
         finally:
             turn.release()
+            if mine is not None:
+                mine.over = True
+                self._open.discard(mine)
 
     @contextmanager
     def _opened(self, kind: str) -> Iterator[Transaction]:
@@ -223,7 +280,9 @@ class Transactions:
                 yield transaction
                 raw.commit()
             except BaseException:
-                if not transaction.aborted and guard.alive():
+                if transaction.aborted:
+                    guard.remove()
+                elif guard.alive():
                     raw.rollback()
                 raise
         elif kind == "django":
@@ -264,13 +323,21 @@ class Transactions:
         try:
             if kind == "sqlite3":
                 raw = self._store.connect()
+                guard = Guard(raw)
                 try:
                     await loop.run_in_executor(None, raw.execute, "BEGIN IMMEDIATE")
-                    transaction = AsyncTransaction(raw, lambda work: loop.run_in_executor(None, work, raw), Guard(raw))
+                    transaction = AsyncTransaction(raw, lambda work: loop.run_in_executor(None, work, raw), guard)
                     yield transaction
                     await loop.run_in_executor(None, raw.commit)
-                finally:
-                    raw.close()  # rolls back what wasn't committed
+                except asyncio.CancelledError:  # the handler may go on in a thread of its own
+                    guard.shut()
+                    await asyncio.sleep(GRACE_SECONDS / 5)
+                    await loop.run_in_executor(None, guard.undo)
+                    raise
+                except BaseException:
+                    raw.close()  # rolls back
+                    raise
+                raw.close()
             else:
                 async with self._opened_async(kind) as tx:
                     driver = await enlist.driver_of(tx)
@@ -334,30 +401,27 @@ class Transactions:
         )
 
     def abort(self, transaction: Transaction) -> bool:
-        """Give up a transaction whose handler hangs in another thread: its connection is closed, which frees the file.
+        """Give up a transaction whose handler hangs in another thread: it is rolled back, which frees the file. Its connection is closed
+        when the handler's thread has ended.
 
         False if it is being committed: then there is nothing to give up.
         """
         if not transaction.abort():
             return False
+        self._store.forget(transaction.raw)
+        transaction.guard.shut()
+        threading.Thread(target=self._undo, args=(transaction,), name="tidings-undo", daemon=True).start()
+        return True
 
-        def undo() -> None:
-            # By name: closing alone would leave the transaction, and the lock, to the last cursor that the handler holds.
-            with contextlib.suppress(sqlite3.Error):
-                transaction.guard.shut()
-                transaction.raw.rollback()
-
-        undoing = threading.Thread(target=undo, name="tidings-undo", daemon=True)
-        undoing.start()
-        undoing.join(0.05)
-        if undoing.is_alive():  # a statement runs. Not before: with a cursor open, an interrupt would hit the ROLLBACK too
-            transaction.raw.interrupt()
-            undoing.join(1.0)
-        with contextlib.suppress(sqlite3.Error):
-            transaction.raw.close()
+    def _undo(self, transaction: Transaction) -> None:
+        """By name: closing alone would leave the transaction, and the lock, to the last cursor that the handler holds."""
+        until = time.monotonic() + GRACE_SECONDS
+        while not transaction.over and time.monotonic() < until:  # one whose statement was ended has an error, and ends
+            time.sleep(0.002)
+        if not transaction.over:
+            transaction.guard.undo()
         if transaction.turn is not None:
             transaction.turn.release()
-        return True
 
 
 class _Turn:

@@ -11,8 +11,10 @@ from typing import Any
 from ...clock import Clock
 from ...envelope import LANES, Envelope
 from ...errors import SubscriptionNameTaken
+from ..intakes import IntakeRow
 from ..port import Behind, FailedAttempt, KeyState, Lane, Parked, Scheduled, SubscriptionRow, WorkerRow
 from . import schema, search
+from .intakes import SQLiteIntake, intakes
 
 EVENT = "lane, topic, type, version, key_name, key, event_id, time, source, data, correlation_id, causation_id, traceparent, headers"
 """The columns of an event, in the order of ``Envelope``'s fields after the position."""
@@ -20,6 +22,9 @@ EVENT = "lane, topic, type, version, key_name, key, event_id, time, source, data
 APPEND = f"INSERT INTO tidings_log ({EVENT}) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)"
 
 SCHEDULE = f"INSERT INTO tidings_scheduled (event_id_, due, {EVENT}) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)"
+
+# A scheduled event is published when it is due, so that the times along the log go on as its positions do (``start=``, retention).
+_RELEASED = EVENT.replace(" time,", " due,")
 
 HEAD = "SELECT seq FROM sqlite_sequence WHERE name = 'tidings_log'"
 READ = f"SELECT position, {EVENT} FROM tidings_log WHERE position > ? AND position <= ? ORDER BY position"
@@ -90,6 +95,9 @@ class SQLiteUnit:
     def append(self, envelopes: Iterable[Envelope]) -> list[int]:
         execute = self._conn.execute
         return [execute(APPEND, envelope[1:]).lastrowid or 0 for envelope in envelopes]
+
+    def append_many(self, envelopes: Sequence[Envelope]) -> None:
+        self._conn.executemany(APPEND, [envelope[1:] for envelope in envelopes])
 
     def head(self) -> int:
         row = self._conn.execute(HEAD).fetchone()
@@ -190,7 +198,7 @@ class SQLiteUnit:
     def release_due(self, now: int, limit: int) -> int:
         """Two workers may try at once: the write lock makes them take turns, and the second finds the rows gone."""
         rows = self._conn.execute(
-            f"SELECT event_id_, {EVENT} FROM tidings_scheduled WHERE due <= ? ORDER BY due, event_id_ LIMIT ?", (now, limit)
+            f"SELECT event_id_, {_RELEASED} FROM tidings_scheduled WHERE due <= ? ORDER BY due, event_id_ LIMIT ?", (now, limit)
         ).fetchall()
         for row in rows:
             self._conn.execute(APPEND, row[1:])
@@ -248,8 +256,9 @@ class SQLiteUnit:
         row = self._conn.execute(
             "SELECT count(*), min(g.time) FROM tidings_log g CROSS JOIN tidings_lanes l ON l.subscription = ? AND l.lane = g.lane"
             " WHERE g.position > ? AND g.position <= ? AND g.position > l.position"
-            " AND g.type IN (SELECT e.value FROM tidings_subscriptions s, json_each(s.types) e WHERE s.name = ?)",
-            (name, first, upto, name),
+            " AND (g.type IN (SELECT e.value FROM tidings_subscriptions s, json_each(s.types) e WHERE s.name = ?)"
+            " OR g.source = (SELECT s.app FROM tidings_subscriptions s, json_each(s.types) e WHERE s.name = ? AND e.value = '*'))",
+            (name, first, upto, name, name),
         ).fetchone()
         waiting = self._conn.execute(
             "SELECT count(*), min(time) FROM tidings_log WHERE position IN (SELECT value FROM json_each(?))", (json.dumps(opened),)
@@ -503,7 +512,33 @@ class SQLiteUnit:
         self._raise_control()
         return True
 
+    # -- what comes in from a broker
+
+    def intake(self, name: str) -> SQLiteIntake:
+        return SQLiteIntake(self._conn, name)
+
+    def intakes(self) -> list[IntakeRow]:
+        return intakes(self._conn)
+
     # -- operators' commands
+
+    def note(self, name: str, value: str | None) -> None:
+        if value is None:
+            self._conn.execute("DELETE FROM tidings_meta WHERE name = ?", (name,))
+        else:
+            self._conn.execute(
+                "INSERT INTO tidings_meta VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value", (name, value)
+            )
+        self._raise_control()
+
+    def free(self, subscription: str) -> None:
+        self._conn.execute("UPDATE tidings_lanes SET worker = NULL, epoch = epoch + 1 WHERE subscription = ?", (subscription,))
+        self._raise_control()
+
+    def raise_incarnation(self) -> int:
+        self._conn.execute("UPDATE tidings_meta SET value = CAST(CAST(value AS INTEGER) + 1 AS TEXT) WHERE name = 'incarnation'")
+        self._raise_control()
+        return int(self._meta("incarnation"))
 
     def facts(self) -> dict[str, str]:
         """What the meta table says: schema, log_id, incarnation, retained, control."""

@@ -80,10 +80,11 @@ class BrokerContract:
     def test_records_and_mark_come_together(self, broker: Broker, relay: str) -> None:
         topic = self.make_topic(4)
         slot = broker.open_slot(relay, 1, SLOTS)
-        assert slot.mark is None
+        marks = [slot.mark]
         for first in (0, 100, 200):
             slot.send(self.records(topic, range(first, first + 100)), b"up to %d" % (first + 100))
-        assert slot.mark == b"up to 300"
+            marks.append(slot.mark)
+        assert marks == [None, b"up to 100", b"up to 200", b"up to 300"]
         slot.close()
         assert self.values(topic) == list(range(300))
         again = broker.open_slot(relay, 1, SLOTS)
@@ -144,7 +145,7 @@ class BrokerContract:
         for number in range(60):
             slot.send([], b"%d" % number)
         slot.close()
-        for _ in range(100):  # those who opened and sent nothing
+        for _ in range(40):  # those who opened and sent nothing
             again = broker.open_slot(relay, 0, 1)
             assert again.mark == b"59"
             again.close()

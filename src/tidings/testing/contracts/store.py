@@ -17,34 +17,12 @@ import pytest
 
 from ...clock import Clock, ManualClock
 from ...envelope import LANES, Envelope, lane_of
-from ...errors import SubscriptionNameTaken
+from ...errors import LogWentBack, SubscriptionNameTaken
 from ...store.port import FailedAttempt, Lane, Parked, Store, Unit, WorkerRow
-
-NOW = 1_700_000_000_000_000
-SECOND = 1_000_000
-
-
-def an_event(number: int = 1, key: str | None = "1", **fields: Any) -> Envelope:
-    """An envelope that isn't written yet."""
-    event_id = f"00000000-0000-7000-8000-{number:012d}"
-    values = {
-        "position": 0,
-        "lane": lane_of("order", key) if key is not None else lane_of(None, event_id),
-        "topic": "shop",
-        "type": "shop.Placed",
-        "version": 1,
-        "key_name": None if key is None else "order",
-        "key": key,
-        "event_id": event_id,
-        "time": NOW + number,
-        "source": "shop",
-        "data": b'{"order":%d}' % number,
-        "correlation_id": event_id,
-        "causation_id": None,
-        "traceparent": None,
-        "headers": None,
-    }
-    return Envelope(**{**values, **fields})
+from .events import NOW as NOW
+from .events import SECOND as SECOND
+from .events import an_event as an_event
+from .intakes import IntakeStatements
 
 
 def a_parked(position: int, state: str = "retry", key: str | None = "1", *, due: int = NOW, delay: int = 0, **fields: Any) -> Parked:
@@ -54,7 +32,7 @@ def a_parked(position: int, state: str = "retry", key: str | None = "1", *, due:
         an_event(position, key)._replace(position=position))  # fmt: skip
 
 
-class StoreContract:
+class StoreContract(IntakeStatements):
     """Subclass it under a name that begins with ``Test``, and give ``make_store``."""
 
     def make_store(self, folder: Path, clock: Clock) -> Store:
@@ -324,6 +302,102 @@ class StoreContract:
         rows, complete = second.read(complete, 100)
         assert [row[7] for row in rows] == [an_event(1).event_id, an_event(2).event_id]
 
+    # -- a reader of its own, for what leaves the machine
+
+    def test_a_cursor_gives_its_lanes_and_its_source(self, store: Store) -> None:
+        events = [an_event(n, str(n % 40), source="shop" if n % 3 else "other") for n in range(1, 301)]
+        store.write(lambda unit: unit.append(events)).result()
+        mine = [lane for lane in range(LANES) if lane % 4 == 1]
+        cursor = store.cursor("shop")
+        try:
+            found: list[str] = []
+            after = 0
+            while True:
+                rows, upto = cursor.read(mine, after, 7)
+                assert all(after < row[0] <= upto for row in rows)
+                if upto == after:
+                    break
+                assert len(rows) <= 7
+                found += [Envelope(*row).event_id for row in rows]
+                after = upto
+            assert after == store.query(lambda unit: unit.head())
+            assert found == [one.event_id for one in events if one.lane in mine and one.source == "shop"]
+        finally:
+            cursor.close()
+
+    def test_a_cursor_stops_at_many_bytes(self, store: Store) -> None:
+        store.write(lambda unit: unit.append([an_event(n, str(n), data=b"x" * 3_000_000) for n in range(1, 9)])).result()
+        cursor = store.cursor("shop")
+        try:
+            rows, upto = cursor.read(range(LANES), 0, 1000)
+            assert 3 <= len(rows) <= 4
+            assert upto == rows[-1][0]
+            rest, _ = cursor.read(range(LANES), upto, 1000)
+            assert rest[0][0] == upto + 1
+        finally:
+            cursor.close()
+
+    def test_a_cursor_waits_for_nobody_and_goes_on(self, store: Store, second: Store) -> None:
+        cursor = store.cursor("shop")
+        try:
+            assert cursor.read(range(LANES), 0, 10) == ([], 0)
+            for number in range(1, 30):
+                second.write(lambda unit, n=number: unit.append([an_event(n)])).result()  # type: ignore[misc]
+                rows, upto = cursor.read(range(LANES), number - 1, 10)
+                assert [row[0] for row in rows] == [number]
+                assert upto == number
+        finally:
+            cursor.close()
+
+    def test_a_cursor_notices_that_the_log_went_back(self, store: Store) -> None:
+        events = [an_event(n) for n in range(1, 11)]
+        store.write(lambda unit: unit.append(events)).result()
+        cursor = store.cursor("shop")
+        try:
+            known = (10, events[9].event_id)
+            assert cursor.read(range(LANES), 10, 10, known) == ([], 10)
+            with pytest.raises(LogWentBack):
+                cursor.read(range(LANES), 11, 10)
+            with pytest.raises(LogWentBack):
+                cursor.read(range(LANES), 10, 10, (10, "another"))
+            with pytest.raises(LogWentBack):
+                cursor.read(range(LANES), 10, 10, (11, "another"))
+            store.write(lambda unit: unit.trim(10, 100)).result()
+            assert cursor.read(range(LANES), 10, 10, known) == ([], 10)  # trimmed, and that is written down
+            with pytest.raises(LogWentBack):
+                cursor.read(range(LANES), 10, 10, (11, "another"))
+        finally:
+            cursor.close()
+
+    def test_who_reads_everything_of_its_app_is_behind_by_that(self, store: Store) -> None:
+        store.write(lambda unit: unit.register("out", "shop", ["*"], "key", 0, NOW)).result()
+        store.write(lambda unit: unit.append([an_event(1), an_event(2, source="other"), an_event(3, type="shop.X")])).result()
+        assert store.query(lambda unit: unit.behind("out")).events == 2
+
+    def test_lanes_that_are_freed_are_fenced(self, store: Store) -> None:
+        _register(store)
+        _enrol(store, "one")
+        taken = _claim(store, "one", 4, 4)
+        control = store.query(lambda unit: unit.control())
+        store.write(lambda unit: unit.free("mail")).result()
+        assert store.query(lambda unit: unit.control()) > control
+        lost = store.write(lambda unit: unit.advance("mail", "one", [(lane.lane, lane.epoch, 5, None) for lane in taken])).result()
+        assert lost == [(lane.lane, lane.epoch) for lane in taken]
+        assert {lane.worker for lane in store.query(lambda unit: unit.lanes("mail"))} == {None}
+
+    def test_what_is_noted_is_a_fact(self, store: Store) -> None:
+        control = store.query(lambda unit: unit.control())
+        store.write(lambda unit: unit.note("relay:x", "1")).result()
+        store.write(lambda unit: unit.note("relay:x", "2")).result()
+        store.write(lambda unit: unit.note("relay:y", "3")).result()
+        store.write(lambda unit: unit.note("relay:y", None)).result()
+        facts = store.query(lambda unit: unit.facts())
+        assert (facts["relay:x"], "relay:y" in facts) == ("2", False)
+        assert store.query(lambda unit: unit.control()) == control + 4
+        before = int(facts["incarnation"])
+        assert store.write(lambda unit: unit.raise_incarnation()).result() == before + 1
+        assert store.query(lambda unit: unit.facts())["incarnation"] == str(before + 1)
+
     # -- scheduled events
 
     def test_scheduling(self, store: Store) -> None:
@@ -339,6 +413,7 @@ class StoreContract:
         assert store.write(lambda unit: unit.release_due(NOW + 20, 2)).result() == 2
         assert store.write(lambda unit: unit.release_due(NOW + 20, 2)).result() == 1
         assert [row[7] for row in store.read(0, 100)[0]] == [an_event(number).event_id for number in (2, 4, 3)]
+        assert [row[8] - NOW for row in store.read(0, 100)[0]] == [10, 10, 20]  # published when they are due
         assert store.write(lambda unit: unit.cancel(an_event(1).event_id)).result()
         assert not store.write(lambda unit: unit.cancel(an_event(1).event_id)).result()
         assert store.query(lambda unit: unit.next_due()) is None
@@ -391,6 +466,27 @@ class StoreContract:
         after = _claim(store, "b", 1, 1)
         assert len(after) == LANES
         assert all(lane.epoch > before[lane.lane] for lane in after)
+
+    def test_what_a_dead_worker_had_begun_is_told_to_who_takes_its_lanes(self, store: Store, clock: ManualClock) -> None:
+        _register(store)
+        _enrol(store, "a", until=10)
+        mine = {lane.lane: lane for lane in _claim(store, "a", 1, 1)}
+        assert not any(lane.died or lane.begun for lane in mine.values())
+        rows = [(7, mine[7].epoch, "seven"), (8, mine[8].epoch, "eight"), (9, mine[9].epoch - 1, "of an earlier time")]
+        assert store.write(lambda unit: unit.note_begun("mail", "a", rows)).result() == [(9, mine[9].epoch - 1)]
+        assert store.write(lambda unit: unit.note_begun("mail", "a", [(8, mine[8].epoch, None)])).result() == []
+        _enrol(store, "b", until=1_000)
+        clock.advance(11)
+        taken = {lane.lane: lane for lane in _claim(store, "b", 1, 1)}
+        assert all(lane.died for lane in taken.values())
+        assert {lane.lane: lane.begun for lane in taken.values() if lane.begun is not None} == {7: "seven"}
+        store.write(lambda unit: unit.leave("b")).result()
+        _enrol(store, "c")
+        passed_on = {lane.lane: lane for lane in _claim(store, "c", 1, 1)}
+        assert not any(lane.died for lane in passed_on.values())
+        assert passed_on[7].begun == "seven"
+        store.write(lambda unit: unit.rewind("mail", 0)).result()
+        assert not any(lane.begun for lane in _lanes(store))
 
     def test_a_renewed_lease_goes_on(self, store: Store, clock: ManualClock) -> None:
         _enrol(store, "a", until=10)

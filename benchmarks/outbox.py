@@ -1,0 +1,203 @@
+"""Somebody else's outbox table, by polling (`published` kept) and by CDC, to a real Kafka; the latter against the same work by hand.
+
+By hand: the same stream of the same rows is decoded by the same functions and produced in transactions of as many records with the same
+headers; but without marks that say how far it is, without a leader, and in one thread.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg
+
+from servers.folder import Missing
+from servers.kafka import Kafka
+from servers.postgres import Postgres
+from tidings.brokers.kafka import KafkaBroker
+from tidings.relay.layout import SIMPLE, recorder
+from tidings.relay.outbox import Options, OutboxRelay
+from tidings.store.postgres.pgoutput import Begin, decode, insert
+from tidings.store.postgres.replication import Replication
+
+from .measure import Comparison, Cost, Row, as_rate, now, thousands
+
+TABLE = """
+    CREATE TABLE outbox (id bigserial PRIMARY KEY, aggregate_id bigint, event_type text, payload jsonb,
+                         created_at timestamptz DEFAULT now(), published boolean NOT NULL DEFAULT false);
+    CREATE INDEX ON outbox (id) WHERE NOT published;
+    CREATE PUBLICATION byhand FOR TABLE outbox WITH (publish = 'insert')"""
+FILL = """
+    INSERT INTO outbox (aggregate_id, event_type, payload)
+    SELECT n %% 10000, 'shop.OrderPlaced', jsonb_build_object('order_id', n, 'customer', n / 7, 'note', repeat('x', 200))
+    FROM generate_series(1, %s) n"""
+BATCH = 2_000
+PARTITIONS = 8
+
+
+def run(quick: bool) -> Iterator[Row]:
+    try:
+        with Postgres() as postgres, Kafka() as kafka:
+            yield from _run(postgres, kafka, quick)
+    except Missing as why:
+        yield Row("a foreign outbox table to Kafka", f"not measured: {why}")
+
+
+def _run(postgres: Postgres, kafka: Kafka, quick: bool) -> Iterator[Row]:
+    count = 50_000 if quick else 200_000
+    bench = _Bench(postgres, kafka)
+    rates = [count / bench.poll(count).wall for _ in range(2 if quick else 3)]
+    best = max(rates)
+    yield Row(
+        "foreign outbox, polled, `published` kept",
+        f"{thousands(best)} (batches of {BATCH:,}, 1 slot, {PARTITIONS} partitions)",
+        "≥ 25,000/s",
+        best >= 25_000,
+        facts={"rates": rates},
+    )
+    pairs = []
+    for number in range(3 if quick else 5):
+        if number % 2:
+            pairs.append((bench.cdc(count), bench.by_hand(count)))
+        else:
+            hand = bench.by_hand(count)
+            pairs.append((bench.cdc(count), hand))
+    comparison = Comparison(pairs[1:])
+    ratio, spread = as_rate(comparison)
+    yield Row(
+        "foreign outbox by CDC, own transactions",
+        f"{thousands(count / comparison.ours('wall'))} (by hand {thousands(count / comparison.hand('wall'))})",
+        "≥ 80 %",
+        ratio >= 0.8,
+        ratio,
+        spread,
+        {"cpu_us": 1e6 * comparison.ours() / count, "by_hand_cpu_us": 1e6 * comparison.hand() / count},
+    )
+    bench.close()
+
+
+class _Bench:
+    def __init__(self, postgres: Postgres, kafka: Kafka) -> None:
+        self.kafka = kafka
+        self.url = postgres.new_database()
+        self.conn = psycopg.connect(self.url, autocommit=True)
+        self.conn.execute(TABLE)
+        self.topic = kafka.new_topic(PARTITIONS)
+        self.made = 0
+
+    def close(self) -> None:
+        self.conn.close()
+
+    def poll(self, count: int) -> Cost:
+        """The table is filled before; from the lead to the last tick."""
+        self.conn.execute("TRUNCATE outbox RESTART IDENTITY")
+        self.conn.execute(FILL, (count,))
+        self.conn.execute("VACUUM ANALYZE outbox")
+        return self._relay(count, "poll", "flag", lambda: None)
+
+    def cdc(self, count: int) -> Cost:
+        """The slot is there and the rows are written behind it; from the stream's begin to the last record."""
+        self.conn.execute("TRUNCATE outbox RESTART IDENTITY")
+        name = self._name()
+        self._relay(0, "cdc", "nothing", lambda: None, name)
+        self._fill(count)
+        cost = self._relay(count, "cdc", "nothing", lambda: None, name)
+        self.conn.execute("SELECT pg_drop_replication_slot(%s)", (f"tidings_{name}",))
+        self.conn.execute(f"DROP PUBLICATION tidings_{name}")
+        return cost
+
+    def _fill(self, count: int) -> None:
+        """Ten rows in a transaction."""
+        with self.conn.pipeline():
+            for _ in range(count // 10):
+                self.conn.execute(FILL, (10,))
+
+    def _name(self) -> str:
+        self.made += 1
+        return f"bench{self.made}"
+
+    def _relay(self, count: int, mode: str, after: str, ready: Any, name: str | None = None) -> Cost:
+        name = name or self._name()
+        options = Options(name, self.url, "outbox", SIMPLE.naming([], self.topic), mode=mode, after=after, batch=BATCH)
+        options.slot = options.publication = f"tidings_{name}"
+        options.unlimited_wal = True
+        broker = KafkaBroker(self.kafka.address)
+        leading = threading.Event()
+        relay = OutboxRelay(options, broker, tell=lambda event, facts: leading.set() if event == "leading" else None)
+        failed: list[BaseException] = []
+
+        def main() -> None:
+            try:
+                relay.run()
+            except BaseException as error:
+                failed.append(error)
+                leading.set()
+
+        thread = threading.Thread(target=main)
+        thread.start()
+        leading.wait()
+        began = now()
+        while not failed and (relay.progress.sent < count or (not count and not relay.progress.batches)):
+            time.sleep(0.002)
+        cost = now() - began
+        relay.stop()
+        thread.join()
+        broker.close()
+        if failed:
+            raise failed[0]
+        return cost
+
+    def by_hand(self, count: int) -> Cost:
+        from confluent_kafka import Producer
+
+        self.conn.execute("TRUNCATE outbox RESTART IDENTITY")
+        record = recorder(SIMPLE.naming([], self.topic), "bench")
+        with Replication(self.url) as stream:
+            stream.create("byhand")
+            self._fill(count)
+            producer = Producer(
+                {"bootstrap.servers": self.kafka.address, "transactional.id": "byhand", "linger.ms": 5, "partitioner": "murmur2_random"}
+            )
+            producer.init_transactions()
+            began = now()
+            stream.start("byhand", "byhand")
+            sent = within = ordinal = lsn = 0
+            while sent < count:
+                data = stream.read()
+                if data is None:
+                    stream.wait(0.1)
+                    continue
+                if data[0] == 73:
+                    _, values = insert(data)
+                    ordinal += 1
+                    row = [values[number] for number in (0, 1, 3, 2, 4)]
+                    made = record(row, b"%020d.%010d" % (lsn, ordinal), None, False)
+                    if not within:
+                        producer.begin_transaction()
+                    producer.produce(made.topic, made.value, made.key, -1, None, None, made.time, list(made.headers))
+                    sent, within = sent + 1, within + 1
+                    if within == BATCH or sent == count:
+                        producer.commit_transaction()
+                        within = 0
+                elif data[0] == 66:
+                    begin = decode(data)
+                    assert isinstance(begin, Begin)
+                    lsn, ordinal = begin.lsn, 0
+            cost = now() - began
+            producer.close()
+        with Replication(self.url) as other:
+            self._drop(other)
+        return cost
+
+    def _drop(self, other: Replication) -> None:
+        until = time.monotonic() + 10
+        while True:
+            try:
+                other.drop("byhand")
+                return
+            except Exception:
+                if time.monotonic() > until:
+                    raise
+                time.sleep(0.02)
