@@ -428,8 +428,8 @@ LIST = (
     Sabotage(
         "a producer is closed on every path",
         "brokers/kafka_slot.py",
-        "                producer.purge()\n                producer.close()\n",
-        "                pass\n",
+        "            producer.purge()\n            closing = ",
+        "            return\n            closing = ",
         SLOT + "no_process_dies_of_a_fenced_producer_with_records_in_transit",
     ),
     Sabotage(

@@ -8,7 +8,7 @@ read what is committed.
 Rules that were paid for:
 
 - *A producer is closed on every path.* One that was fenced and is merely dropped while records are in transit kills the process. What is
-  left in it is purged first, or closing would wait for a broker that is away.
+  left in it is purged first, and a thread of its own closes it, for closing may wait for a broker that is away.
 - *Nothing is aborted.* After any error but a time-out, and after any exception of ``produce``, the producer is closed and the slot opened
   anew: a partly filled transaction would otherwise commit with the next.
 - *A commit that timed out is only ever committed again.*
@@ -18,7 +18,9 @@ Rules that were paid for:
 from __future__ import annotations
 
 import logging
+import threading
 import time
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("tidings.broker")
 
+CLOSE_SECONDS = 2.0
+"""So long closing is waited for; behind that it goes on by itself."""
 SLICE = 1.0
 """Seconds of one try to commit; between two of them ``give_up`` is looked at."""
 TAIL = 64
@@ -101,17 +105,21 @@ class _Sending:
 
     def close(self) -> None:
         producer, self._producer = self._producer, None
-        if producer is None:
-            return
-        import warnings
+        if producer is not None:
+            producer.purge()
+            closing = threading.Thread(target=_closed, args=(producer, self._broker.label), name="tidings-closing", daemon=True)
+            closing.start()
+            closing.join(CLOSE_SECONDS)
 
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)  # that it could not abort is no news
-            try:
-                producer.purge()
-                producer.close()
-            except Exception as error:  # it is closed all the same
-                log.debug("closing a producer of %s: %s", self._broker.label, error)
+
+def _closed(producer: Any, label: str) -> None:
+    """Close it, however long that takes: with a transaction open it asks the broker, and waits for one that doesn't answer."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # that it could not abort is no news
+        try:
+            producer.close()
+        except Exception as error:  # it is closed all the same
+            log.debug("closing a producer of %s: %s", label, error)
 
 
 class Transactional(_Sending):

@@ -258,6 +258,8 @@ class Sender:
                 self._send_late()
             if self._step():
                 continue
+            if self._advancing is not None:  # nobody may look at what became of it for long
+                self._settle()
             self.at_head = True
             self._idle()
             left = None if not self._unswept else max(0.0, self._unswept + SWEEP_SECONDS - time.monotonic())
