@@ -734,7 +734,7 @@ LIST = (
         "relay/outbox.py",
         "safe = horizon.observe(conn)",
         "safe = max(horizon.observe(conn), horizon.drawn)",
-        OUTBOX + "test_order_per_key_beside_slow_transactions",
+        OUTBOX + "test_a_row_waits_for_who_could_still_write_before_it",
     ),
     Sabotage(
         "rows above an outbox's sequence are looked at twice",

@@ -58,19 +58,18 @@ def test_a_crash_in_the_middle_of_a_transaction(shop: Shop, die: str) -> None:
 @pytest.mark.promise("effects once", "nothing lost", "death at any instruction")
 def test_a_crash_between_the_brokers_answer_and_the_confirmation(shop: Shop) -> None:
     _began(shop)
-    written = shop.insert(30)
     with shop.process("--mode", "cdc", "--after", "nothing") as relay:
         relay.await_event("leading")
+        ((before,),) = shop.conn.execute("SELECT pg_current_wal_insert_lsn()::text").fetchall()
+        written = shop.insert(30)
         wait_for(lambda: len(shop.seen()) == 30, "the rows")
         relay.kill()  # within the seconds in which nothing is confirmed
-    row = shop.conn.execute(
-        "SELECT confirmed_flush_lsn FROM pg_replication_slots WHERE slot_name = %s", (f"tidings_{shop.name}",)
-    ).fetchone()
+    query = "SELECT confirmed_flush_lsn <= %s::pg_lsn FROM pg_replication_slots WHERE slot_name = %s"
+    assert shop.conn.execute(query, (before, f"tidings_{shop.name}")).fetchone() == (True,)
     with shop.relay(**UNTICKED):
         written += shop.insert()
         wait_for(lambda: len(shop.seen()) >= len(written), "the rows")
     assert ids(shop.seen()) == written
-    assert row is not None
 
 
 @BOTH

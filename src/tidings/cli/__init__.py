@@ -18,7 +18,7 @@ COMMANDS = {
     "status": "Tell how far each subscription is, and who runs it.",
     "dead": "List, show, retry or drop dead letters.",
     "subscription": "List, pause, resume, rewind or remove subscriptions.",
-    "relay": "Tell how far events have gone to the broker; relay an outbox table.",
+    "relay": "Tell how far the relay is; relay a foreign outbox table.",
     "intake": "Tell how far the broker's topics were taken in; resume one that stopped.",
     "scheduled": "List or cancel events that are to be published later.",
     "store": "Make, check and trim a store.",

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import psycopg
 
-from ..brokers.port import Record, Slot, size
+from ..brokers.port import Record, Slot
 from ..errors import StoreError, StoreFailed
 from ..store.postgres.leader import Leader, reading
 from ..store.postgres.outbox import OutboxTable, partition_of
@@ -41,7 +41,7 @@ from ..store.postgres.replication import (
     slot_info,
 )
 from .layout import Recorder, Unsendable
-from .outbox import BATCH_BYTES, Batch, Mark, Threaded
+from .outbox import BATCH_BYTES, Batch, Mark, Threaded, weight
 
 if TYPE_CHECKING:
     from .outbox import OutboxRelay
@@ -227,7 +227,7 @@ class Changes(Threaded):
             self._relay.unsendable(error.id, str(error))
         else:
             batch.records.append(record)
-            batch.bytes += size(record)
+            batch.bytes += weight(row)
         if self._table.marks:
             batch.ids.append((row[0] or b"").decode())
 
