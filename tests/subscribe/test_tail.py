@@ -16,6 +16,8 @@ from tidings.subscribe.tail import BLOCK, Tail
 class GrowingLog:
     """A log that grows at each read, as it does under many small commits. ``size``: bytes of each event. ``aside``: read ahead."""
 
+    history = ""
+
     def __init__(self, last: int, size: int = 1, *, aside: bool = False) -> None:
         self.head = 0
         self.reads_aside = aside
@@ -61,6 +63,52 @@ async def test_readers_that_overlap_see_every_row_once(size: int, aside: bool) -
         async with asyncio.timeout(30):
             for seen in await asyncio.gather(*(reader() for _ in range(5))):
                 assert seen == list(range(1, 1501))
+
+
+class OtherLog:
+    """A server that may become another one: each row tells which one it was read from. A read waits while ``gate`` is down."""
+
+    def __init__(self) -> None:
+        self.history = "before"
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def read(self, after: int, upto: int) -> tuple[list[tuple[Any, ...]], int]:
+        rows = [(position, self.history, *[None] * 8, b"", *[None] * 4) for position in range(after + 1, min(upto, 30) + 1)]
+        self.gate.wait(10)
+        return rows, max(after, min(upto, 30))
+
+    def glance(self, after: int, upto: int) -> None:
+        return None
+
+    def durable(self) -> int:
+        return 0
+
+
+@pytest.mark.promise("nothing lost")
+@pytest.mark.parametrize("under_way", [False, True])
+async def test_rows_of_another_history_are_forgotten(under_way: bool) -> None:
+    """Those that are kept, and those that a fetch brings that was under way."""
+    log = OtherLog()
+    with ThreadPoolExecutor(4) as threads:
+        tail = Tail(log, threads, durable=False)  # type: ignore[arg-type]
+        if under_way:
+            log.gate.clear()
+            early = asyncio.ensure_future(tail.read(0))
+            await asyncio.sleep(0.05)
+            log.history = "after"
+            late = asyncio.ensure_future(tail.read(10))
+            await asyncio.sleep(0.05)
+            log.gate.set()
+            await asyncio.gather(early, late)
+        else:
+            await tail.read(0)
+            log.history = "after"
+        block, index = None, 0
+        while block is None:
+            block, index = await tail.read(10)
+        assert {row[1] for row in block.rows[index:]} == {"after"}
+        assert [row[0] for row in block.rows[index:]] == list(range(11, 31))
 
 
 async def test_a_reader_behind_a_large_block_is_not_told_that_the_log_ends() -> None:

@@ -164,11 +164,11 @@ DECLARE
 BEGIN
     EXECUTE format('ALTER TABLE tidings_log ATTACH PARTITION tidings_log_0 FOR VALUES FROM (MINVALUE) TO (%s)', since);
     FOREACH wider IN ARRAY ARRAY[1, 16, 256, 4096] LOOP
-        EXECUTE format('CREATE TABLE tidings_log_%s PARTITION OF tidings_log FOR VALUES FROM (%s) TO (%s)',
-                       since, since, first + width * wider);
+        EXECUTE format('CREATE TABLE %I PARTITION OF tidings_log FOR VALUES FROM (%s) TO (%s)',
+                       'tidings_log_' || since, since, first + width * wider);
         since := first + width * wider;
     END LOOP;
-    EXECUTE format('CREATE TABLE tidings_log_%s PARTITION OF tidings_log FOR VALUES FROM (%s) TO (MAXVALUE)', since, since);
+    EXECUTE format('CREATE TABLE %I PARTITION OF tidings_log FOR VALUES FROM (%s) TO (MAXVALUE)', 'tidings_log_' || since, since);
 END $$;
 """,
     ),
