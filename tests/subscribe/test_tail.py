@@ -68,6 +68,8 @@ async def test_readers_that_overlap_see_every_row_once(size: int, aside: bool) -
 class OtherLog:
     """A server that may become another one: each row tells which one it was read from. A read waits while ``gate`` is down."""
 
+    reads_aside = False
+
     def __init__(self) -> None:
         self.history = "before"
         self.gate = threading.Event()
@@ -129,6 +131,7 @@ class WrittenLog:
     """A log that is all there. ``reads``: what was asked for. ``broken``: reading from there on fails."""
 
     reads_aside = True
+    history = ""
 
     def __init__(self, last: int, broken: int | None = None) -> None:
         self._last = last

@@ -19,7 +19,7 @@ COMMANDS = {
     "dead": "List, show, retry or drop dead letters.",
     "subscription": "List, pause, resume, rewind or remove subscriptions.",
     "relay": "Tell how far the relay is; relay a foreign outbox table.",
-    "intake": "Tell how far the broker's topics were taken in; resume one that stopped.",
+    "intake": "Tell how far a broker's topics were read; resume one.",
     "scheduled": "List or cancel events that are to be published later.",
     "store": "Make, check and trim a store.",
     "completion": "Print the completion script for a shell.",

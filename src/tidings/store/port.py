@@ -449,7 +449,7 @@ class SomeTransactions(Protocol):
 
     def begin_async(self, kind: str) -> AbstractAsyncContextManager[AsyncTransaction]: ...
     def abort(self, transaction: Any) -> bool:
-        """Give up a transaction whose handler hangs in another thread; False if it is being committed."""
+        """Give up a transaction whose handler hangs in another thread; False if it is being committed, or was given up before."""
         ...
 
     async def close(self) -> None:

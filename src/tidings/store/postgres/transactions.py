@@ -127,10 +127,12 @@ class Transaction:
             self._settling = True
 
     def abort(self) -> bool:
-        """Give it up from another thread; False if it is being committed."""
+        """Give it up from another thread; False if it is being committed, or was given up before."""
         with self._lock:
-            self.aborted = not self._settling
-            return self.aborted
+            if self.aborted or self._settling:
+                return False
+            self.aborted = True
+            return True
 
 
 class AsyncTransaction:

@@ -192,10 +192,12 @@ class Transaction:
             self._settling = True
 
     def abort(self) -> bool:
-        """Give it up from another thread; False if it is being committed."""
+        """Give it up from another thread; False if it is being committed, or was given up before."""
         with self._lock:
-            self.aborted = not self._settling
-            return self.aborted
+            if self.aborted or self._settling:
+                return False
+            self.aborted = True
+            return True
 
 
 class AsyncTransaction:
@@ -233,7 +235,9 @@ class Transactions:
 
     async def close(self) -> None:
         """Give up what still runs; the connections are the store's."""
-        given_up = [transaction for transaction in list(self._open) if self.abort(transaction)]
+        for transaction in list(self._open):
+            self.abort(transaction)
+        given_up = [transaction for transaction in list(self._open) if transaction.aborted]
         until = time.monotonic() + 4 * GRACE_SECONDS
         while given_up and time.monotonic() < until:
             await asyncio.sleep(0.01)
