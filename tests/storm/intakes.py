@@ -87,7 +87,7 @@ class Storm:
 
     def _taker(self, number: int) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "tests.storm.taker", self.url, self.kafka.address, self._topic, f"taker-{number}"]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, text=True)
 
     def _send(self) -> None:
         """In order, and now and then once more from a little before: in the same order, with the same sequences."""

@@ -215,6 +215,9 @@ class RunningRelay:
     def leased(self, until: float) -> None:
         """Nothing here rests on the lease's time: who takes over shuts the former sender out at the broker."""
 
+    def prolonged(self, until: float) -> None:
+        """As ``leased``."""
+
     def look_again(self) -> None:
         for sender in self._senders.values():
             sender.look()

@@ -272,11 +272,11 @@ class Worker:
                 self._situation = None  # if it fails, it is looked at again
                 await self._look_at_control(force=True)
                 self._situation = situation
-                for runner in self.runners.values():
-                    runner.leased(until)
+                for reader in self._all():
+                    reader.leased(until)
             else:
-                for runner in self.runners.values():
-                    runner.prolonged(until)
+                for reader in self._all():
+                    reader.prolonged(until)
             return
         self._situation = None
         renewed = await asyncio.wrap_future(self._store.write(lambda unit: self._renew(unit, until, info)))
@@ -291,7 +291,8 @@ class Worker:
             reader.leased(until)
 
     def _on_expired(self) -> None:
-        """A runner wants to go on and the lease is over: renew it now, and see which lanes are still ours."""
+        """A runner wants to go on and the lease is over, or it has let go of lanes: renew it now, and see which are still ours."""
+        self._situation = None
         if not self._hurrying and not self._stopping:
             self._hurrying = True
             self._spawn(self._hurry())
