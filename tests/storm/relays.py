@@ -126,7 +126,8 @@ class RelayStorm:
         except subprocess.TimeoutExpired:
             self.problems.append(f"{what} did not end when it was asked to")
             return
-        if code != 0:
+        # One that was still starting knew nothing of signals yet, and had begun nothing.
+        if code != 0 and not (code == -signal.SIGTERM and not self._ready(process)):
             self.problems.append(f"{what} ended with {code}; see {self.folder / 'errors'}")
 
     def _rage(self, running: list[subprocess.Popen[bytes]]) -> None:
