@@ -1,7 +1,7 @@
 """Many events in one INSERT.
 
 Not COPY, though it would cost the server a third less. COPY locks the log and then waits for its client, and no time-out of the server ends
-that wait (tried on 15 and 18: neither idle_in_transaction_session_timeout nor transaction_timeout does). A process that is frozen in the
+that wait (tried on 18: neither idle_in_transaction_session_timeout nor transaction_timeout does). A process that is frozen in the
 middle of one would hold the horizon, and with it every reader of the log, until it wakes up. An INSERT whose rows are one argument each
 column travels as one packet: the server has all of it before it takes the lock, and the next wait for the client is one that it bounds.
 
