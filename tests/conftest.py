@@ -1,6 +1,11 @@
 from __future__ import annotations
 
+import hypothesis
 import pytest
+
+# A machine that is busy is slow, and that is nobody's failure.
+hypothesis.settings.register_profile("tidings", deadline=None)
+hypothesis.settings.load_profile("tidings")
 
 
 def pytest_configure(config: pytest.Config) -> None:
