@@ -303,8 +303,10 @@ class Storm:
             for process in self.rng.sample(grown, len(grown)):
                 if wanted is None or self.phases.landed(process.slot) == wanted:
                     return process
-            if grown and time.monotonic() > until:
-                return self.rng.choice(grown)
+            if grown and time.monotonic() > until:  # then one that is at work at all
+                working = [process for process in grown if wanted is None or self.phases.landed(process.slot) != IDLE]
+                if working or time.monotonic() > until + 1.0:
+                    return self.rng.choice(working or grown)
             self._thaw(running)
             time.sleep(0 if grown else 0.02)
 
