@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 BLOCK = 1024
 """Positions in a block."""
-KEPT = 1
+KEPT = 12
 """Blocks kept at most; fewer if they are large (32 MiB of data in all)."""
 KEPT_BYTES = 32 * 1024 * 1024
 SLOW_SECONDS = 0.02
