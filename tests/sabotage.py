@@ -203,6 +203,27 @@ LIST = (
         "tests/store/sqlite/test_store.py::test_what_a_user_of_this_process_will_sync_is_known_while_somebody_waits_for_it",
     ),
     Sabotage(
+        "lanes that were let go of are looked at though nothing has changed in the store",
+        "subscribe/worker.py",
+        "        self._let_go = True\n",
+        "",
+        "tests/store/postgres/test_pulse.py::test_lanes_that_are_let_go_of_while_somebody_looks_are_claimed_again",
+    ),
+    Sabotage(
+        "a handler's transaction is given up once, so that no neighbour's is taken for it",
+        "store/sqlite/transactions.py",
+        "            if self.aborted or self._settling:",
+        "            if self._settling:",
+        "tests/subscribe/test_runner.py::test_a_handler_past_its_timeout_is_stopped_and_tried_again[tx]",
+    ),
+    Sabotage(
+        "a handler's transaction is given up once (PostgreSQL)",
+        "store/postgres/transactions.py",
+        "            if self.aborted or self._settling:",
+        "            if self._settling:",
+        "tests/store/postgres/test_transactions.py::test_a_transaction_is_given_up_once",
+    ),
+    Sabotage(
         "an idle worker listens on when a commit brought no events",
         "subscribe/worker.py",
         "if not woken:",

@@ -95,6 +95,7 @@ class App:
         self._intake_options = Intake() if intake is True else intake or None
         self.use_store(self.store, transactions)
         self.broker: Broker | None = broker_at(broker) if isinstance(broker, str) else broker
+        self._closes_broker = isinstance(broker, str)
 
     def use_store(self, store: Store, transactions: Any) -> None:
         """Publish to and read from another store from now on, by its clock and without the broker; for tests. Not while the app is open.
@@ -382,6 +383,8 @@ class App:
         if worker is not None:
             await worker.stop()
         self.relay = None
+        if self.broker is not None and self._closes_broker:
+            self.broker.close()
         await asyncio.get_running_loop().run_in_executor(None, self.close)
 
     async def __aenter__(self) -> Self:

@@ -177,7 +177,6 @@ class Serial:
             ctx, (began, transaction) = list(self._now.items())[-1]
             if began > time.monotonic() - timeout:
                 continue
-            del self._now[ctx]  # its thread goes on, and must not be taken for that of the next batch
             if self._runner.transactions.abort(transaction):
                 self._runner.fail(ctx, HandlerTimeout(f"{ctx.handler.name} ran for longer than {timeout} s", seconds=timeout))
                 given_up.set_result(ctx)

@@ -95,6 +95,8 @@ class Worker:
         self._readers = ThreadPoolExecutor(1, thread_name_prefix="tidings-reader")
         self._keeper = ThreadPoolExecutor(1, thread_name_prefix="tidings-lease")  # its own: a read that hangs must not cost the lease
         self._situation: str | None = None
+        self._let_go = False
+        """Lanes may be ours in the store and not in memory: to be looked at though nothing changed there."""
         self.runners: dict[str, Runner] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._control = -1
@@ -268,8 +270,8 @@ class Worker:
             situation, due = pulse
             if due is not None and (self._due is None or due < self._due):
                 self._committed.set()
-            if situation != self._situation or any(self._giving_back.values()):
-                self._situation = None  # if it fails, it is looked at again
+            if situation != self._situation or self._let_go or any(self._giving_back.values()):
+                self._situation, self._let_go = None, False  # if it fails, it is looked at again; what is let go of meanwhile, too
                 await self._look_at_control(force=True)
                 self._situation = situation
                 for reader in self._all():
@@ -292,7 +294,7 @@ class Worker:
 
     def _on_expired(self) -> None:
         """A runner wants to go on and the lease is over, or it has let go of lanes: renew it now, and see which are still ours."""
-        self._situation = None
+        self._let_go = True
         if not self._hurrying and not self._stopping:
             self._hurrying = True
             self._spawn(self._hurry())

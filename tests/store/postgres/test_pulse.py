@@ -64,3 +64,31 @@ async def test_nobody_looks_at_the_lanes_while_nothing_changes(postgres_url: str
         await worker.balance()
         assert looks
         assert worker.runners["mail"].paused
+
+
+@pytest.mark.promise("nothing lost")
+async def test_lanes_that_are_let_go_of_while_somebody_looks_are_claimed_again(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The store says that they are ours as before, so no pulse tells of it; and the look under way has seen them in our hands."""
+    app = App("shop", postgres_url, lease=60.0)
+
+    @app.subscribe(Placed, name="mail")
+    async def mail(event: Placed) -> None: ...
+
+    async with app:
+        worker = app.worker
+        assert worker is not None
+        await until(lambda: held(app) == 64, 20)
+        runner, look = worker.runners["mail"], worker._look_at_control
+        await worker.balance()
+
+        async def look_and_let_go(force: bool = False) -> None:
+            await look(force)
+            monkeypatch.setattr(worker, "_look_at_control", look)
+            for lane in runner.held_lanes()[:5]:
+                runner.drop(lane)
+            runner.feed.expired()
+
+        monkeypatch.setattr(worker, "_look_at_control", look_and_let_go)
+        app.store.write(lambda unit: unit.set_paused("mail", False)).result(10)  # something has changed
+        await worker.balance()
+        await until(lambda: held(app) == 64, 20)
