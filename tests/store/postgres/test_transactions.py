@@ -284,7 +284,7 @@ async def test_a_transaction_in_which_nothing_happens_is_ended(kinds: Kinds) -> 
 
 
 @pytest.mark.promise("effects once")
-def test_a_transaction_is_given_up_once(kinds: Kinds) -> None:
+async def test_a_transaction_is_given_up_once(kinds: Kinds) -> None:
     """Whoever watches might else take its handler, which runs on, for that of the next transaction, and give up that one as well."""
     app = App("shop", store=kinds.url)
     app.open()
@@ -293,6 +293,7 @@ def test_a_transaction_is_given_up_once(kinds: Kinds) -> None:
         assert transactions.abort(transaction)
         assert not transactions.abort(transaction)
         transaction.settle()
+    await transactions.close()
     app.close()
 
 
