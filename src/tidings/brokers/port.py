@@ -24,7 +24,7 @@ Headers = Sequence[tuple[str, bytes]]
 
 
 class Record(NamedTuple):
-    """One record to be sent. ``time``: milliseconds since 1970."""
+    """One record to be sent. ``time``: milliseconds since 1970; 0 for when it is sent."""
 
     topic: str
     key: bytes | None

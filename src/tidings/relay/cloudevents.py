@@ -81,7 +81,9 @@ def recorder(log: str, incarnation: int) -> Callable[..., Record]:
             headers += [(f"ce_{name}", str(text).encode()) for name, text in texts.items() if name not in _OURS]
         if not in_order:
             headers.append(("ce_tidingsoutoforder", b"true"))
-        return Record(topic, raw_key, data, headers, time // 1000)
+        # Not the event's time, which ``ce_time`` tells: brokers count retention from a record's own, and would let go of what has waited
+        # here for a week, or of history that is sent for the first time, before anybody could read it.
+        return Record(topic, raw_key, data, headers, 0)
 
     return record
 

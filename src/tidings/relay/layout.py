@@ -160,7 +160,8 @@ def recorder(layout: Layout, source: str) -> Recorder:
                 headers.append((name, value))
         if millis is None:
             millis = committed if committed is not None else time.time_ns() // 1_000_000
-        return Record(topic_of(row), key, row[payload_at], headers, millis)
+        # Where a header tells the event's time the record's own is that of sending, since brokers count retention from it (cloudevents.py).
+        return Record(topic_of(row), key, row[payload_at], headers, 0 if fixed and moment is not None else millis)
 
     return record
 

@@ -11,6 +11,7 @@ class TestMyBroker(BrokerContract):
 from __future__ import annotations
 
 import threading
+import time
 import uuid
 from collections.abc import Iterator
 
@@ -105,6 +106,15 @@ class BrokerContract:
         assert [(one.key, one.value, list(one.headers), one.time) for one in found] == [
             (one.key, one.value, list(one.headers), one.time) for one in given
         ]
+
+    def test_a_record_without_a_time_has_that_of_its_sending(self, broker: Broker, relay: str) -> None:
+        topic = self.make_topic(1)
+        slot = broker.open_slot(relay, 0, 1)
+        before = time.time()
+        slot.send([Record(topic, b"k", b"v", [], 0)], b"m")
+        slot.close()
+        (found,) = self.everything(topic)
+        assert before - 5 < found.time / 1000 < time.time() + 5
 
     def test_a_key_keeps_its_partition_and_its_order(self, broker: Broker, relay: str) -> None:
         topic = self.make_topic(4)
