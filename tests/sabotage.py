@@ -651,6 +651,13 @@ LIST = (
         SLOT + "no_process_dies_of_a_fenced_producer_with_records_in_transit",
     ),
     Sabotage(
+        "a producer is empty when it is closed",
+        "brokers/kafka_slot.py",
+        "while len(producer) and time.monotonic() < until:",
+        "while False:",
+        SLOT + "no_process_dies_of_a_fenced_producer_with_records_in_transit",
+    ),
+    Sabotage(
         "each slot's position has a partition of its own",
         "brokers/kafka_slot.py",
         "self._positions, self._slot, self._slots = name, slot, slots",

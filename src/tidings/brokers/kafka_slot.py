@@ -7,8 +7,10 @@ read what is committed.
 
 Rules that were paid for:
 
-- *A producer is closed on every path.* One that was fenced and is merely dropped while records are in transit kills the process. What is
-  left in it is purged first, and a thread of its own closes it, for closing may wait for a broker that is away.
+- *A producer is closed on every path, and empty by then.* The client frees the text of a fatal error as it ends, and once more if an answer
+  comes while it does: one that was fenced and is dropped, or closed, with records in transit kills the process. So what is left in it is
+  purged, and nothing is closed before it is gone. Neither ``close()`` nor one ``flush()`` waits for that: the first of them that hears of
+  the fatal error stops there. A thread of its own does it, for closing may wait for a broker that is away.
 - *Nothing is aborted.* After any error but a time-out, and after any exception of ``produce``, the producer is closed and the slot opened
   anew: a partly filled transaction would otherwise commit with the next.
 - *A commit that timed out is only ever committed again.*
@@ -34,6 +36,8 @@ log = logging.getLogger("tidings.broker")
 
 CLOSE_SECONDS = 2.0
 """So long closing is waited for; behind that it goes on by itself."""
+EMPTY_SECONDS = 10.0
+"""So long what was purged is waited for before a producer is closed; its threads take milliseconds."""
 SLICE = 1.0
 """Seconds of one try to commit; between two of them ``give_up`` is looked at."""
 TAIL = 64
@@ -114,6 +118,14 @@ class _Sending:
 
 def _closed(producer: Any, label: str) -> None:
     """Close it, however long that takes: with a transaction open it asks the broker, and waits for one that doesn't answer."""
+    from confluent_kafka import KafkaException
+
+    until = time.monotonic() + EMPTY_SECONDS
+    while len(producer) and time.monotonic() < until:
+        try:
+            producer.flush(0.1)
+        except KafkaException as error:  # told to whoever polls first, and once
+            log.debug("emptying a producer of %s: %s", label, error)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # that it could not abort is no news
         try:
@@ -180,11 +192,11 @@ class Transactional(_Sending):
             for topic, key, value, headers, when in records:
                 produce(topic, value, key, -1, None, None, when, headers)
             produce(self._positions, mark, self._key, self._slot)
+            producer.poll(0)
         except KafkaException as error:
             raise self._explain(error) from error
         except BufferError as error:
             raise BrokerUnavailable(f"{self._broker.label}, {self._what}: too much waits to be sent: {error}") from error
-        producer.poll(0)
 
     def _commit(self, producer: Any) -> None:
         from confluent_kafka import KafkaError, KafkaException
