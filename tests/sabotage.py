@@ -32,6 +32,7 @@ class Sabotage(NamedTuple):
     guard: str
 
 
+BACKLOG = "tests/subscribe/test_backlog.py::test_"
 DYING = "tests/test_promises_dying.py::test_"
 HANDLING = "tests/test_promises_handling.py::test_"
 PUBLISHING = "tests/test_promises_publishing.py::test_"
@@ -486,6 +487,27 @@ LIST = (
         "min(passed, lane.position, *(position - 1 for position in lane.open))",
         "min(passed, lane.position)",
         DYING + "old_events_go_once_everyone_has_passed_and_not_before",
+    ),
+    Sabotage(
+        "nothing lapses where nothing is trimmed",
+        "subscribe/worker.py",
+        "for held in found if self._retention is not None else ():",
+        "for held in found:",
+        BACKLOG + "without_retention_nothing_lapses",
+    ),
+    Sabotage(
+        "a subscription that lapsed has no lanes to take",
+        "store/sqlite/unit.py",
+        'self._conn.execute("DELETE FROM tidings_lanes WHERE subscription = ?", (name,))\n        self._raise_control()\n        return True',
+        "self._raise_control()\n        return True",
+        BACKLOG + "only_by_name_it_lapses_and_then_someone_has_to_choose[sqlite]",
+    ),
+    Sabotage(
+        "epochs go on behind those that lapsed",
+        "store/sqlite/unit.py",
+        "[(name, lane, position, json.loads(lapsed[0])[2]) for lane in range(LANES)]",
+        "[(name, lane, position, 0) for lane in range(LANES)]",
+        "tests/store/test_contract.py::TestSQLiteStore::test_what_has_lapsed_has_no_lanes_until_it_is_rewound",
     ),
     Sabotage(
         "a trim leaves its mark",

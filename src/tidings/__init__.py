@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from .retry import Retry
     from .store.postgres import PostgresStore
     from .store.sqlite import SQLiteStore
+    from .subscribe.backlog import Backlog
     from .subscribe.context import Context
     from .subscribe.subscription import Subscription
 
@@ -58,6 +59,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "App",
+    "Backlog",
     "BrokerError",
     "BrokerUnavailable",
     "Clock",
@@ -116,6 +118,7 @@ __all__ = [
 # (Event and errors are imported at once: `tidings.event` is a module, too, and the function has to be bound over it.)
 _AT_FIRST_USE = {
     "App": ".app",
+    "Backlog": ".subscribe.backlog",
     "Clock": ".clock",
     "CloudEvents": ".relay.formats",
     "Context": ".subscribe.context",

@@ -22,6 +22,7 @@ from .relay.relay import Relay, RunningRelay
 from .retry import Retry
 from .store import store_at
 from .store.port import Scheduled, Store
+from .subscribe.backlog import Backlog
 from .subscribe.handler import Decoded, Handler, tell_apart
 from .subscribe.middleware import Middleware, wrap
 from .subscribe.subscription import F, Given, Options, Subscription
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+ALARM = Backlog(timedelta(days=1), 1_000_000)
+"""Unless given."""
 _NAME = 'a name is letters, digits, - and _, for example "shop"'
 
 
@@ -47,6 +50,7 @@ class App:
         synchronous: ``FULL`` or ``NORMAL``, see ``SQLiteStore``.
         lease: seconds after which other workers take over from one that is dead or frozen.
         retention: how long events stay in the log after every subscription has passed them; None keeps them.
+        alarm: a subscription of this store that holds more of the log than this is warned of in the log and in ``tidings status``.
         drain: seconds that stopping waits for handlers that run.
         clock: tests give a ManualClock.
         broker: ``kafka://host:9092``, or a broker object: what this app publishes goes there, and what others publish comes in from there.
@@ -67,6 +71,7 @@ class App:
         synchronous: Literal["FULL", "NORMAL"] = "FULL",
         lease: float = 10.0,
         retention: timedelta | None = None,
+        alarm: Backlog | None = ALARM,
         drain: float = 30.0,
         clock: Clock | None = None,
         broker: str | Broker | None = None,
@@ -87,7 +92,7 @@ class App:
         self._provided: dict[type, Any] = {}
         self._middleware: list[Middleware] = []
         self._opened = False
-        self._worker_options: dict[str, Any] = {"lease": lease, "retention": retention, "drain": drain}
+        self._worker_options: dict[str, Any] = {"lease": lease, "retention": retention, "alarm": alarm, "drain": drain}
         self.worker: Worker | None = None
         self.relay: RunningRelay | None = None
         self.intake: RunningIntake | None = None
@@ -202,6 +207,7 @@ class App:
         shared_tx: bool = False,
         max_parked: int = 1000,
         checkpoint_age: float = 0.25,
+        lapse: Backlog | None = None,
         middleware: Sequence[Middleware] = (),
     ) -> Subscription:
         """A reader of the log with a name and a place of its own; add handlers with ``on``.
@@ -218,6 +224,8 @@ class App:
             shared_tx: the handler has no effects outside its transaction and its events, so neighbours may share one transaction.
             max_parked: with so many parked keys it stops reading, and goes on by itself when they have become fewer.
             checkpoint_age: seconds; after a crash, handlers without ``tx`` run again only for what was in flight or ended within this time.
+            lapse: once it holds more of the log than this, retention no longer waits for it, and it stays where it is until someone chooses
+                where it goes on (``tidings subscription rewind``). None: retention waits.
             middleware: functions around the handlers, inside those of ``App.use``.
 
         Raises:
@@ -242,6 +250,7 @@ class App:
             shared_tx,
             max_parked,
             checkpoint_age,
+            lapse,
             middleware,
         )
         subscription = self.subscriptions[name] = Subscription(name, options, self.type_of)

@@ -26,7 +26,7 @@ COMPARE = {">": operator.gt, ">=": operator.ge, "=": operator.ge}
 NARROW = 90
 """With fewer columns each subscription gets a line instead of a row in a table."""
 CONDITIONS = ("behind", "seconds", "parked", "waiting", "dead")
-FLAGS = ("paused", "held", "trouble", "stuck", "alone")
+FLAGS = ("paused", "held", "lapsed", "alarm", "trouble", "stuck", "alone")
 OF_THE_STORE = ("horizon",)
 HELD_SECONDS = 1.0
 """Transactions that hold readers back for less are everyday."""
@@ -68,7 +68,9 @@ class Condition(_ConditionType):
     multiple=True,
     metavar="CONDITION",
     help="Exit with 1 if a subscription has so many: behind=1000, seconds=60, parked=10, waiting=100, dead=1; or is paused, held, "
-    "in trouble, stuck, or alone (no worker has all of its lanes). horizon=60: a transaction that published holds readers back for so "
+    "lapsed, "
+    "in trouble, stuck, alone (no worker has all of its lanes), or raises an alarm "
+    "(it keeps too much of the log from going away). horizon=60: a transaction that published holds readers back for so "
     "many seconds (PostgreSQL).",
 )
 def status(target: Target, as_json: bool, watch: bool, every: float, conditions: tuple[tuple[str, str, float], ...]) -> None:
@@ -124,6 +126,9 @@ def gather(store: Store) -> dict[str, Any]:
                     "paused": row.paused,
                     "held": row.held,
                     "held_seconds": None if row.held_since is None else max(0.0, round(now - row.held_since / 1e6, 3)),
+                    "lapsed_seconds": None if row.lapsed is None else max(0.0, round(now - row.lapsed[0] / 1e6, 3)),
+                    "lapsed_behind": None if row.lapsed is None else row.lapsed[1],
+                    "alarm": next((info["alarm"][row.name] for _, info in infos if row.name in info.get("alarm", {})), None),
                     "lanes": {worker: lanes_held for worker, lanes_held in held_by.items() if worker is not None},
                     "lanes_free": held_by[None],
                     "stuck": [{"worker": name, **one} for name, info in infos for one in info.get("stuck", {}).get(row.name, ())],
@@ -171,7 +176,7 @@ def _as_subscriptions(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 "behind": sum(row["behind"] for row in parts),
                 "seconds_behind": max(row["seconds_behind"] or 0 for row in parts),
                 **dict.fromkeys(("parked", "waiting", "dead", "paused"), 0),
-                "held": None,
+                **dict.fromkeys(("held", "alarm", "lapsed_seconds")),
                 "trouble": [row["trouble"] for row in parts if row["trouble"]],
                 "stuck": [],
                 "lanes_free": sum(row["owner"] is None for row in parts),
@@ -185,6 +190,8 @@ def _failing(row: dict[str, Any], conditions: tuple[tuple[str, str, float], ...]
         **{name: row[name] for name in ("behind", "parked", "waiting", "dead", "paused")},
         "seconds": row["seconds_behind"] or 0,
         "held": row["held"] is not None,
+        "lapsed": row["lapsed_seconds"] is not None,
+        "alarm": row["alarm"] is not None,
         "trouble": len(row["trouble"]),
         "stuck": len(row["stuck"]),
         "alone": row["lanes_free"],
@@ -305,6 +312,16 @@ def _state(row: dict[str, Any]) -> Text:
         lines.append(("paused", "yellow"))
     if row["held"]:
         lines.append((f"held for {duration(row['held_seconds'])}: {row['held']}", "red"))
+    if row["lapsed_seconds"] is not None:
+        lines.append(
+            (
+                f"lapsed {duration(row['lapsed_seconds'])} ago behind position {row['lapsed_behind']:,}; choose where it goes on:"
+                f" tidings subscription rewind {row['name']} --to start|now|TIME",
+                "red",
+            )
+        )
+    if row["alarm"]:
+        lines.append((row["alarm"], "yellow"))
     lines += [(f"trouble: {text}", "red") for text in row["trouble"]]
     lines += [
         (

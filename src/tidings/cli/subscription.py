@@ -8,6 +8,8 @@ from typing import Any
 import click
 
 from ..envelope import iso_time
+from ..subscribe.backlog import lapsed_text
+from . import Failed
 from .options import Moment, Target, complete_subscription, micros, require_subscription, store_options
 from .output import clock_time, console, count, print_json, table
 
@@ -35,6 +37,7 @@ def list_(target: Target, as_json: bool) -> None:
                     "start": row.start,
                     "paused": row.paused,
                     "held": row.held,
+                    "lapsed": row.lapsed is not None,
                 }
                 for row in rows
             ]
@@ -45,7 +48,7 @@ def list_(target: Target, as_json: bool) -> None:
         return
     made = table("Name", "App", "Order", "Since", "State", "Types")
     for row in rows:
-        state = "paused" if row.paused else "held" if row.held else "on"
+        state = "lapsed" if row.lapsed else "paused" if row.paused else "held" if row.held else "on"
         made.add_row(row.name, row.app, row.ordering, clock_time(row.created)[:19], state, "\n".join(row.types))
     console().print(made)
 
@@ -66,9 +69,17 @@ def resume(target: Target, as_json: bool, name: str) -> None:
     _pause(target, as_json, name, False)
 
 
+def _reached(unit: Any, name: str) -> int:
+    lapsed = next((row.lapsed for row in unit.subscriptions() if row.name == name), None)
+    return int(lapsed[1]) if lapsed is not None else min(lane.position for lane in unit.lanes(name))
+
+
 def _pause(target: Target, as_json: bool, name: str, paused: bool) -> None:
     with target.writing() as store:
         require_subscription(store, name)
+        lapsed = next((row for row in store.query(lambda unit: unit.subscriptions()) if row.name == name and row.lapsed is not None), None)
+        if lapsed is not None and not paused:
+            raise Failed(lapsed_text(lapsed))
         store.write(lambda unit: unit.set_paused(name, paused)).result()
     if as_json:
         print_json({"name": name, "paused": paused})
@@ -103,7 +114,7 @@ def rewind(target: Target, as_json: bool, name: str, to: str, yes: bool) -> None
                 position = head
             else:
                 position = int(to) if moment is None else unit.first_position_at(micros(moment))
-            return min(max(position, retained), head), head, min(lane.position for lane in unit.lanes(name))
+            return min(max(position, retained), head), head, _reached(unit, name)
 
         position, head, reached = store.query(look)
         if not yes:

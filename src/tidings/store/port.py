@@ -89,6 +89,10 @@ class SubscriptionRow:
     held_since: int | None
     start: int = 0
     """It was never given what is at or below this position."""
+    lapse: str | None = None
+    """The limit past which it lapses by itself, ``Backlog.text``; None: never."""
+    lapsed: tuple[int, int] | None = None
+    """When that happened, microseconds since 1970, and the position that it had reached; then it has no lanes."""
 
 
 @dataclass(slots=True)
@@ -259,7 +263,7 @@ class Unit(Protocol):
     def cancel(self, event_id: str) -> bool: ...
 
     # -- subscriptions
-    def register(self, name: str, app: str, types: Sequence[str], ordering: str, start: int, now: int) -> None:
+    def register(self, name: str, app: str, types: Sequence[str], ordering: str, start: int, now: int, lapse: str | None = None) -> None:
         """Make it known; a new one gets its lanes at ``start``. Raises SubscriptionNameTaken for another app's name."""
         ...
 
@@ -271,7 +275,12 @@ class Unit(Protocol):
     def set_paused(self, name: str, paused: bool) -> bool: ...
     def set_held(self, name: str, reason: str | None, now: int) -> None: ...
     def rewind(self, name: str, position: int) -> int:
-        """Put every lane to ``position``, fence whoever holds it, drop parked rows above it; how many rows."""
+        """Put every lane to ``position``, fence whoever holds it, drop parked rows above it; how many rows. One that has lapsed goes on."""
+        ...
+
+    def lapse(self, name: str, reached: int, now: int) -> bool:
+        """Take its lanes away until somebody rewinds it, if nothing below ``reached`` or at it is open and nothing above it is passed by
+        all of them; whether that was so. Nothing is trimmed on the way."""
         ...
 
     def remove(self, name: str) -> bool: ...

@@ -10,6 +10,7 @@ from typing import Any, Literal, TypedDict, TypeVar
 from ..errors import ConfigurationError, HandlerDefinitionError
 from ..event import EventType
 from ..retry import Retry
+from .backlog import Backlog
 from .handler import Handler
 from .middleware import Middleware
 
@@ -32,6 +33,7 @@ class Options:
     shared_tx: bool = False
     max_parked: int = 1000
     checkpoint_age: float = 0.25
+    lapse: Backlog | None = None
     middleware: Sequence[Middleware] = ()
 
     def __post_init__(self) -> None:
@@ -44,6 +46,7 @@ class Options:
         _require(self.size >= 1 and self.age >= 0, f"size={self.size!r}, age={self.age!r}: a number from 1, and seconds")
         _require(self.max_parked >= 1, f"max_parked={self.max_parked!r}: keys, 1 or more")
         _require(self.checkpoint_age >= 0, f"checkpoint_age={self.checkpoint_age!r}: seconds")
+        _require(self.lapse is None or isinstance(self.lapse, Backlog), f"lapse={self.lapse!r}: give a Backlog(age=…) or Backlog(events=…)")
         if isinstance(self.start, datetime):
             _require(self.start.tzinfo is not None, f"start={self.start!r}: give the time zone too, datetime(…, tzinfo=UTC)")
         else:
@@ -68,6 +71,7 @@ class Given(TypedDict, total=False):
     shared_tx: bool
     max_parked: int
     checkpoint_age: float
+    lapse: Backlog | None
     middleware: Sequence[Middleware]
 
 

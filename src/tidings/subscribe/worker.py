@@ -23,6 +23,7 @@ from ..clock import Clock, SystemClock
 from ..envelope import LANES
 from ..errors import LogWentBack, StoreError
 from ..store.port import Lane, SomeWaker, SubscriptionRow, WorkerRow
+from .backlog import Backlog, Held, held_by, lapse_if_due, lapsed_text, limit_in
 from .caution import Turn
 from .runner import Runner, groups_of
 from .sharing import fair_share, to_give_back, whole_groups
@@ -61,6 +62,7 @@ class Worker:
     Args:
         lease: seconds after which others take over the lanes of a worker that doesn't renew; renewed each third of it.
         retention: log rows older than this go away once every subscription has passed them; None keeps them.
+        alarm: what any subscription of the store, also one that nobody runs, may hold before it is warned of.
         drain: seconds that ``stop`` waits for handlers that run.
         sharers: what else reads lanes, beside the subscriptions.
     """
@@ -76,6 +78,7 @@ class Worker:
         clock: Clock,
         lease: float = 10.0,
         retention: timedelta | None = None,
+        alarm: Backlog | None = None,
         drain: float = 30.0,
         seed: int | None = None,
         sharers: Sequence[Beside] = (),
@@ -90,6 +93,9 @@ class Worker:
         self._clock = clock
         self.lease = lease
         self._retention = retention
+        self._alarm = alarm
+        self._alarms: dict[str, str] = {}
+        self._lapsed: set[str] = set()
         self._drain = drain
         self._rng = random.Random(seed)
         self._readers = ThreadPoolExecutor(1, thread_name_prefix="tidings-reader")
@@ -156,6 +162,7 @@ class Worker:
         ]
         self._tasks.append(self._loop.create_task(self._condense(), name="tidings-condense"))
         self._tasks.append(self._loop.create_task(self._trim(), name="tidings-trim"))
+        self._tasks.append(self._loop.create_task(self._watch(), name="tidings-watch"))
         self._waker.arm()
 
     async def stop(self) -> None:
@@ -225,7 +232,9 @@ class Worker:
                 position = unit.first_position_at(int(start.timestamp() * 1_000_000))
             else:
                 position = min(start, unit.head())
-            unit.register(subscription.name, self.app, list(subscription.handlers), subscription.options.order, position, now)
+            options, lapse = subscription.options, subscription.options.lapse
+            limit = None if lapse is None else lapse.text()
+            unit.register(subscription.name, self.app, list(subscription.handlers), options.order, position, now, limit)
         for one in self.sharers.values():
             one.register(unit, self.app, now)
         self._enrol(unit, now)
@@ -357,6 +366,10 @@ class Worker:
         orphans = set(mine) - {lane.lane for lane in runner.held_lanes()} - self._giving_back.get(name, set())
         if orphans:  # ours in the store and not in memory: nobody would read them
             await asyncio.wrap_future(self._store.write(lambda unit: unit.release(name, self.id, orphans)))
+        self._tell_if_lapsed(row)
+        if row.lapsed is not None:  # it has no lanes, so there is nothing to share
+            self._giving_back.pop(name, None)
+            return
         runner.pause(row.paused)
         giving = self._giving_back.get(name, set())
         if giving:
@@ -384,6 +397,13 @@ class Worker:
             runner.take(taken, keys)
         if changed:
             runner.look_again()
+
+    def _tell_if_lapsed(self, row: SubscriptionRow) -> None:
+        if row.lapsed is None:
+            self._lapsed.discard(row.name)
+        elif row.name not in self._lapsed:
+            self._lapsed.add(row.name)
+            log.error("%s", lapsed_text(row))
 
     async def _hand_over(self, runner: Sharer, lanes: set[int]) -> None:
         """Release those of the lanes in which nothing runs any more; the others at the next look."""
@@ -516,6 +536,35 @@ class Worker:
         # Looked at again in the transaction that deletes: a subscription may have been added or rewound since.
         return await asyncio.wrap_future(self._store.write(lambda unit: unit.trim(min(upto, unit.trimmable()), TRIM_CHUNK)))
 
+    async def _watch(self) -> None:
+        """Warn of subscriptions that keep too much of the log from going away, whoever's they are, and let lapse those that may."""
+        while True:
+            await asyncio.sleep(UPKEEP_SECONDS)
+            try:
+                await self.look_at_backlogs()
+            except StoreError as error:
+                log.info("what subscriptions hold is not looked at for now: %s", error)
+
+    async def look_at_backlogs(self) -> None:
+        """Once. Only where the log is trimmed does anything lapse: nowhere else would it help."""
+        now = self._now()
+
+        def look(unit: Any) -> tuple[list[SubscriptionRow], list[Held]]:
+            rows = unit.subscriptions()
+            return rows, held_by(unit, rows)
+
+        rows, found = await self._loop.run_in_executor(self._readers, self._store.query, look)
+        alarms = {held.name: held.words(now) for held in found if self._alarm is not None and self._alarm.passed_by(held, now)}
+        for name in alarms.keys() - self._alarms.keys():
+            log.warning("%s %s: nothing of that can be trimmed", name, alarms[name])
+        self._alarms = alarms
+        limits = {row.name: limit_in(row.lapse) for row in rows if row.lapse is not None}
+        for held in found if self._retention is not None else ():
+            if held.name in limits and limits[held.name].passed_by(held, now):
+                let = await asyncio.wrap_future(self._store.write(partial(lapse_if_due, name=held.name, now=now)))
+                if let is not None:
+                    log.error("%s %s, which is more than it may: it has lapsed", let.name, let.words(now))
+
     async def _condense(self) -> None:
         """Let ``search`` know full blocks of the log, one at a time. The worker that has lived longest does it for all of the store."""
         idle, busy, pause = CONDENSE_SECONDS
@@ -559,6 +608,8 @@ class Worker:
         stuck = {name: runner.stuck() for name, runner in self.runners.items() if runner.stuck()}
         trouble = {reader.name: reader.trouble for reader in self._all() if reader.trouble}
         trouble |= {name: said for name, ask in self.beside.items() if (said := ask())}
+        if self._alarms:
+            info["alarm"] = self._alarms
         if stuck:
             info["stuck"] = stuck
         if trouble:

@@ -222,6 +222,15 @@ CREATE TABLE tidings_window (
 );
 """,
     ),
+    (
+        5,
+        "subscriptions that lapse",
+        """
+-- lapse: the limit past which it does (JSON: age in seconds, events). lapsed: time, position reached, highest epoch of the lanes it had; it
+-- has none until it is rewound.
+ALTER TABLE tidings_subscriptions ADD COLUMN lapse text, ADD COLUMN lapsed bigint[];
+""",
+    ),
 )
 
 NEWEST = MIGRATIONS[-1][0]

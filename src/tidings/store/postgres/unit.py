@@ -256,11 +256,11 @@ class PostgresUnit:
 
     # -- subscriptions
 
-    def register(self, name: str, app: str, types: Sequence[str], ordering: str, start: int, now: int) -> None:
+    def register(self, name: str, app: str, types: Sequence[str], ordering: str, start: int, now: int, lapse: str | None = None) -> None:
         made = self._count(
-            "INSERT INTO tidings_subscriptions (name, app, types, ordering, created, start) VALUES (%s, %s, %s, %s, %s, %s)"
+            "INSERT INTO tidings_subscriptions (name, app, types, ordering, created, start, lapse) VALUES (%s, %s, %s, %s, %s, %s, %s)"
             " ON CONFLICT DO NOTHING",
-            name, app, sorted(types), ordering, now, start,
+            name, app, sorted(types), ordering, now, start, lapse,
         )  # fmt: skip
         if made:
             self._count(
@@ -276,16 +276,17 @@ class PostgresUnit:
                 app=known[0],
             )
         self._count(
-            "UPDATE tidings_subscriptions SET types = %s::text[], ordering = %s"
-            " WHERE name = %s AND (types <> %s::text[] OR ordering <> %s)",
-            sorted(types), ordering, name, sorted(types), ordering,
+            "UPDATE tidings_subscriptions SET types = %s::text[], ordering = %s, lapse = %s"
+            " WHERE name = %s AND (types <> %s::text[] OR ordering <> %s OR lapse IS DISTINCT FROM %s)",
+            sorted(types), ordering, lapse, name, sorted(types), ordering, lapse,
         )  # fmt: skip
 
     def subscriptions(self) -> list[SubscriptionRow]:
         rows = self._all(
-            "SELECT name, app, types, ordering, created, paused, held, held_since, start FROM tidings_subscriptions ORDER BY created, name"
+            "SELECT name, app, types, ordering, created, paused, held, held_since, start, lapse, lapsed FROM tidings_subscriptions"
+            " ORDER BY created, name"
         )
-        return [SubscriptionRow(r[0], r[1], tuple(r[2]), *r[3:]) for r in rows]
+        return [SubscriptionRow(r[0], r[1], tuple(r[2]), *r[3:10], None if r[10] is None else tuple(r[10][:2])) for r in rows]  # type: ignore[call-arg]
 
     def behind(self, name: str, most: int = 50_000) -> Behind:
         lanes = self.lanes(name)
@@ -319,6 +320,14 @@ class PostgresUnit:
 
     def rewind(self, name: str, position: int) -> int:
         """Backwards, what lies below and is still open stays so: whoever had it in hand is fenced, and it would never end."""
+        lapsed = self._one("SELECT lapsed[3] FROM tidings_subscriptions WHERE name = %s AND lapsed IS NOT NULL FOR UPDATE", name)
+        if lapsed is not None:
+            self._count("UPDATE tidings_subscriptions SET lapsed = NULL WHERE name = %s", name)
+            # Behind the epochs that were: nobody who still holds one of them may be taken for the new holder.
+            self._count(
+                "INSERT INTO tidings_lanes (subscription, lane, position, epoch) SELECT %s, lane, %s, %s FROM generate_series(0, %s) lane",
+                name, position, lapsed[0], LANES - 1,
+            )  # fmt: skip
         self._all(LOCK_LANES, name, list(range(LANES)))
         self._count(
             "UPDATE tidings_lanes l SET open = ARRAY(SELECT p FROM unnest(l.open) p WHERE p <= least(%s::bigint, l.position) ORDER BY 1),"
@@ -329,6 +338,19 @@ class PostgresUnit:
         dropped = self._count("DELETE FROM tidings_parked WHERE subscription = %s AND position > %s", name, position)
         self._raise_control()
         return dropped
+
+    def lapse(self, name: str, reached: int, now: int) -> bool:
+        self._all(LOCK_LANES, name, list(range(LANES)))  # a checkpoint that is being committed is waited for
+        row = self._one(
+            "SELECT min(least(position, (SELECT min(p) - 1 FROM unnest(open) p))), max(epoch) FROM tidings_lanes WHERE subscription = %s",
+            name,
+        )
+        if row is None or row[0] is None or row[0] > reached:
+            return False
+        self._count("UPDATE tidings_subscriptions SET lapsed = ARRAY[%s, %s, %s]::bigint[] WHERE name = %s", now, reached, row[1], name)
+        self._count("DELETE FROM tidings_lanes WHERE subscription = %s", name)
+        self._raise_control()
+        return True
 
     def remove(self, name: str) -> bool:
         done = self._count("DELETE FROM tidings_subscriptions WHERE name = %s", name) > 0

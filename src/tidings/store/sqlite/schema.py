@@ -192,6 +192,16 @@ CREATE TABLE tidings_window (
 );
 """,
     ),
+    (
+        6,
+        "subscriptions that lapse",
+        """
+-- lapse: the limit past which it does (JSON: age in seconds, events). lapsed: JSON list of time, position reached, and highest epoch of the
+-- lanes that it had; it has none until it is rewound.
+ALTER TABLE tidings_subscriptions ADD COLUMN lapse TEXT;
+ALTER TABLE tidings_subscriptions ADD COLUMN lapsed TEXT;
+""",
+    ),
 )
 
 NEWEST = MIGRATIONS[-1][0]

@@ -218,12 +218,12 @@ class SQLiteUnit:
 
     # -- subscriptions
 
-    def register(self, name: str, app: str, types: Sequence[str], ordering: str, start: int, now: int) -> None:
+    def register(self, name: str, app: str, types: Sequence[str], ordering: str, start: int, now: int, lapse: str | None = None) -> None:
         known = self._conn.execute("SELECT app FROM tidings_subscriptions WHERE name = ?", (name,)).fetchone()
         if known is None:
             self._conn.execute(
-                "INSERT INTO tidings_subscriptions (name, app, types, ordering, created, start) VALUES (?, ?, ?, ?, ?, ?)",
-                (name, app, json.dumps(sorted(types)), ordering, now, start),
+                "INSERT INTO tidings_subscriptions (name, app, types, ordering, created, start, lapse) VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (name, app, json.dumps(sorted(types)), ordering, now, start, lapse),
             )
             self._conn.executemany(
                 "INSERT INTO tidings_lanes (subscription, lane, position) VALUES (?, ?, ?)", [(name, lane, start) for lane in range(LANES)]
@@ -236,15 +236,23 @@ class SQLiteUnit:
                 app=known[0],
             )
         self._conn.execute(
-            "UPDATE tidings_subscriptions SET types = ?, ordering = ? WHERE name = ? AND (types <> ? OR ordering <> ?)",
-            (json.dumps(sorted(types)), ordering, name, json.dumps(sorted(types)), ordering),
+            "UPDATE tidings_subscriptions SET types = ?, ordering = ?, lapse = ?"
+            " WHERE name = ? AND (types <> ? OR ordering <> ? OR lapse IS NOT ?)",
+            (json.dumps(sorted(types)), ordering, lapse, name, json.dumps(sorted(types)), ordering, lapse),
         )
 
     def subscriptions(self) -> list[SubscriptionRow]:
         rows = self._conn.execute(
-            "SELECT name, app, types, ordering, created, paused, held, held_since, start FROM tidings_subscriptions ORDER BY created, name"
+            "SELECT name, app, types, ordering, created, paused, held, held_since, start, lapse, lapsed FROM tidings_subscriptions"
+            " ORDER BY created, name"
         )
-        return [SubscriptionRow(r[0], r[1], tuple(json.loads(r[2])), r[3], r[4], bool(r[5]), r[6], r[7], r[8]) for r in rows]
+        return [
+            SubscriptionRow(
+                r[0], r[1], tuple(json.loads(r[2])), r[3], r[4], bool(r[5]), r[6], r[7], r[8], r[9],
+                None if r[10] is None else (int((at := json.loads(r[10]))[0]), int(at[1])),
+            )
+            for r in rows
+        ]  # fmt: skip
 
     def behind(self, name: str, most: int = 50_000) -> Behind:
         lanes = self.lanes(name)
@@ -279,6 +287,14 @@ class SQLiteUnit:
 
     def rewind(self, name: str, position: int) -> int:
         """Backwards, what lies below and is still open stays so: whoever had it in hand is fenced, and it would never end."""
+        lapsed = self._conn.execute("SELECT lapsed FROM tidings_subscriptions WHERE name = ?", (name,)).fetchone()
+        if lapsed is not None and lapsed[0] is not None:
+            self._conn.execute("UPDATE tidings_subscriptions SET lapsed = NULL WHERE name = ?", (name,))
+            # Behind the epochs that were: nobody who still holds one of them may be taken for the new holder.
+            self._conn.executemany(
+                "INSERT INTO tidings_lanes (subscription, lane, position, epoch) VALUES (?, ?, ?, ?)",
+                [(name, lane, position, json.loads(lapsed[0])[2]) for lane in range(LANES)],
+            )
         for lane in self.lanes(name):
             open_ = [one for one in lane.open if one <= position <= lane.position]
             self._conn.execute(
@@ -290,6 +306,16 @@ class SQLiteUnit:
         dropped = self._conn.execute("DELETE FROM tidings_parked WHERE subscription = ? AND position > ?", (name, position)).rowcount
         self._raise_control()
         return dropped
+
+    def lapse(self, name: str, reached: int, now: int) -> bool:
+        lanes = self.lanes(name)
+        if not lanes or min(min((lane.position, *(one - 1 for one in lane.open))) for lane in lanes) > reached:
+            return False
+        lapsed = json.dumps([now, reached, max(lane.epoch for lane in lanes)])
+        self._conn.execute("UPDATE tidings_subscriptions SET lapsed = ? WHERE name = ?", (lapsed, name))
+        self._conn.execute("DELETE FROM tidings_lanes WHERE subscription = ?", (name,))
+        self._raise_control()
+        return True
 
     def remove(self, name: str) -> bool:
         done = self._conn.execute("DELETE FROM tidings_subscriptions WHERE name = ?", (name,)).rowcount > 0

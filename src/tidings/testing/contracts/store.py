@@ -652,6 +652,31 @@ class StoreContract(IntakeStatements):
         assert {(lane.position, lane.worker) for lane in _lanes(store)} == {(5, None)}
         assert _advance(store, "a", [(1, mine[1], 99, None)]) == [(1, mine[1])]
 
+    def test_what_has_lapsed_has_no_lanes_until_it_is_rewound(self, store: Store) -> None:
+        positions = _append(store, *(an_event(number) for number in range(6)))
+        _do(store, lambda unit: unit.register("mail", "shop", ["shop.Placed"], "key", 0, NOW, '{"age":60.0,"events":5}'))
+        _enrol(store, "a")
+        mine = {lane.lane: lane.epoch for lane in _claim(store, "a", 1, 1)}
+        first = positions[0]
+        assert _advance(store, "a", [(lane, epoch, first, None) for lane, epoch in mine.items()]) == []
+        assert not store.write(lambda unit: unit.lapse("mail", first - 1, NOW)).result()  # it has read on meanwhile
+        assert store.write(lambda unit: unit.lapse("mail", first, NOW)).result()
+        assert not store.write(lambda unit: unit.lapse("mail", first, NOW)).result()
+        (row,) = store.query(lambda unit: unit.subscriptions())
+        assert (row.lapse, row.lapsed) == ('{"age":60.0,"events":5}', (NOW, first))
+        assert (_lanes(store), _claim(store, "a", 1, 1)) == ([], [])
+        assert _advance(store, "a", [(1, mine[1], positions[1], None)]) == [(1, mine[1])]
+        assert store.query(lambda unit: unit.trimmable()) == positions[-1]
+        # Starting the app again changes nothing; only a rewind does, and no epoch comes twice.
+        _register(store)
+        assert _lanes(store) == []
+        _do(store, lambda unit: unit.rewind("mail", positions[2]))
+        (row,) = store.query(lambda unit: unit.subscriptions())
+        assert (row.lapse, row.lapsed) == (None, None)
+        assert {(lane.position, lane.open, lane.worker) for lane in _lanes(store)} == {(positions[2], (), None)}
+        assert {lane.lane for lane in _claim(store, "a", 1, 1)} == set(range(LANES))
+        assert min(lane.epoch for lane in _lanes(store)) > max(mine.values())
+
     def test_removing_leaves_nothing(self, store: Store) -> None:
         _register(store)
 
