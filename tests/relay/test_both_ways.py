@@ -9,6 +9,7 @@ import pytest
 from servers.kafka import Kafka
 from tests.running import until
 from tidings import App, Event, Intake, Relay
+from tidings.cli.health import Health
 from tidings.relay import intake as module
 
 
@@ -47,6 +48,13 @@ async def test_two_services_that_read_each_other_do_not_echo(kafka: Kafka, tmp_p
             await apps[0].publish(Said(number=number), tx="own")
             await apps[1].publish(Said(number=100 + number), tx="own")
         await until(lambda: list(handled.values()) == [20, 20], 60)
+        health = Health([apps[0]])
+        told = health.report()["apps"][0]
+        assert told["intake"] == {"name": "intake", "taken": 20, "dropped": 0, "unread": 0, "trouble": None}
+        assert told["relay"]["sent"] == 20
+        metrics = health._metrics({})[1].decode()
+        assert f'tidings_intake_taken_total{{app="{names[0]}"}} 20.0' in metrics
+        assert f'tidings_relay_sent_total{{app="{names[0]}"}} 20.0' in metrics
         # One more behind all that came in: when it has arrived, what stood before it in the other's log has been looked at by the relay.
         for app in apps:
             await app.publish(Said(number=1000), tx="own")

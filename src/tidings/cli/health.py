@@ -10,6 +10,7 @@ import msgspec
 
 from ..app import App
 from ..errors import TidingsError
+from ..relay.intake import RunningIntake
 from ..store.port import Behind
 
 REQUEST_SECONDS = 5.0
@@ -71,6 +72,8 @@ class Health:
                         }
                         for name, runner in runners.items()
                     },
+                    "relay": None if app.relay is None else {"name": app.relay.name, "sent": app.relay.sent},
+                    "intake": None if app.intake is None else _told(app.intake),
                 }
             )
         return {"status": "unhealthy" if reasons else "ok", "reasons": reasons, "apps": apps}
@@ -117,6 +120,17 @@ class Health:
         from .metrics import exposition  # prometheus-client is imported by the first scrape
 
         return exposition(self._apps, behind, {app.name: self.lease_age(app) for app in self._apps}, healthy=not self.reasons())
+
+
+def _told(intake: RunningIntake) -> dict[str, Any]:
+    """A topic that isn't there yet, or a broker that is away, is nothing that another process could mend: it is told, and no reason."""
+    return {
+        "name": intake.name,
+        "taken": intake.taken,
+        "dropped": intake.dropped,
+        "unread": intake.unread,
+        "trouble": intake.trouble,
+    }
 
 
 async def _request(reader: asyncio.StreamReader) -> tuple[str, str]:

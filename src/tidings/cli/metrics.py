@@ -19,6 +19,12 @@ COUNTERS = (
     ("dead", "Events that became dead letters in this process."),
     ("published", "Events that handlers published in this process."),
 )
+MOVED = (
+    ("relay_sent", "Events that this process sent to the broker."),
+    ("intake_taken", "Events that this process took in from the broker."),
+    ("intake_dropped", "Those that it dropped, since they were here already."),
+    ("intake_unread", "Records that it could not read, and made dead letters of."),
+)
 GAUGES = (
     ("events_behind", "Events in the log that the subscription has not ended yet, over all workers; an estimate when far behind."),
     ("seconds_behind", "Age of the oldest of these."),
@@ -52,6 +58,7 @@ class _Apps(Collector):
         lease = GaugeMetricFamily("tidings_lease_age_seconds", "Seconds since the process last renewed its lease.", labels=["app"])
         text = "Seconds for which what may be read has stood still before a transaction that published and is still open (PostgreSQL)."
         horizon = GaugeMetricFamily("tidings_horizon_held_seconds", text, labels=["app"])
+        moved = {name: CounterMetricFamily(f"tidings_{name}", text, labels=["app"]) for name, text in MOVED}
         yield GaugeMetricFamily("tidings_healthy", "1 if /health answers 200.", value=float(self._healthy))
         now = time.time()
         for app in self._apps:
@@ -59,6 +66,12 @@ class _Apps(Collector):
                 continue
             lease.add_metric([app.name], self._lease_age[app.name])
             horizon.add_metric([app.name], app.store.held_back())
+            if app.relay is not None:
+                moved["relay_sent"].add_metric([app.name], app.relay.sent)
+            if app.intake is not None:
+                moved["intake_taken"].add_metric([app.name], app.intake.taken)
+                moved["intake_dropped"].add_metric([app.name], app.intake.dropped)
+                moved["intake_unread"].add_metric([app.name], app.intake.unread)
             for name, runner in app.worker.runners.items():
                 values = [app.name, name]
                 for counter, total in (
@@ -78,6 +91,7 @@ class _Apps(Collector):
                 gauges["stuck_threads"].add_metric(values, len(runner.stuck()))
                 gauges["held"].add_metric(values, float(runner.health.reason is not None))
         yield from counters.values()
+        yield from moved.values()
         yield from gauges.values()
         yield lease
         yield horizon
