@@ -1,7 +1,13 @@
 from __future__ import annotations
 
+import signal
+
 import hypothesis
 import pytest
+
+# A shell's background job ignores SIGINT, and so would every program that a test interrupts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A machine that is busy is slow, and that is nobody's failure.
 hypothesis.settings.register_profile("tidings", deadline=None)

@@ -123,7 +123,7 @@ def test_it_fits_the_terminal(columns: int, filled: Path) -> None:
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     command = [sys.executable, "-m", "tidings", "status", "--store", f"sqlite:///{filled}"]
-    env = {**os.environ, "TERM": "xterm", "NO_COLOR": "1"}
+    env = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")} | {"TERM": "xterm", "NO_COLOR": "1"}
     with subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, env=env) as process:
         os.close(slave)
         output = b""

@@ -134,17 +134,17 @@ def test_what_was_sent_twice_is_taken_once(store: Store, intakes: Intakes, kafka
 def test_what_is_read_while_a_batch_is_written_is_not_taken_for_written(
     store: Store, intakes: Intakes, kafka: Kafka, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first batch is committed after the second one was read, and the second is never written: it has to come again."""
+    """One batch is committed after the next one was read, and that one is never written: it has to come again."""
+    monkeypatch.setattr(module, "LOOK_SECONDS", 60.0)  # a look waits for what is being written
     topic = kafka.new_topic(1)
     intakes.sender().send(topic, [an_event(number) for number in range(1, 21)])
-    sift, write, sifted, wrote = RunningIntake._sift, RunningIntake._write_down, threading.Semaphore(0), []
+    sift, write, sifted, wrote, waited = RunningIntake._sift, RunningIntake._write_down, threading.Semaphore(0), [], []
 
     def slowly(self: RunningIntake, batch: Any) -> None:
-        wrote.append(len(batch.records))
-        if len(wrote) == 1:
-            assert sifted.acquire(timeout=20)
-            assert sifted.acquire(timeout=20)
+        wrote.append([record.offset for record in batch.records])
         if len(wrote) == 2:
+            waited.extend(sifted.acquire(timeout=20) for _ in range(3))
+        if len(wrote) == 3:
             raise StoreFailed("the server is gone")
         write(self, batch)
 
@@ -155,9 +155,10 @@ def test_what_is_read_while_a_batch_is_written_is_not_taken_for_written(
 
     monkeypatch.setattr(RunningIntake, "_write_down", slowly)
     monkeypatch.setattr(RunningIntake, "_sift", counted)
-    running = intakes.start(store, topic, batch=5)
+    running = intakes.start(store, topic, batch=3)
     until(lambda: running.taken == 20)
-    assert len(wrote) > 4, "more than one batch was written"
+    assert waited == [True] * 3, "the third was read while the second was written"
+    assert wrote[2][0] == wrote[3][0], "and came again"
     assert ids(store) == [an_event(number).event_id for number in range(1, 21)]
     assert running.dropped == 0
 
