@@ -138,7 +138,9 @@ def test_what_is_read_while_a_batch_is_written_is_not_taken_for_written(
     monkeypatch.setattr(module, "LOOK_SECONDS", 60.0)  # a look waits for what is being written
     topic = kafka.new_topic(1)
     intakes.sender().send(topic, [an_event(number) for number in range(1, 21)])
-    sift, write, sifted, wrote, waited = RunningIntake._sift, RunningIntake._write_down, threading.Semaphore(0), [], []
+    sift, write, sifted = RunningIntake._sift, RunningIntake._write_down, threading.Semaphore(0)
+    wrote: list[list[int]] = []
+    waited: list[bool] = []
 
     def slowly(self: RunningIntake, batch: Any) -> None:
         wrote.append([record.offset for record in batch.records])

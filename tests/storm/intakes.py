@@ -30,8 +30,9 @@ TAKERS = 3
 KEYS = 151
 PARTITIONS = 6
 FROZEN = 4.5
-LEAST = 4
 """Seconds: longer than a member's session, and than an idle transaction lives."""
+LEAST = 4
+"""Kills and freezes of a storm."""
 SETTINGS = {"group.consumer.session.timeout.ms": "2000", "group.consumer.heartbeat.interval.ms": "200"}
 
 
