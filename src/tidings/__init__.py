@@ -8,20 +8,27 @@ from .errors import (
     ConfigurationError,
     EventDefinitionError,
     Fenced,
+    ForeignAwait,
     HandlerDefinitionError,
     HandlerTimeout,
     HandlingError,
     InvalidEvent,
+    JournalMismatch,
     LogWentBack,
     NotAllowed,
     NotFound,
+    NotInTime,
     OffsetLost,
     OutsideTransaction,
     PartitionTaken,
     PositionUnclear,
     PublishError,
     RecordTooLarge,
+    Refused,
+    SagaDefinitionError,
+    SagaError,
     SlotFenced,
+    StepFailed,
     StoreBusy,
     StoreError,
     StoreFailed,
@@ -49,6 +56,8 @@ if TYPE_CHECKING:
     from .relay.intake import Intake
     from .relay.relay import Relay
     from .retry import Retry
+    from .sagas.saga import Saga
+    from .sagas.step import UNKNOWN
     from .store.postgres import PostgresStore
     from .store.sqlite import SQLiteStore
     from .subscribe.backlog import Backlog
@@ -58,6 +67,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "UNKNOWN",
     "App",
     "Backlog",
     "BrokerError",
@@ -71,16 +81,19 @@ __all__ = [
     "Event",
     "EventDefinitionError",
     "Fenced",
+    "ForeignAwait",
     "HandlerDefinitionError",
     "HandlerTimeout",
     "HandlingError",
     "Intake",
     "InvalidEvent",
+    "JournalMismatch",
     "KafkaBroker",
     "LogWentBack",
     "ManualClock",
     "NotAllowed",
     "NotFound",
+    "NotInTime",
     "OffsetLost",
     "OutsideTransaction",
     "PartitionTaken",
@@ -90,10 +103,15 @@ __all__ = [
     "PublishError",
     "Receipt",
     "RecordTooLarge",
+    "Refused",
     "Relay",
     "Retry",
     "SQLiteStore",
+    "Saga",
+    "SagaDefinitionError",
+    "SagaError",
     "SlotFenced",
+    "StepFailed",
     "StoreBusy",
     "StoreError",
     "StoreFailed",
@@ -133,8 +151,10 @@ _AT_FIRST_USE = {
     "Relay": ".relay.relay",
     "Retry": ".retry",
     "SQLiteStore": ".store.sqlite",
+    "Saga": ".sagas.saga",
     "Subscription": ".subscribe.subscription",
     "SystemClock": ".clock",
+    "UNKNOWN": ".sagas.step",
 }
 
 
