@@ -186,7 +186,8 @@ class Body:
         coroutine: Any = self._task.get_coro() if self._task is not None else None
         line = "?"
         while coroutine is not None and getattr(coroutine, "cr_frame", None) is not None:
-            line = f"{coroutine.cr_frame.f_code.co_filename}:{coroutine.cr_frame.f_lineno}"
+            if _is_the_bodys(coroutine.cr_frame):
+                line = f"{coroutine.cr_frame.f_code.co_filename}:{coroutine.cr_frame.f_lineno}"
             coroutine = coroutine.cr_await
         return line
 
@@ -216,12 +217,16 @@ def _settle(call: Call, entry: Entry) -> None:
         call.future.set_result(None if call.fn is None else call.fn.restored(entry.result))
 
 
+def _is_the_bodys(frame: Any) -> bool:
+    module: str = frame.f_globals.get("__name__", "")
+    return not module.startswith(("asyncio.", "tidings.sagas."))
+
+
 def where() -> str:
     """The nearest line that is neither ours nor asyncio's."""
     frame: Any = sys._getframe(1)
     while frame is not None:
-        file = frame.f_code.co_filename
-        if "/asyncio/" not in file and not frame.f_globals.get("__name__", "").startswith("tidings.sagas"):
-            return f"{file}:{frame.f_lineno}"
+        if _is_the_bodys(frame):
+            return f"{frame.f_code.co_filename}:{frame.f_lineno}"
         frame = frame.f_back
     return "?"

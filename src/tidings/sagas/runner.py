@@ -81,6 +81,7 @@ class RunningSagas:
         self._reached_head: Callable[[], None] = lambda: None
         self._later: asyncio.TimerHandle | None = None
         self._looked = 0.0
+        self._pause = LOOK_SECONDS
 
     # -- what the worker tells (Beside)
 
@@ -95,6 +96,7 @@ class RunningSagas:
     def start(self, worker: str, lease: float, reached_head: Callable[[], None]) -> None:
         self._worker, self._reached_head = worker, reached_head
         self._until = self._clock.monotonic() + lease
+        self._pause = min(LOOK_SECONDS, lease / 3)
         self._sweeper = asyncio.get_running_loop().create_task(self._sweep(), name="tidings-sagas")
         self.hurry()
 
@@ -226,7 +228,7 @@ class RunningSagas:
             self._looked = loop.time()
             self._reached_head()
             self.changed()
-            pause = LOOK_SECONDS
+            pause = self._pause
             if self._next is not None and len(self.drivers) < AT_ONCE:
                 pause = min(pause, max(0.001, (self._next - self.now()) / 1e6 + 0.001))
             with contextlib.suppress(TimeoutError):
