@@ -56,6 +56,7 @@ class Driver:
             await self._drive()
         except Fenced as error:
             log.info("%s", error)
+            await self._sagas.free(self.hold, 0.0)  # if it is ours all the same (a commit whose answer was lost), the journal tells more
         except StoreTrouble as error:
             log.warning("%s %s: %s", self.row.saga, self.row.key, error)
             await self._sagas.free(self.hold, TROUBLE_SECONDS)
