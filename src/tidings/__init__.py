@@ -57,7 +57,7 @@ if TYPE_CHECKING:
     from .relay.relay import Relay
     from .retry import Retry
     from .sagas.saga import Saga
-    from .sagas.step import UNKNOWN
+    from .sagas.step import Unknown
     from .store.postgres import PostgresStore
     from .store.sqlite import SQLiteStore
     from .subscribe.backlog import Backlog
@@ -67,7 +67,6 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "UNKNOWN",
     "App",
     "Backlog",
     "BrokerError",
@@ -125,6 +124,7 @@ __all__ = [
     "TransactionEnded",
     "UnawaitedPublish",
     "UndecodableEvent",
+    "Unknown",
     "UnsupportedTransaction",
     "WorkerDied",
     "WrongStore",
@@ -154,7 +154,7 @@ _AT_FIRST_USE = {
     "Saga": ".sagas.saga",
     "Subscription": ".subscribe.subscription",
     "SystemClock": ".clock",
-    "UNKNOWN": ".sagas.step",
+    "Unknown": ".sagas.step",
 }
 
 

@@ -106,7 +106,6 @@ def paid(app: App) -> list[str]:
         return sorted(row[0] for row in conn.execute("SELECT what FROM payments").fetchall())
 
 
-
 @pytest.mark.promise("effects once")
 async def test_a_transaction_whose_instance_is_another_workers_leaves_nothing(store_url: str) -> None:
     """As its transaction sees it when it is to be committed; the proof is in it, not before it."""

@@ -41,6 +41,14 @@ def test_a_saga_killed_at_every_point_ends_as_one_that_was_not(
             assert one["outside"] == ["reserve", "unreserve-7"], one
         assert one["events"] == 1, one
     points = {one["point"] for one in killed}
-    assert {"before start", "before claim", "before record", "before release", "behind a commit", "before reserve", "behind reserve"} <= points
+    assert {
+        "before start",
+        "before claim",
+        "before record",
+        "before release",
+        "behind a commit",
+        "before reserve",
+        "behind reserve",
+    } <= points
     assert way == "forward" or {"before turn", "before unreserve-7", "behind unreserve-7"} <= points
     assert whole["point"] == ""

@@ -19,10 +19,9 @@ def key_of(entry: Entry) -> Key:
 
 
 def words(key: Key) -> str:
-    """``charge``, ``charge (2nd call) in branch 0.1``."""
-    kind, branch, name, number = key
-    text = name if kind in ("step", "sleep") else f"{kind} {name}"
-    return text + (f" (call {number})" if number > 1 else "") + (f" in branch {branch}" if branch != "0" else "")
+    """``charge``, ``charge (call 2) in branch 0.1``."""
+    _, branch, name, number = key
+    return name + (f" (call {number})" if number > 1 else "") + (f" in branch {branch}" if branch != "0" else "")
 
 
 def read_to(body: Body, entries: Sequence[Entry]) -> None:

@@ -104,7 +104,7 @@ class Saga:
 
         Args:
             undo: is called with the same arguments if the saga can't go on later, unless the step was refused; ``result``, if it has such
-                a parameter, is what the step returned, or ``UNKNOWN``. It must accept that nothing happened.
+                a parameter, is what the step returned, or an ``Unknown``. It must accept that nothing happened.
             retry: when it is tried again after an error; ``Retry()`` unless given.
             timeout: seconds for one attempt.
 
