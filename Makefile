@@ -11,8 +11,8 @@ help: ## what can be made
 setup: ## .venv with everything, from the hashed locks
 	@scripts/setup
 
-test: setup ## the tests; ends with the list of promises left untested
-	$(PYTHON) -m pytest $(ARGS)
+test: setup ## the tests, in JOBS processes (2 unless given); ends with the list of promises left untested
+	$(PYTHON) -m pytest --numprocesses $(or $(JOBS),2) --dist worksteal $(ARGS)
 
 demo: setup ## the checkout application, live; ORDERS=path.csv reads real orders, STORE=path keeps the store, STORE=postgres or a URL puts it on a server
 	$(PYTHON) -m apps.checkout.demo $(if $(ORDERS),--orders "$(ORDERS)") $(if $(STORE),--store "$(STORE)") $(ARGS)

@@ -48,7 +48,7 @@ NAMES = (
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("names", nargs=-1)
-@click.option("--quick", is_flag=True, help="Fewer events and repetitions; under two minutes in all.")
+@click.option("--quick", is_flag=True, help="Fewer events and repetitions.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of the table.")
 @click.option("--markdown", is_flag=True, help="Print the table as Markdown.")
 @click.option("--out", type=click.Path(dir_okay=False), help="Write the JSON into this file, too.")

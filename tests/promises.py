@@ -34,14 +34,14 @@ PROMISES = (
 
 ROOT = Path(__file__).parent.parent
 
+_UNTESTED = "untested: "
 _left: dict[tuple[str, str], None] = {}  # (promise, why), in the order met; a dict because a test may say it many times
 _attacked: set[str] = set()
 
 
 def untested(promise: str, why: str) -> NoReturn:
     """Skip the running test, or the module being imported, and list `promise` as untested at the end of the run."""
-    _left[promise, why] = None
-    raise pytest.skip.Exception(f"untested: {promise}: {why}", allow_module_level=True)
+    raise pytest.skip.Exception(f"{_UNTESTED}{promise}: {why}", allow_module_level=True)
 
 
 def shared_data(name: str, promise: str) -> Path:
@@ -83,8 +83,26 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
     if report.when == "call" and not report.skipped:
-        _attacked.update(_named(item))
+        report.user_properties += [("promise", name) for name in _named(item)]  # which travel from a worker with the report
     return report
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    _attacked.update(str(value) for name, value in report.user_properties if name == "promise")
+    _note_untested(report)
+
+
+def pytest_collectreport(report: pytest.CollectReport) -> None:
+    _note_untested(report)
+
+
+def _note_untested(report: pytest.TestReport | pytest.CollectReport) -> None:
+    """Told by the words of the skip, which come from whatever process the test ran in."""
+    if report.skipped and isinstance(report.longrepr, tuple):
+        _, found, said = report.longrepr[2].partition(_UNTESTED)
+        if found:
+            promise, _, why = said.partition(": ")
+            _left[promise, why] = None
 
 
 @pytest.hookimpl(tryfirst=True)

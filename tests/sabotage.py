@@ -498,8 +498,8 @@ LIST = (
     Sabotage(
         "a subscription that lapsed has no lanes to take",
         "store/sqlite/unit.py",
-        'self._conn.execute("DELETE FROM tidings_lanes WHERE subscription = ?", (name,))\n        self._raise_control()\n        return True',
-        "self._raise_control()\n        return True",
+        'self._conn.execute("DELETE FROM tidings_lanes WHERE subscription = ?", (name,))\n        self._raise_control()',
+        "self._raise_control()",
         BACKLOG + "only_by_name_it_lapses_and_then_someone_has_to_choose[sqlite]",
     ),
     Sabotage(
@@ -718,9 +718,17 @@ LIST = (
     Sabotage(
         "marks are written down with the events",
         "relay/intake.py",
-        "intake.set_marks([row for part in batch.parts.values() for row in part.marks.changed()])",
+        "intake.set_marks(batch.marks)",
         "pass",
         INTAKE + "what_was_sent_twice_is_taken_once[sqlite]",
+    ),
+    Sabotage(
+        "a batch's marks are those of when it was handed over",
+        "relay/intake.py",
+        "intake.set_marks(batch.marks)",
+        "intake.set_marks([row for part in batch.parts.values() for part.marks._changed in [set(part.marks._lanes)]"
+        " for row in part.marks.changed()])",
+        INTAKE + "what_is_read_while_a_batch_is_written_is_not_taken_for_written[sqlite]",
     ),
     Sabotage(
         "marks are kept by log and incarnation",

@@ -141,7 +141,7 @@ def test_keys_as_text(value: object, text: str) -> None:
     assert EventType(Keyed, "shop").key_of(Keyed(it=value)) == text
 
 
-@pytest.mark.parametrize("value", [None, "", True, 1.5, b"1", [1], {}, object()], ids=repr)
+@pytest.mark.parametrize("value", [None, "", True, 1.5, b"1", [1], {}, object()], ids=lambda value: type(value).__name__)
 def test_what_is_no_key(value: object) -> None:
     class Keyed(Event, key="it"):
         it: Any

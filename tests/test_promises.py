@@ -42,6 +42,21 @@ def test_a_promise_left_untested_is_listed_last_and_fails_ci(tmp_path: Path, ci:
     assert "1 passed, 1 skipped" in closing
 
 
+@pytest.mark.parametrize("where", ["in a test", "in a module"])
+def test_processes_side_by_side_tell_the_same(tmp_path: Path, where: str) -> None:
+    side_by_side = ("-p", "xdist", "--numprocesses", "2")
+    ran = run(tmp_path, f"{ATTACKED}def test_all(): pass\n", *side_by_side)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert "promises left untested: none" in ran.stdout
+    (tmp_path / "test_other.py").write_text(
+        "from tests.promises import untested\n"
+        + ("def test_one(): untested('bounded', 'no disk: none')\n" if where == "in a test" else "untested('bounded', 'no disk: none')\n")
+    )
+    ran = run(tmp_path, f"{ATTACKED}def test_all(): pass\n", *side_by_side)
+    assert ran.returncode == 1, ran.stdout + ran.stderr
+    assert "  bounded: no disk: none\n" in ran.stdout
+
+
 def test_a_promise_that_no_test_attacked_is_untested(tmp_path: Path) -> None:
     ran = run(tmp_path, f"{ATTACKED.replace(repr('parking'), repr('bounded'))}def test_all(): pass\n")
     assert ran.returncode == 1, ran.stdout

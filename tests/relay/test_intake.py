@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -18,6 +19,7 @@ from tidings import PostgresStore, SQLiteStore
 from tidings.brokers.kafka import KafkaBroker
 from tidings.brokers.port import Record
 from tidings.envelope import Envelope
+from tidings.errors import StoreFailed
 from tidings.relay import intake as module
 from tidings.relay.intake import Intake, RunningIntake
 from tidings.store.port import Store, Unit
@@ -126,6 +128,38 @@ def test_what_was_sent_twice_is_taken_once(store: Store, intakes: Intakes, kafka
     assert (running.dropped, again.dropped) == (50, 11)
     assert sorted(ids(store)) == [an_event(number).event_id for number in range(1, 161)]
     assert in_order(store)
+
+
+@pytest.mark.promise("nothing lost")
+def test_what_is_read_while_a_batch_is_written_is_not_taken_for_written(
+    store: Store, intakes: Intakes, kafka: Kafka, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first batch is committed after the second one was read, and the second is never written: it has to come again."""
+    topic = kafka.new_topic(1)
+    intakes.sender().send(topic, [an_event(number) for number in range(1, 21)])
+    sift, write, sifted, wrote = RunningIntake._sift, RunningIntake._write_down, threading.Semaphore(0), []
+
+    def slowly(self: RunningIntake, batch: Any) -> None:
+        wrote.append(len(batch.records))
+        if len(wrote) == 1:
+            assert sifted.acquire(timeout=20)
+            assert sifted.acquire(timeout=20)
+        if len(wrote) == 2:
+            raise StoreFailed("the server is gone")
+        write(self, batch)
+
+    def counted(self: RunningIntake, records: Any) -> Any:
+        batch = sift(self, records)
+        sifted.release()
+        return batch
+
+    monkeypatch.setattr(RunningIntake, "_write_down", slowly)
+    monkeypatch.setattr(RunningIntake, "_sift", counted)
+    running = intakes.start(store, topic, batch=5)
+    until(lambda: running.taken == 20)
+    assert len(wrote) > 4, "more than one batch was written"
+    assert ids(store) == [an_event(number).event_id for number in range(1, 21)]
+    assert running.dropped == 0
 
 
 @pytest.mark.promise("effects once")

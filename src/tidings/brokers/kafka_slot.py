@@ -54,7 +54,7 @@ _POSITIONS = {
 _PRODUCING: dict[str, Any] = {
     "partitioner": "murmur2_random",  # the Java client's own
     "enable.idempotence": True,
-    "linger.ms": 2,
+    "linger.ms": 0.5,
     "batch.size": 262_144,
     "queue.buffering.max.messages": 500_000,
     "queue.buffering.max.kbytes": 262_144,
@@ -203,6 +203,10 @@ class Transactional(_Sending):
 
         while True:
             try:
+                # The client's own wait, inside the commit, looks only each 10 ms when there are no callbacks to wake it.
+                until = time.monotonic() + SLICE
+                while len(producer) and time.monotonic() < until:
+                    producer.poll(0.001)
                 producer.commit_transaction(SLICE)
                 return
             except KafkaException as error:

@@ -1,9 +1,10 @@
 """The intake: events of other services, from a broker into this log.
 
-One thread owns a reader of the broker and does everything in turn: it takes what came, makes events of it, and writes them together with
-how far it has read, in one transaction. The offsets in the store are the truth, and move only from where they are expected to be
-(``store/intakes.py``): whoever finds one elsewhere has lost the partition, writes nothing, and begins anew from what the store says. It
-does so after any trouble: nothing that a failed attempt has left in memory is ever used again.
+One thread owns a reader of the broker: it takes what came, and makes events of it. Another writes them together with how far it has read,
+in one transaction, while the first reads on: one batch is made while the one before it is written, and no more than that. What a batch
+says of offsets and marks is fixed as it is handed over. The offsets in the store are the truth, and move only from where they are
+expected to be (``store/intakes.py``): whoever finds one elsewhere has lost the partition, writes nothing, and begins anew from what the
+store says. It does so after any trouble: nothing that a failed attempt has left in memory is ever used again.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import logging
 import threading
 import time
 from collections.abc import Collection, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -21,7 +22,7 @@ from typing import Literal
 from ..brokers.port import Broker, Partition, Reader, Received, Topic
 from ..envelope import Envelope
 from ..errors import BrokerUnavailable, ConfigurationError, InvalidEvent, OffsetLost, PartitionTaken, TidingsError
-from ..store.intakes import IntakeUnit, Move, Offset
+from ..store.intakes import IntakeUnit, MarkRow, Move, Offset
 from ..store.port import Store, Unit
 from .formats import Arrival, CloudEvents, Format
 from .marks import Marks
@@ -76,28 +77,47 @@ class Intake:
 
 @dataclass
 class _Part:
-    """A partition that this process reads. ``next``: what is to be read next; ``written``: what the store has of that."""
+    """A partition that this process reads. ``next``: what is to be read next; ``handed``: as far as what was handed over to be written
+    says, which comes after all that was handed over before."""
 
     topic_id: str
     next: int
-    written: int
+    handed: int
     marks: Marks
     end: int
     reached: int = 0
 
     def move(self, one: Partition) -> Move:
-        return Move(*one, self.topic_id, self.written, self.next, max(self.end, self.next), self.reached * 1000)
+        """What the store is to be told, once."""
+        move = Move(*one, self.topic_id, self.handed, self.next, max(self.end, self.next), self.reached * 1000)
+        self.handed = self.next
+        return move
 
 
 @dataclass
 class _Batch:
-    """What becomes of some records. ``doubtful``: digests of events, by their index, of which the store must say whether they are new."""
+    """What becomes of some records. ``doubtful``: digests of events, by their index, of which the store must say whether they are new.
 
+    ``moves`` and ``marks``: from ``close`` on, how far it brings the partitions; what is read later doesn't change it."""
+
+    records: Sequence[Received] = ()
     events: list[Envelope] = field(default_factory=list)
     doubtful: dict[int, bytes] = field(default_factory=dict)
     unread: list[tuple[Received, str]] = field(default_factory=list)
     parts: dict[Partition, _Part] = field(default_factory=dict)
     dropped: int = 0
+    moves: list[Move] = field(default_factory=list)
+    marks: list[MarkRow] = field(default_factory=list)
+
+    def close(self) -> None:
+        self.moves = [part.move(one) for one, part in self.parts.items()]
+        self.marks = [row for part in self.parts.values() for row in part.marks.changed()]
+
+
+class _Refused(PartitionTaken):
+    def __init__(self, records: int, error: BaseException) -> None:
+        super().__init__(f"the store refuses one of {records} records, so they are taken one by one: {error}")
+        self.records = records
 
 
 class RunningIntake:
@@ -133,6 +153,8 @@ class RunningIntake:
         self._thread: threading.Thread | None = None
         self._asking = ThreadPoolExecutor(1, thread_name_prefix="tidings-intake-asks")
         self._asked: Future[Mapping[str, Topic]] | None = None
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="tidings-intake-writes")
+        self._written: Future[None] | None = None
         self._control = -1
         self._looked = 0.0
         self._told: set[Partition] | None = None
@@ -154,6 +176,7 @@ class RunningIntake:
         if self._thread is not None:
             self._thread.join()
         self._asking.shutdown(wait=False)
+        self._writer.shutdown(wait=False)
 
     def _run(self) -> None:
         pause, longest = PAUSE
@@ -182,22 +205,34 @@ class RunningIntake:
         """Read until something is wrong, or is to be begun anew; then all that is in memory goes, with the reader."""
         self._know_nothing()
         with closing(self._broker.reader(self.group, self.topics, self._assigned, self._revoked)) as reader:
-            while not self._stopping.is_set():
-                try:
-                    records = reader.poll(1 if self._careful else self.options.batch, POLL_SECONDS)
-                except OffsetLost as error:
-                    self._lost(Partition(error.facts["topic"], error.facts["partition"]))
-                    continue
-                if records:
-                    self._take(records, reader)
-                    self._careful = max(0, self._careful - len(records))
-                for one, offset in reader.reached().items():  # what is not ours to see lies before it: ends of transactions
-                    if (part := self._parts.get(one)) is not None and part.next < offset:
-                        part.next = offset
-                if records or self._given or reader.trouble is not None:
-                    self.trouble = reader.trouble
-                if (self._told != self._given or time.monotonic() - self._looked > LOOK_SECONDS) and self._look(reader):
-                    return
+            try:
+                self._read_on(reader)
+            except BaseException:
+                if self._written is not None:  # whatever becomes of it, it is over before anything begins anew
+                    wait((self._written,))
+                    self._written = None
+                raise
+            self._settle()
+
+    def _read_on(self, reader: Reader) -> None:
+        while not self._stopping.is_set():
+            try:
+                records = reader.poll(1 if self._careful else self.options.batch, POLL_SECONDS)
+            except OffsetLost as error:
+                self._lost(Partition(error.facts["topic"], error.facts["partition"]))
+                continue
+            if records:
+                self._take(records, reader)
+                self._careful = max(0, self._careful - len(records))
+            else:
+                self._settle()
+            for one, offset in reader.reached().items():  # what is not ours to see lies before it: ends of transactions
+                if (part := self._parts.get(one)) is not None and part.next < offset:
+                    part.next = offset
+            if records or self._given or reader.trouble is not None:
+                self.trouble = reader.trouble
+            if (self._told != self._given or time.monotonic() - self._looked > LOOK_SECONDS) and self._look(reader):
+                return
 
     def _know_nothing(self) -> None:
         self._given.clear()
@@ -241,12 +276,14 @@ class RunningIntake:
         return {one: part.next for one, part in found.items()}
 
     def _revoked(self, partitions: Sequence[Partition]) -> None:
+        self._settle()
         for one in partitions:
             self._given.discard(one)
             self._parts.pop(one, None)
 
     def _lost(self, one: Partition) -> None:
         """What is to be read next isn't there any more."""
+        self._settle()
         part = self._parts.pop(one, None)
         if part is None:
             return
@@ -278,19 +315,23 @@ class RunningIntake:
         for one, end in reader.ends(batch.parts).items():
             batch.parts[one].end = end
         self._see_same_topics(asked, batch)
-        try:
-            self._write(batch)
-        except Exception as error:
-            if not self._store.is_refusal(error):
+        batch.close()
+        self._settle()
+        self._written = self._writer.submit(self._write, batch)
+
+    def _settle(self) -> None:
+        """Wait until all that was handed over is written; raise what prevented it."""
+        written, self._written = self._written, None
+        if written is not None:
+            try:
+                written.result()
+            except _Refused as error:
+                self._careful = error.records
                 raise
-            if len(records) > 1:  # each alone, from where the store stands
-                self._careful = len(records)
-                raise PartitionTaken(f"the store refuses one of {len(records)} records, so they are taken one by one: {error}") from error
-            self._write(_Batch(unread=[(records[0], f"the store refuses it: {error}")], parts=batch.parts))
 
     def _sift(self, records: Sequence[Received]) -> _Batch:
         """What is new among them, and how far that brings each partition."""
-        batch = _Batch()
+        batch = _Batch(records)
         events, doubtful = batch.events, batch.doubtful
         parts, formats, own, log_id = self._parts, self._formats, self._own, self._store.log_id
         seen: set[bytes] = set()
@@ -341,15 +382,26 @@ class RunningIntake:
                 raise PartitionTaken(f"the topic {one.topic} went while it was read")
 
     def _write(self, batch: _Batch) -> None:
+        try:
+            self._write_down(batch)
+        except Exception as error:
+            if not self._store.is_refusal(error):
+                raise
+            if len(batch.records) > 1:  # each alone, from where the store stands
+                raise _Refused(len(batch.records), error) from error
+            why = f"the store refuses it: {error}"
+            self._write_down(_Batch(batch.records, unread=[(batch.records[0], why)], parts=batch.parts, moves=batch.moves))
+
+    def _write_down(self, batch: _Batch) -> None:
         """Everything in one transaction; the events last, since readers of the log wait for who has written to it."""
         now = self._now()
         events: Sequence[Envelope] = batch.events
         with self._store.transaction() as connection:
             unit = self._store.unit(connection)
             intake = unit.intake(self.name)
-            if left := intake.move([part.move(one) for one, part in batch.parts.items()]):
+            if left := intake.move(batch.moves):
                 raise PartitionTaken(f"{left[0][0]}/{left[0][1]} was read on by another process; this one begins anew from there")
-            intake.set_marks([row for part in batch.parts.values() for row in part.marks.changed()])
+            intake.set_marks(batch.marks)
             if batch.doubtful:
                 new = intake.unseen(list(batch.doubtful.values()))
                 events = [one for at, one in enumerate(events) if at not in batch.doubtful or batch.doubtful[at] in new]
@@ -365,19 +417,18 @@ class RunningIntake:
         self.taken += len(events)
         self.dropped += batch.dropped + len(batch.events) - len(events)
         self.unread += len(batch.unread)
-        for part in batch.parts.values():
-            part.written = part.next
 
     # -- now and then
 
     def _look(self, reader: Reader) -> bool:
         """Write down what others may want to know, and see what operators want; whether to begin anew for that."""
         self._looked = time.monotonic()
+        self._settle()
         if reader.trouble is not None:
             self._see_if_it_is_over(reader)
         for one, end in reader.ends(self._parts).items():
             self._parts[one].end = max(end, self._parts[one].next)
-        quiet = {one: part for one, part in self._parts.items() if part.written < part.next}
+        quiet = {one: part for one, part in self._parts.items() if part.handed < part.next}
         if quiet or self._told != self._given:
             self._note(quiet)
         control, offsets = self._store.query(lambda unit: (unit.control(), unit.intake(self.name).offsets()))
@@ -409,8 +460,6 @@ class RunningIntake:
         if left := self._store.write(note).result():
             raise PartitionTaken(f"{left[0][0]}/{left[0][1]} was read on by another process; this one begins anew from there")
         self._told = given
-        for part in quiet.values():
-            part.written = part.next
 
     def _try_again(self) -> None:
         """Dead letters that an operator wants to be read again."""

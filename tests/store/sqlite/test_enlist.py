@@ -490,7 +490,7 @@ def test_an_attached_copy_is_not_the_store(app: App, path: str, other: str) -> N
     conn.close()
 
 
-@pytest.mark.parametrize("tx", [object(), 1, "mine", b"own", [], sqlite3], ids=repr)
+@pytest.mark.parametrize("tx", [object(), 1, "mine", b"own", [], sqlite3], ids=lambda tx: type(tx).__name__)
 def test_what_is_no_transaction(app: App, tx: Any) -> None:
     with pytest.raises((UnsupportedTransaction, OutsideTransaction), match=r"tx="):
         app.publish(Placed(order=1), tx=tx)
