@@ -148,7 +148,8 @@ class Run:
     async def _through(self, harness: Harness, work: asyncio.Future[None]) -> None:
         while not work.done():
             dying = asyncio.ensure_future(self.dying.wait())
-            await asyncio.wait([work, dying], return_when=asyncio.FIRST_COMPLETED)
+            either: list[asyncio.Future[Any]] = [work, dying]
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
             dying.cancel()
             if self.dying.is_set():
                 self.dying.clear()
@@ -172,6 +173,7 @@ async def prove(plan: list[Group]) -> dict[str, Any]:
             if group.crash:
                 await harness.crash()
                 await run.restart(harness)
+        row = harness.saga("checkout", 1)
         for _ in range(40):
             row = harness.saga("checkout", 1)
             if row.state in ("completed", "compensated", "parked"):

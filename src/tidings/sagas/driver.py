@@ -39,6 +39,7 @@ class Driver:
         self.row = row
         self.hold = Hold(row.saga, row.key, row.worker or "", row.epoch)
         self.lapses = sagas.lapses
+        self.task: asyncio.Task[None] | None = None
         self._body: Body
         self._entries: list[Entry] = []
         self._arrived: list[tuple[int, str]] = []

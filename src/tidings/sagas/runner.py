@@ -261,9 +261,13 @@ class RunningSagas:
 
     def _drive(self, row: SagaRow) -> None:
         driver = Driver(self, self._definitions[row.saga, row.version], row)
+        for other in self.drivers:  # after a failover, an earlier hold of ours may be gone from the store
+            if (other.row.saga, other.row.key) == (row.saga, row.key) and other.task is not None:
+                other.task.cancel()
         self.drivers.add(driver)
         task = asyncio.get_running_loop().create_task(driver.run(), name=f"tidings-{row.saga}-{row.key}")
         self._tasks.add(task)
+        driver.task = task
 
         def ended(done: asyncio.Task[None]) -> None:
             full = len(self.drivers) >= AT_ONCE
