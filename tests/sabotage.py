@@ -997,10 +997,12 @@ LIST = (
     Sabotage(
         "a saga's step and its entry are one commit",
         "sagas/attempt.py",
-        "                if not self._record(self._store.unit(transaction.raw), hold, entry, outputs):\n                    raise _fenced(hold)\n"
+        "                if not self._record(self._store.unit(transaction.raw), hold, entry, outputs):\n"
+        "                    raise _fenced(hold)\n"
         "                transaction.told = bool(outputs)\n            return entry\n\n        future",
-        "                transaction.told = bool(outputs)\n            if not self._store.write(lambda unit: self._record(unit, hold, entry,"
-        " outputs)).result():\n                raise _fenced(hold)\n            return entry\n\n        future",
+        "                transaction.told = bool(outputs)\n"
+        "            if not self._store.write(lambda unit: self._record(unit, hold, entry, outputs)).result():\n"
+        "                raise _fenced(hold)\n            return entry\n\n        future",
         "tests/sagas/test_killed.py::test_a_saga_killed_at_every_point_ends_as_one_that_was_not[sqlite-forward]",
     ),
 )
