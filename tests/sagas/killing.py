@@ -14,6 +14,7 @@ import os
 import signal
 import sqlite3
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -37,28 +38,30 @@ class Charged(Event, key="order_id"):
 
 
 class Killer:
-    """Counts points, and kills the process at one of them."""
+    """Kills the process at a point: a name, and how often it was passed. Says which points were passed before."""
 
-    def __init__(self, at: int) -> None:
-        self.at, self.count, self.wrote = at, 0, False
+    def __init__(self, at: str | None) -> None:
+        self.at = at
+        self.passed: Counter[str] = Counter()
+        self.wrote: list[str] = []
 
     def point(self, name: str) -> None:
-        self.count += 1
-        if self.count == self.at:
-            os.write(1, f"{name}\n".encode())
+        self.passed[name] += 1
+        label = f"{name} {self.passed[name]}"
+        os.write(1, f"{label}\n".encode())
+        if label == self.at:
             os.kill(os.getpid(), signal.SIGKILL)
 
     def behind(self) -> None:
         """A commit is done."""
-        if self.wrote:
-            self.wrote = False
-            self.point("behind a commit")
+        while self.wrote:
+            self.point(f"behind {self.wrote.pop()}")
 
     def watch(self, app: App) -> None:
         def wrapped(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
             def call(unit: Any, *args: Any, **kwargs: Any) -> Any:
                 self.point(f"before {name}")
-                self.wrote = True
+                self.wrote.append(name)
                 return method(unit, *args, **kwargs)
 
             return call
@@ -185,20 +188,23 @@ def in_child(job: Callable[[], None]) -> tuple[int, str]:
 def main() -> None:
     url, folder, fails = sys.argv[1], Path(sys.argv[2]), sys.argv[3] == "back"
     in_child(lambda: prepare(url))
-    for order in range(1, 200):
-        assert in_child(lambda: asyncio.run(publish(shop(url, folder, fails, Killer(0)), order)))[0] == 0  # noqa: B023
+    points: list[str | None] = [None]
+    for order, at in enumerate(points, 1):  # the first one, which goes through, tells the others
+        assert in_child(lambda: asyncio.run(publish(shop(url, folder, fails, Killer(None)), order)))[0] == 0  # noqa: B023
 
         def killed() -> None:
-            killer = Killer(order)  # noqa: B023
+            killer = Killer(at)  # noqa: B023
             app = shop(url, folder, fails, killer)
             killer.watch(app)
             asyncio.run(work(app, order))  # noqa: B023
 
-        code, where = in_child(killed)
+        code, passed = in_child(killed)
+        if at is None:
+            points += passed.splitlines()
         if code != 0:
-            assert code == -signal.SIGKILL, (code, where)
-            assert in_child(lambda: asyncio.run(work(shop(url, folder, fails, Killer(0)), order)))[0] == 0  # noqa: B023
-        app = shop(url, folder, fails, Killer(0))
+            assert code == -signal.SIGKILL, (code, passed)
+            assert in_child(lambda: asyncio.run(work(shop(url, folder, fails, Killer(None)), order)))[0] == 0  # noqa: B023
+        app = shop(url, folder, fails, Killer(None))
         app.store.open_to_read()
         row = app.store.query(lambda unit: unit.sagas().row("checkout", str(order)))  # noqa: B023
         events = app.store.query(lambda unit: unit.select(limit=1000, types=["shop.Charged"], key=("order_id", str(order))))  # noqa: B023
@@ -206,12 +212,10 @@ def main() -> None:
         file = folder / f"{order}.txt"
         calls = sorted(set(file.read_text().splitlines())) if file.exists() else []
         found = {
-            "point": where, "state": row.state if row else None, "effects": rows(url, order), "events": len(events),
+            "point": at, "killed": code != 0, "state": row.state if row else None, "effects": rows(url, order), "events": len(events),
             "outside": [call.split()[0] for call in calls],
         }  # fmt: skip
         print(json.dumps(found), flush=True)
-        if code == 0:
-            return
 
 
 if __name__ == "__main__":
