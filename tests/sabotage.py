@@ -51,6 +51,9 @@ HISTORY = "tests/store/postgres/test_history.py::"
 PARTITIONS = "tests/store/postgres/test_partitions.py::"
 OUTBOX = "tests/relay/test_outbox.py::"
 CDC = "tests/relay/test_cdc.py::"
+SAGA = "tests/sagas/test_saga.py::test_"
+SAGA_STORE = "tests/sagas/test_store.py::test_"
+SAGA_BODY = "tests/sagas/test_body.py::test_"
 
 LIST = (
     # -- leases, epochs, lanes
@@ -863,6 +866,144 @@ LIST = (
         "claimed = mark.slot == self._slot",
         "claimed = True",
         CDC + "test_somebody_elses_slot_is_left_alone",
+    ),
+    # -- sagas
+    Sabotage(
+        "a saga's step is written only by who holds the instance",
+        "store/sagas.py",
+        'f" WHERE saga = ? AND key = ? AND worker = ? AND epoch = ?{still} {self._dialect.share}"',
+        'f" WHERE saga = ? AND key = ? AND (worker = ? OR true) AND (epoch = ? OR true){still} {self._dialect.share}"',
+        "tests/sagas/test_fencing.py::test_a_transaction_whose_instance_is_another_workers_leaves_nothing[sqlite]",
+    ),
+    Sabotage(
+        "a saga's frozen worker is fenced by the INSERT of its entry",
+        "store/sagas.py",
+        'f" WHERE saga = ? AND key = ? AND worker = ? AND epoch = ?{still} {self._dialect.share}"',
+        'f" WHERE saga = ? AND key = ? AND (true OR worker = ?) AND (true OR epoch = ?){still} {self._dialect.share}"',
+        SAGA_STORE + "an_earlier_hold_of_the_same_worker_is_not_a_later_one[sqlite]",
+    ),
+    Sabotage(
+        "a saga's claim raises the epoch",
+        "store/sagas.py",
+        "SET worker = ?, epoch = epoch + 1, due = NULL",
+        "SET worker = ?, epoch = epoch, due = NULL",
+        SAGA_STORE + "an_earlier_hold_of_the_same_worker_is_not_a_later_one[sqlite]",
+    ),
+    Sabotage(
+        "a saga whose step is being committed is not taken over",
+        "store/postgres/unit.py",
+        '"%s", "FOR SHARE", "FOR UPDATE SKIP LOCKED"',
+        '"%s", "", "FOR UPDATE SKIP LOCKED"',
+        SAGA_STORE + "nobody_takes_an_instance_whose_step_is_being_committed[postgres]",
+    ),
+    Sabotage(
+        "a saga's line is written once",
+        "store/sagas.py",
+        " WHERE tidings_saga_journal.state = 'retrying'",
+        "",
+        SAGA_STORE + "a_line_is_written_once_but_for_one_that_is_tried_again[sqlite]",
+    ),
+    Sabotage(
+        "an event that comes while a saga is let go of makes it due",
+        "store/sagas.py",
+        "due = CASE WHEN arrived <> CAST(? AS bigint)",
+        "due = CASE WHEN 1 = 0 AND arrived <> CAST(? AS bigint)",
+        SAGA_STORE + "an_event_that_comes_while_an_instance_is_let_go_of_makes_it_due[sqlite-0]",
+    ),
+    Sabotage(
+        "a saga's results are handed on in the order of the journal",
+        "sagas/journal.py",
+        "    for entry in entries:\n        if entry.kind",
+        "    for entry in sorted(entries, key=key_of):\n        if entry.kind",
+        SAGA_BODY + "results_are_handed_on_in_the_order_of_the_journal_one_by_one",
+    ),
+    Sabotage(
+        "a saga's body runs until it is quiet before the next result",
+        "sagas/body.py",
+        "            _settle(call, entry)\n        self.loop.run()",
+        "            _settle(call, entry)\n        if entry.seq != 1:\n            self.loop.run()",
+        SAGA_BODY + "results_are_handed_on_in_the_order_of_the_journal_one_by_one",
+    ),
+    Sabotage(
+        "a refused step of a saga is not undone",
+        "sagas/compensation.py",
+        'call.entry.state == "refused")',
+        'call.entry.state == "never")',
+        SAGA + "what_succeeded_or_is_unknown_is_undone_last_first_and_a_refusal_is_not[sqlite]",
+    ),
+    Sabotage(
+        "an unknown step of a saga is undone",
+        "sagas/compensation.py",
+        'not (call.entry is not None and call.entry.state == "refused")',
+        'call.entry is not None and call.entry.state == "done"',
+        SAGA + "what_succeeded_or_is_unknown_is_undone_last_first_and_a_refusal_is_not[sqlite]",
+    ),
+    Sabotage(
+        "a saga is undone last first",
+        "sagas/compensation.py",
+        "reverse=True",
+        "reverse=False",
+        SAGA_BODY + "the_last_that_ended_is_undone_first",
+    ),
+    Sabotage(
+        "a saga's steps have ended before it is undone",
+        "sagas/driver.py",
+        "        while self._running:  # a sibling",
+        "        while False:  # a sibling",
+        SAGA + "a_sibling_of_what_failed_ends_before_anything_is_undone[sqlite]",
+    ),
+    Sabotage(
+        "a saga is not called compensated when it isn't",
+        "sagas/driver.py",
+        '            if entry.state != "done":\n                assert',
+        "            if False:\n                assert",
+        SAGA + "an_undo_that_fails_is_stuck_after_five_times_goes_on_and_is_never_called_compensated[sqlite]",
+    ),
+    Sabotage(
+        "a saga has each event once",
+        "sagas/journal.py",
+        "if position not in taken and kind in call.types",
+        "if kind in call.types",
+        SAGA + "an_event_is_waited_for_also_if_it_came_before_and_each_is_had_once[sqlite]",
+    ),
+    Sabotage(
+        "a saga whose code doesn't fit is parked",
+        "sagas/journal.py",
+        "            raise _mismatch(body, entry)",
+        "            continue",
+        SAGA + "code_that_does_not_fit_the_journal_is_parked_by_name_and_goes_on_once_mended[sqlite]",
+    ),
+    Sabotage(
+        "a saga's arguments are those of the journal",
+        "sagas/journal.py",
+        "if call.digest != entry.digest:",
+        "if False:",
+        SAGA + "other_arguments_than_before_are_no_fit[sqlite]",
+    ),
+    Sabotage(
+        "a saga's body awaits nothing else",
+        "sagas/body.py",
+        '        self.refuse(f"{name}()")\n',
+        "        return lambda *args, **kwargs: 0.0\n",
+        SAGA + "awaiting_anything_else_names_the_line[sqlite-timeout]",
+    ),
+    Sabotage(
+        "a saga's step is guarded from ending its transaction",
+        "sagas/attempt.py",
+        "                with transaction.guard.closed(function.name):\n                    value = call()",
+        "                if True:\n                    value = call()",
+        SAGA + "a_step_that_ends_its_transaction_gets_an_error_and_counts_as_not_done[sqlite]",
+    ),
+    Sabotage(
+        "a saga's step and its entry are one commit",
+        "sagas/attempt.py",
+        "                if not self._record(self._store.unit(transaction.raw), hold, entry, outputs):\n"
+        "                    raise _fenced(hold)\n"
+        "                transaction.told = bool(outputs)\n            return entry\n\n        future",
+        "                transaction.told = bool(outputs)\n"
+        "            if not self._store.write(lambda unit: self._record(unit, hold, entry, outputs)).result():\n"
+        "                raise _fenced(hold)\n            return entry\n\n        future",
+        "tests/sagas/test_killed.py::test_a_saga_killed_at_every_point_ends_as_one_that_was_not[sqlite-forward]",
     ),
 )
 

@@ -13,16 +13,19 @@ from .brokers import broker_at
 from .brokers.port import Broker
 from .clock import Clock, SystemClock
 from .envelope import Envelope
-from .errors import ConfigurationError, StoreBusy, SubscriptionNameTaken
+from .errors import ConfigurationError, SagaDefinitionError, StoreBusy, SubscriptionNameTaken, UndecodableEvent
 from .event import EventType
 from .publish.publisher import Publisher
 from .publish.publishing import Publishing, Receipt
 from .relay.intake import Intake, RunningIntake
 from .relay.relay import Relay, RunningRelay
 from .retry import Retry
+from .sagas.runner import RunningSagas
+from .sagas.saga import Main, SagaDefinition, define
 from .store import store_at
 from .store.port import Scheduled, Store
 from .subscribe.backlog import Backlog
+from .subscribe.context import Context
 from .subscribe.handler import Decoded, Handler, tell_apart
 from .subscribe.middleware import Middleware, wrap
 from .subscribe.subscription import F, Given, Options, Subscription
@@ -96,6 +99,8 @@ class App:
         self.worker: Worker | None = None
         self.relay: RunningRelay | None = None
         self.intake: RunningIntake | None = None
+        self.sagas: RunningSagas | None = None
+        self._sagas: dict[tuple[str, int], SagaDefinition] = {}
         self._relay_options = Relay() if relay is True else relay or None
         self._intake_options = Intake() if intake is True else intake or None
         self.use_store(self.store, transactions)
@@ -289,6 +294,67 @@ class App:
 
         return mark
 
+    def saga(
+        self, start: type, *, version: int = 1, name: str | None = None, waits: Sequence[type] = ()
+    ) -> Callable[[Main], Main]:  # fmt: skip
+        """The decorated ``async def`` is a saga: a process of its own for each key of ``start``, begun by that event.
+
+        Args:
+            version: of the code. Several of one name may stand side by side: instances go on with the one that they began with, new ones
+                begin with the highest.
+            name: the function's unless given. Its subscription has the same.
+            waits: the classes of events that it may wait for. They are kept for an instance from its start.
+
+        Raises:
+            SagaDefinitionError, SubscriptionNameTaken
+        """
+
+        def mark(main: Main) -> Main:
+            definition = define(name, version, main, self.type_of(start), [self.type_of(one) for one in waits])
+            others = [one for one in self._sagas.values() if one.name == definition.name]
+            if any(one.version == version or one.start.name != definition.start.name for one in others):
+                raise SagaDefinitionError(
+                    f"the app {self.name!r} has a saga {definition.name!r} of version {version}, or one that another event starts: give"
+                    " this one another version or name",
+                    saga=definition.name,
+                )
+            if others:
+                reader = self.subscriptions[definition.name]
+            else:
+                retry = Retry(attempts=1_000_000, most=30.0, give_up_on=(UndecodableEvent,))
+                reader = self.subscription(definition.name, retry=retry)
+                reader.on(start)(self._starting(definition.name))
+            for one in waits:
+                if self.type_of(one).name not in reader.handlers:
+                    reader.on(one)(self._arriving(definition.name))
+            self._sagas[definition.name, version] = definition
+            return main
+
+        return mark
+
+    def _starting(self, name: str) -> Callable[[Any, Context], Awaitable[None]]:
+        """What a saga's subscription does with the event that starts it: a row, once; doing so again is harmless."""
+
+        async def start(event: Any, ctx: Context) -> None:
+            version = max(number for saga, number in self._sagas if saga == name)
+            envelope, now = ctx.envelope, int(self.clock.time() * 1_000_000)
+            await asyncio.wrap_future(self.store.write(lambda unit: unit.sagas().start(name, version, self.name, envelope, now)))
+            if self.sagas is not None:
+                self.sagas.hurry()
+
+        return start
+
+    def _arriving(self, name: str) -> Callable[[Any, Context], Awaitable[None]]:
+        """The same with events that it may wait for."""
+
+        async def arrive(event: Any, ctx: Context) -> None:
+            envelope, now = ctx.envelope, int(self.clock.time() * 1_000_000)
+            await asyncio.wrap_future(self.store.write(lambda unit: unit.sagas().deliver(name, envelope, now)))
+            if self.sagas is not None:
+                self.sagas.hurry()
+
+        return arrive
+
     def provide(self, wanted: type[T], value: T | Callable[[], T]) -> None:
         """Handlers that ask for ``wanted`` by type get ``value``; if it is a function, what it returns at each call."""
         self._provided[wanted] = value
@@ -347,6 +413,8 @@ class App:
         self.open()
         if self.broker is not None and self._relay_options is not None:
             self.relay = RunningRelay(self._relay_options, self.name, self.store, self.broker)
+        if self._sagas:
+            self.sagas = RunningSagas(self._sagas, self.name, self.store, self._transactions, self._publisher, self.type_of)
         worker = Worker(
             self.name,
             list(self.subscriptions.values()),
@@ -354,9 +422,11 @@ class App:
             self._publisher,
             self._transactions,
             clock=self.clock,
-            sharers=[] if self.relay is None else [self.relay],
+            sharers=[one for one in (self.relay, self.sagas) if one is not None],
             **self._worker_options,
         )
+        if self.sagas is not None:
+            self.sagas.changed = worker.settled.set
         try:
             await worker.start()
             await self._start_intake(worker)
@@ -391,7 +461,7 @@ class App:
         worker, self.worker = self.worker, None
         if worker is not None:
             await worker.stop()
-        self.relay = None
+        self.relay = self.sagas = None
         if self.broker is not None and self._closes_broker:
             self.broker.close()
         await asyncio.get_running_loop().run_in_executor(None, self.close)

@@ -4,6 +4,7 @@
     ├── ConfigurationError         a declaration that can't work; raised while the program starts
     │   ├── EventDefinitionError       an event class without a usable key, type or version
     │   ├── HandlerDefinitionError     a handler whose signature or options can't be served
+    │   ├── SagaDefinitionError        a saga, step or undo that can't be run as it is written
     │   └── SubscriptionNameTaken      two subscriptions of one name
     ├── PublishError               nothing was written by this publish
     │   ├── OutsideTransaction         no transaction was given, or the one given isn't open
@@ -32,7 +33,13 @@
     │   ├── TransactionEnded           the handler ended the transaction it was given
     │   ├── WorkerDied                 the process died while it handled this event alone
     │   └── Fenced                     another worker holds the lane now; nothing was written
-    └── NotFound                   no such subscription, dead letter or scheduled event
+    ├── SagaError                  about one instance of a saga
+    │   ├── Refused                    a step's business refusal: it is not tried again, and not undone
+    │   ├── StepFailed                 a step used up its attempts
+    │   ├── NotInTime                  no event came within the time given
+    │   ├── JournalMismatch            the code does something else than the journal says it did
+    │   └── ForeignAwait               the body awaits what is no call of its saga
+    └── NotFound                   no such subscription, dead letter, scheduled event or saga
 
 Errors carry their facts as attributes, so that a program needs no parsing.
 """
@@ -62,6 +69,10 @@ class EventDefinitionError(ConfigurationError):
 
 class HandlerDefinitionError(ConfigurationError):
     """A handler whose signature or options can't be served."""
+
+
+class SagaDefinitionError(ConfigurationError):
+    """A saga, a step or an undo that can't be run as it is written."""
 
 
 class SubscriptionNameTaken(ConfigurationError):
@@ -176,5 +187,29 @@ class Fenced(HandlingError):
     """Another worker holds the lane now; nothing was written."""
 
 
+class SagaError(TidingsError):
+    """About one instance of a saga."""
+
+
+class Refused(SagaError):
+    """For steps to raise: the business says no. It is not tried again, and nothing of that step is to be undone."""
+
+
+class StepFailed(SagaError):
+    """A step used up its attempts, and nobody knows whether it happened. ``step``, ``error``."""
+
+
+class NotInTime(SagaError):
+    """No event that the saga waited for came within the time given."""
+
+
+class JournalMismatch(SagaError):
+    """The code does something else than the journal says it did. ``step``, ``line``. The instance is parked until the code is mended."""
+
+
+class ForeignAwait(SagaError):
+    """A saga's body awaits what is no call of its saga. ``line``. The instance is parked until the code is mended."""
+
+
 class NotFound(TidingsError):
-    """No subscription, dead letter or scheduled event of that name."""
+    """No subscription, dead letter, scheduled event or saga of that name."""

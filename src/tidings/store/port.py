@@ -29,6 +29,7 @@ from typing import Any, Protocol, TypeVar
 from ..clock import Clock
 from ..envelope import Envelope
 from .intakes import IntakeRow, IntakeUnit
+from .sagas import SagaUnit
 from .writer import Writer
 
 T = TypeVar("T")
@@ -353,6 +354,8 @@ class Unit(Protocol):
     # -- what comes in from a broker
     def intake(self, name: str) -> IntakeUnit: ...
     def intakes(self) -> list[IntakeRow]: ...
+    # -- long processes
+    def sagas(self) -> SagaUnit: ...
     # -- a log that went back in time
     def passed(self) -> int:
         """The highest position that any subscription has seen."""

@@ -28,8 +28,10 @@ from ..clock import Clock, ManualClock
 from ..envelope import Envelope
 from ..errors import ConfigurationError, NotFound, TidingsError
 from ..publish.publishing import Receipt
+from ..sagas.runner import RunningSagas
 from ..store import store_at
 from ..store.port import Parked, Scheduled, Store, Unit
+from ..store.sagas import SagaRow
 from ..subscribe.context import Context
 from ..subscribe.middleware import Call as HandlerCall
 from ..subscribe.subscription import Subscription
@@ -226,6 +228,7 @@ class Harness:
         """How much work is left to do without time passing, by the name of the subscription; those without any are left out."""
         runners = {name: runner for worker in self._workers() if worker.outstanding() for name, runner in worker.runners.items()}
         counts = {name: runner.outstanding() for name, runner in runners.items() if runner.held_lanes()}
+        counts |= {sagas.name: sagas.outstanding() for sagas in self._sagas()}
         return {name: count for name, count in counts.items() if count}
 
     async def advance(self, seconds: float | timedelta) -> None:
@@ -262,13 +265,14 @@ class Harness:
         now = int(self.clock.time() * 1_000_000)
         scheduled = self.store.query(lambda unit: unit.next_due())
         times = [row.due for row in self._parked(("retry",))] + ([scheduled] if scheduled is not None else [])
+        times += [due for sagas in self._sagas() if (due := sagas.next_due()) is not None]
         ahead = [time for time in times if time > now]
         return min(ahead) / 1e6 if ahead else None
 
     async def crash(self, app: App | None = None) -> None:
         """End an app's worker as SIGKILL would: nothing more is written, its lease has to run out. The first app unless given."""
         app = app or self.apps[0]
-        worker, app.worker = app.worker, None
+        worker, app.worker, app.sagas = app.worker, None, None
         if worker is None:
             raise ConfigurationError(f"the app {app.name!r} isn't running, so it can't crash")
         await worker.crash()
@@ -336,10 +340,24 @@ class Harness:
         """What will be published later, the next first."""
         return self.store.query(lambda unit: unit.scheduled())
 
+    def saga(self, name: str, key: object) -> SagaRow:
+        """How an instance stands. ``state`` is running, waiting, compensating, stuck, parked, completed or compensated.
+
+        Raises:
+            NotFound: it hasn't begun.
+        """
+        row = self.store.query(lambda unit: unit.sagas().row(name, str(key)))
+        if row is None:
+            raise NotFound(f"there is no saga {name!r} of key {key!r} yet")
+        return row
+
     # -- inside
 
     def _workers(self) -> list[Worker]:
         return [app.worker for app in self.apps if app.worker is not None]
+
+    def _sagas(self) -> list[RunningSagas]:
+        return [app.sagas for app in self.apps if app.worker is not None and app.sagas is not None]
 
     def _parked(self, states: tuple[Literal["retry", "waiting", "dead"], ...] = ()) -> list[Parked]:
         return self.store.query(lambda unit: unit.parked(None, states, 1_000_000))

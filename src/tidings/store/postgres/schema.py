@@ -231,6 +231,91 @@ CREATE TABLE tidings_window (
 ALTER TABLE tidings_subscriptions ADD COLUMN lapse text, ADD COLUMN lapsed bigint[];
 """,
     ),
+    (
+        6,
+        "sagas",
+        """
+-- Instances of sagas, one for each key. state, since when; due: when somebody should look at it (NULL: an event will tell, or a worker has
+-- it); worker, epoch: who has it; arrived: how many events came for it; waits: JSON list of what it waits for; then the event that
+-- started it.
+CREATE TABLE tidings_sagas (
+    saga            text NOT NULL,
+    version         integer NOT NULL,
+    app             text NOT NULL,
+    state           text NOT NULL,
+    since           bigint NOT NULL,
+    started         bigint NOT NULL,
+    due             bigint,
+    worker          text,
+    epoch           bigint NOT NULL,
+    arrived         bigint NOT NULL,
+    waits           text,
+    error           text,
+    position        bigint NOT NULL,
+    lane            integer NOT NULL,
+    topic           text NOT NULL,
+    type            text NOT NULL,
+    version_        integer NOT NULL,
+    key_name        text NOT NULL,
+    key             text NOT NULL,
+    event_id        text NOT NULL,
+    time            bigint NOT NULL,
+    source          text NOT NULL,
+    data            bytea NOT NULL,
+    correlation_id  text NOT NULL,
+    causation_id    text,
+    traceparent     text,
+    headers         text,
+    PRIMARY KEY (saga, key)
+);
+CREATE INDEX tidings_sagas_due ON tidings_sagas (due) WHERE due IS NOT NULL AND worker IS NULL;
+CREATE INDEX tidings_sagas_worker ON tidings_sagas (worker) WHERE worker IS NOT NULL;
+
+-- What became of each call of an instance (kind: step, undo, sleep, wait), by branch, name and counter. seq: the order in which results
+-- were handed on; result: JSON; digest: of the arguments.
+CREATE TABLE tidings_saga_journal (
+    saga      text NOT NULL,
+    key       text NOT NULL,
+    kind      text NOT NULL,
+    branch    text NOT NULL,
+    step      text NOT NULL,
+    number    integer NOT NULL,
+    seq       bigint,
+    state     text NOT NULL,
+    result    text,
+    error     text,
+    attempts  integer NOT NULL,
+    started   bigint NOT NULL,
+    ended     bigint NOT NULL,
+    due       bigint,
+    digest    text,
+    PRIMARY KEY (saga, key, kind, branch, step, number)
+);
+
+-- Events that came for an instance, until it is closed.
+CREATE TABLE tidings_saga_events (
+    saga      text NOT NULL,
+    key       text NOT NULL,
+    position  bigint NOT NULL,
+    type      text NOT NULL,
+    version   integer NOT NULL,
+    time      bigint NOT NULL,
+    data      bytea NOT NULL,
+    PRIMARY KEY (saga, key, position)
+);
+
+-- Who intervened, and why.
+CREATE TABLE tidings_saga_actions (
+    saga    text NOT NULL,
+    key     text NOT NULL,
+    time    bigint NOT NULL,
+    actor   text NOT NULL,
+    action  text NOT NULL,
+    reason  text NOT NULL
+);
+CREATE INDEX tidings_saga_actions_key ON tidings_saga_actions (saga, key);
+""",
+    ),
 )
 
 NEWEST = MIGRATIONS[-1][0]

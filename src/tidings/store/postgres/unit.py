@@ -11,6 +11,7 @@ from ...envelope import LANES, Envelope
 from ...errors import SubscriptionNameTaken, TransactionEnded
 from ..intakes import IntakeRow
 from ..port import Behind, FailedAttempt, KeyState, Lane, Parked, Scheduled, SubscriptionRow, WorkerRow
+from ..sagas import Dialect, SagaUnit
 from . import partitions
 from .bulk import arrays, insert_many
 from .intakes import PostgresIntake, intakes
@@ -603,6 +604,12 @@ class PostgresUnit:
 
     def intakes(self) -> list[IntakeRow]:
         return intakes(self._conn)
+
+    # -- sagas
+
+    def sagas(self) -> SagaUnit:
+        living = f"SELECT worker FROM tidings_workers WHERE until > {_CLOCK}"
+        return SagaUnit(self._conn, Dialect("%s", "FOR SHARE", "FOR UPDATE SKIP LOCKED", living, (self._seconds(),)))
 
     # -- a log that went back in time
 

@@ -202,6 +202,91 @@ ALTER TABLE tidings_subscriptions ADD COLUMN lapse TEXT;
 ALTER TABLE tidings_subscriptions ADD COLUMN lapsed TEXT;
 """,
     ),
+    (
+        7,
+        "sagas",
+        """
+-- Instances of sagas, one for each key. state, since when; due: when somebody should look at it (NULL: an event will tell, or a worker has
+-- it); worker, epoch: who has it; arrived: how many events came for it; waits: JSON list of what it waits for; then the event that
+-- started it.
+CREATE TABLE tidings_sagas (
+    saga            TEXT NOT NULL,
+    version         INTEGER NOT NULL,
+    app             TEXT NOT NULL,
+    state           TEXT NOT NULL,
+    since           INTEGER NOT NULL,
+    started         INTEGER NOT NULL,
+    due             INTEGER,
+    worker          TEXT,
+    epoch           INTEGER NOT NULL,
+    arrived         INTEGER NOT NULL,
+    waits           TEXT,
+    error           TEXT,
+    position        INTEGER NOT NULL,
+    lane            INTEGER NOT NULL,
+    topic           TEXT NOT NULL,
+    type            TEXT NOT NULL,
+    version_        INTEGER NOT NULL,
+    key_name        TEXT NOT NULL,
+    key             TEXT NOT NULL,
+    event_id        TEXT NOT NULL,
+    time            INTEGER NOT NULL,
+    source          TEXT NOT NULL,
+    data            BLOB NOT NULL,
+    correlation_id  TEXT NOT NULL,
+    causation_id    TEXT,
+    traceparent     TEXT,
+    headers         TEXT,
+    PRIMARY KEY (saga, key)
+) WITHOUT ROWID;
+CREATE INDEX tidings_sagas_due ON tidings_sagas (due) WHERE due IS NOT NULL AND worker IS NULL;
+CREATE INDEX tidings_sagas_worker ON tidings_sagas (worker) WHERE worker IS NOT NULL;
+
+-- What became of each call of an instance (kind: step, undo, sleep, wait), by branch, name and counter. seq: the order in which results
+-- were handed on; result: JSON; digest: of the arguments.
+CREATE TABLE tidings_saga_journal (
+    saga      TEXT NOT NULL,
+    key       TEXT NOT NULL,
+    kind      TEXT NOT NULL,
+    branch    TEXT NOT NULL,
+    step      TEXT NOT NULL,
+    number    INTEGER NOT NULL,
+    seq       INTEGER,
+    state     TEXT NOT NULL,
+    result    TEXT,
+    error     TEXT,
+    attempts  INTEGER NOT NULL,
+    started   INTEGER NOT NULL,
+    ended     INTEGER NOT NULL,
+    due       INTEGER,
+    digest    TEXT,
+    PRIMARY KEY (saga, key, kind, branch, step, number)
+) WITHOUT ROWID;
+
+-- Events that came for an instance, until it is closed.
+CREATE TABLE tidings_saga_events (
+    saga      TEXT NOT NULL,
+    key       TEXT NOT NULL,
+    position  INTEGER NOT NULL,
+    type      TEXT NOT NULL,
+    version   INTEGER NOT NULL,
+    time      INTEGER NOT NULL,
+    data      BLOB NOT NULL,
+    PRIMARY KEY (saga, key, position)
+) WITHOUT ROWID;
+
+-- Who intervened, and why.
+CREATE TABLE tidings_saga_actions (
+    saga    TEXT NOT NULL,
+    key     TEXT NOT NULL,
+    time    INTEGER NOT NULL,
+    actor   TEXT NOT NULL,
+    action  TEXT NOT NULL,
+    reason  TEXT NOT NULL
+);
+CREATE INDEX tidings_saga_actions_key ON tidings_saga_actions (saga, key);
+""",
+    ),
 )
 
 NEWEST = MIGRATIONS[-1][0]

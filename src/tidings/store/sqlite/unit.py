@@ -13,6 +13,7 @@ from ...envelope import LANES, Envelope
 from ...errors import SubscriptionNameTaken
 from ..intakes import IntakeRow
 from ..port import Behind, FailedAttempt, KeyState, Lane, Parked, Scheduled, SubscriptionRow, WorkerRow
+from ..sagas import Dialect, SagaUnit
 from . import schema, search
 from .intakes import SQLiteIntake, intakes
 
@@ -545,6 +546,13 @@ class SQLiteUnit:
 
     def intakes(self) -> list[IntakeRow]:
         return intakes(self._conn)
+
+    # -- sagas
+
+    def sagas(self) -> SagaUnit:
+        """Transactions that write come one after another, so nothing there needs a lock."""
+        living = "SELECT worker FROM tidings_workers WHERE boot = ? AND until > ?"
+        return SagaUnit(self._conn, Dialect("?", "", "", living, (self._boot, self._clock.monotonic())))
 
     # -- a log that went back in time
 

@@ -1,0 +1,39 @@
+"""What is to be undone, in which order, and when: functions of values."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+
+from ..retry import Retry
+from .body import Call
+
+STUCK_AFTER = 5
+"""An undo that has failed so often is shown as ``stuck``. It is tried again all the same."""
+
+AGAIN = Retry(attempts=2**62, first=1.0, most=300.0)
+"""How an undo is tried again: without end."""
+
+
+def due(calls: Iterable[Call]) -> list[Call]:
+    """Steps to be undone, the last first: those that succeeded, and those of which nobody knows (no attempts left, or no word of it).
+
+    A refusal alone says that nothing happened. Steps that were under way in parallel go by when they ended; unknown ones were the last.
+    """
+    found = [
+        (call.entry.seq if call.entry is not None and call.entry.seq is not None else 2**62, number, call)
+        for number, call in enumerate(calls)
+        if call.undo is not None and call.key[0] == "step" and not (call.entry is not None and call.entry.state == "refused")
+    ]
+    return [call for _, _, call in sorted(found, key=lambda one: one[:2], reverse=True)]
+
+
+def state_after(attempts: int) -> str:
+    """Of a saga whose undo has failed so often."""
+    return "stuck" if attempts >= STUCK_AFTER else "compensating"
+
+
+def delay(attempts: int, error: BaseException, rng: random.Random) -> float:
+    """Seconds until an undo is tried again."""
+    found = AGAIN.delay(attempts, error, rng)
+    return AGAIN.most if found is None else found

@@ -1,0 +1,296 @@
+"""An app's sagas in one process: instances that are due are taken from the store and driven, as many at a time as there is room for.
+
+It is one more of those that share a worker's lease (``Beside``), without lanes: each instance's row says who has it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from ..clock import Clock, SystemClock
+from ..errors import Fenced, StoreError
+from ..event import EventType
+from ..store.port import KeyState, Lane
+from ..store.sagas import Hold, SagaRow
+from .attempt import Attempts, StoreTrouble
+from .driver import Driver
+from .saga import SagaDefinition
+
+if TYPE_CHECKING:
+    from ..publish.publisher import Publisher
+    from ..store.port import SomeTransactions, Store, Unit
+
+T = TypeVar("T")
+log = logging.getLogger("tidings.sagas")
+
+AT_ONCE = 64
+"""Instances that one worker drives at the same time; what waits takes no place."""
+LOOK_SECONDS = 2.0
+"""The store is asked this often for what is due, or whose worker died, when nothing else tells."""
+PAUSE_SECONDS = 0.25
+"""After commits of others it is asked no more often than this."""
+
+
+class RunningSagas:
+    """See the module. On the worker's loop.
+
+    Attributes:
+        drivers: instances in hand. changed: called when something has ended. lapses: how often the worker's lease was over.
+    """
+
+    def __init__(
+        self,
+        definitions: Mapping[tuple[str, int], SagaDefinition],
+        app: str,
+        store: Store,
+        transactions: SomeTransactions,
+        publisher: Publisher,
+        type_of: Callable[[type], EventType],
+    ) -> None:
+        self.name = f"sagas-{app}"
+        self.groups = self.most_groups = 1
+        self.trouble: str | None = None
+        self.type_of = type_of
+        self.rng = random.Random()
+        self.attempts = Attempts(store, transactions, publisher)
+        self.drivers: set[Driver] = set()
+        self.changed: Callable[[], None] = lambda: None
+        self.stopping = False
+        self._definitions = dict(definitions)
+        self._known = tuple(definitions)
+        self._store = store
+        self._clock: Clock = store.clock
+        self._manual = not isinstance(store.clock, SystemClock)
+        self._worker = ""
+        self._until = 0.0
+        self._renewed = asyncio.Event()
+        self.lapses = 0
+        self._wanted = asyncio.Event()
+        self._looking = False
+        self._next: int | None = None
+        self._unfreed: list[Hold] = []
+        self._control: str | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._sweeper: asyncio.Task[None] | None = None
+        self._reached_head: Callable[[], None] = lambda: None
+        self._later: asyncio.TimerHandle | None = None
+        self._looked = 0.0
+        self._pause = LOOK_SECONDS
+
+    # -- what the worker tells (Beside)
+
+    def register(self, unit: Unit, app: str, now: int) -> None:
+        unit.sagas().unpark(self._known, now)
+
+    def noted(self, facts: Mapping[str, str]) -> None:
+        if facts.get("control") != self._control:
+            self._control = facts.get("control")
+            self.hurry()
+
+    def start(self, worker: str, lease: float, reached_head: Callable[[], None]) -> None:
+        self._worker, self._reached_head = worker, reached_head
+        self._until = self._clock.monotonic() + lease
+        self._pause = min(LOOK_SECONDS, lease / 3)
+        self._sweeper = asyncio.get_running_loop().create_task(self._sweep(), name="tidings-sagas")
+        self.hurry()
+
+    @property
+    def in_flight(self) -> int:
+        return len(self.drivers)
+
+    def held_lanes(self) -> Sequence[Any]:
+        return ()
+
+    def take(self, lanes: Sequence[Lane], keys: Sequence[KeyState]) -> None: ...
+    def drop(self, lane: Any) -> None: ...
+    def give_back(self, lanes: set[int]) -> None: ...
+    def busy_lanes(self) -> Collection[int]:
+        return ()
+
+    def release(self, unit: Unit, lanes: Collection[int]) -> None: ...
+    def pause(self, paused: bool) -> None: ...
+    def regroup(self, groups: int) -> None: ...
+    def look_again(self) -> None: ...
+
+    def leased(self, until: float) -> None:
+        self.lapses += self._clock.monotonic() > self._until
+        self._until = until
+        self._renewed.set()
+
+    def prolonged(self, until: float) -> None:
+        self.leased(until)
+
+    def wake(self) -> None:
+        """Somebody has committed something; it may be an event for an instance that we can take."""
+        self._reached_head()
+        loop = asyncio.get_running_loop()
+        if self._manual:
+            self.hurry()
+        elif self._later is None:
+            self._later = loop.call_at(max(loop.time(), self._looked + PAUSE_SECONDS), self._look_now)
+
+    def _look_now(self) -> None:
+        self._later = None
+        self.hurry()
+
+    async def drain(self) -> None:
+        self.stopping = True
+        self._wanted.set()
+        while self._tasks:
+            await asyncio.wait(set(self._tasks))
+
+    async def close(self) -> None:
+        self.kill()
+        await asyncio.gather(*self._tasks, *([self._sweeper] if self._sweeper else []), return_exceptions=True)
+        self.attempts.close()
+
+    def kill(self) -> None:
+        self.stopping = True
+        if self._later is not None:
+            self._later.cancel()
+        for task in (*self._tasks, *([self._sweeper] if self._sweeper else [])):
+            task.cancel()
+
+    # -- what drivers need
+
+    def now(self) -> int:
+        return int(self._clock.time() * 1_000_000)
+
+    async def query(self, job: Callable[[Any], T]) -> T:
+        try:
+            return await asyncio.get_running_loop().run_in_executor(None, self._store.query, job)
+        except StoreError as error:
+            raise StoreTrouble(str(error)) from error
+
+    async def write(self, job: Callable[[Unit], T]) -> T:
+        try:
+            return await asyncio.wrap_future(self._store.write(job))
+        except StoreError as error:
+            raise StoreTrouble(str(error)) from error
+
+    async def owned(self, driver: Driver) -> None:
+        """Return when the worker's lease lasts. If it did not for a while, see that the instance is still ours.
+
+        Raises:
+            Fenced
+        """
+        while self._clock.monotonic() > self._until:
+            self._renewed.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(1.0):
+                    await self._renewed.wait()
+        if driver.lapses != self.lapses:
+            hold, driver.lapses = driver.hold, self.lapses
+            held = await self.query(lambda unit: unit.sagas().held(self._worker))
+            if (hold.saga, hold.key, hold.epoch) not in held:
+                raise Fenced(f"another worker holds {hold.saga} {hold.key} now; nothing was written")
+
+    async def free(self, hold: Hold, seconds: float) -> None:
+        """Let whoever wants take it after a while, as it is."""
+        due = self.now() + int(seconds * 1_000_000)
+        self.expect(due)
+        try:
+            await self.write(lambda unit: unit.sagas().free(hold, due))
+        except StoreTrouble:
+            self._unfreed.append(hold)
+
+    def expect(self, due: int | None) -> None:
+        """Something will be due then; None: it may be now."""
+        if due is None or self._next is None or due < self._next:
+            self._next = due if due is not None else self._next
+            self.hurry()
+
+    def hurry(self) -> None:
+        """Look now."""
+        self._wanted.set()
+        self.changed()
+
+    # -- taking what is due
+
+    async def _sweep(self) -> None:
+        loop = asyncio.get_running_loop()
+        while not self.stopping:
+            self._wanted.clear()
+            self._looking = True
+            try:
+                await self._look()
+                self.trouble = None
+            except StoreTrouble as error:
+                self.trouble = f"sagas that are due can't be looked for: {error}"
+                log.warning("%s", self.trouble)
+            self._looking = False
+            self._looked = loop.time()
+            self._reached_head()
+            self.changed()
+            pause = self._pause
+            if self._next is not None and len(self.drivers) < AT_ONCE:
+                pause = min(pause, max(0.001, (self._next - self.now()) / 1e6 + 0.001))
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await self._wanted.wait()
+
+    async def _look(self) -> None:
+        if self._clock.monotonic() > self._until:
+            return
+        for hold in list(self._unfreed):
+            self._unfreed.remove(hold)
+            await self.free(hold, 0.0)
+        while (room := AT_ONCE - len(self.drivers)) > 0:
+            now = self.now()
+            found, self._next = await self.query(partial(self._ask, now=now))
+            if not found:
+                return
+            rows = await self.write(partial(self._claim, now=now, room=room))
+            if not rows:  # somebody else was quicker
+                self._next = None
+                return
+            for row in rows:
+                self._drive(row)
+
+    def _ask(self, unit: Unit, now: int) -> tuple[bool, int | None]:
+        return unit.sagas().look(self._known, now)
+
+    def _claim(self, unit: Unit, now: int, room: int) -> list[SagaRow]:
+        return unit.sagas().claim(self._known, self._worker, now, room)
+
+    def _drive(self, row: SagaRow) -> None:
+        driver = Driver(self, self._definitions[row.saga, row.version], row)
+        for other in self.drivers:  # after a failover, an earlier hold of ours may be gone from the store
+            if (other.row.saga, other.row.key) == (row.saga, row.key) and other.task is not None:
+                other.task.cancel()
+        self.drivers.add(driver)
+        task = asyncio.get_running_loop().create_task(driver.run(), name=f"tidings-{row.saga}-{row.key}")
+        self._tasks.add(task)
+        driver.task = task
+
+        def ended(done: asyncio.Task[None]) -> None:
+            full = len(self.drivers) >= AT_ONCE
+            self._tasks.discard(done)
+            self.drivers.discard(driver)
+            if not done.cancelled() and (error := done.exception()) is not None:
+                log.error("%s %s: %s", row.saga, row.key, error)
+                self._unfreed.append(driver.hold)
+            if full:
+                self.hurry()
+            self.changed()
+
+        task.add_done_callback(ended)
+
+    # -- for tests that settle by counting
+
+    def outstanding(self) -> int:
+        """Work that will happen without time passing."""
+        if self.stopping:
+            return 0
+        due = self._store.query(lambda unit: unit.sagas().look(self._known, self.now()))[0]
+        return len(self.drivers) + bool(due) + self._wanted.is_set() + self._looking
+
+    def next_due(self) -> int | None:
+        """Microseconds since 1970."""
+        return self._store.query(lambda unit: unit.sagas().look(self._known, self.now()))[1]

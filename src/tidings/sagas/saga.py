@@ -1,0 +1,175 @@
+"""A saga as its author sees it: the declaration, and what its body may call."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import uuid
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
+from typing import Any, TypeVar, overload
+
+import msgspec
+
+from ..errors import SagaDefinitionError
+from ..event import EventType
+from ..retry import Retry
+from .body import Body
+from .step import Function, encode
+
+T = TypeVar("T")
+E = TypeVar("E")
+Main = Callable[[Any, "Saga"], Coroutine[Any, Any, Any]]
+
+
+@dataclass(slots=True)
+class SagaDefinition:
+    """A body, the event that starts it, and those that it may wait for, by type name."""
+
+    name: str
+    version: int
+    main: Main
+    start: EventType
+    waits: dict[str, EventType] = field(default_factory=dict)
+
+
+def define(name: str | None, version: int, main: Main, start: EventType, waits: Sequence[EventType]) -> SagaDefinition:
+    """Check a declaration.
+
+    Raises:
+        SagaDefinitionError
+    """
+    name = name or str(getattr(main, "__name__", ""))
+    if not inspect.iscoroutinefunction(main):
+        raise SagaDefinitionError(f"the saga {name!r} must be `async def`: it awaits its steps", saga=name)
+    if len(inspect.signature(main).parameters) != 2:
+        raise SagaDefinitionError(
+            f"the saga {name!r} takes the event that starts it and the Saga: async def {name}(event, saga)", saga=name
+        )
+    if type(version) is not int or version < 1:
+        raise SagaDefinitionError(f"the saga {name!r}: version={version!r} must be a whole number from 1", saga=name)
+    if start.key_name is None:
+        raise SagaDefinitionError(f"the saga {name!r} is one for each key, and {start.name} has none", saga=name)
+    for waited in waits:
+        if waited.key_name != start.key_name:
+            raise SagaDefinitionError(
+                f"the saga {name!r} is one for each {start.key_name}, and {waited.name} has {waited.key_name or 'no key'} instead: an event"
+                " that it waits for must have its key",
+                saga=name,
+            )
+        if waited.name == start.name:
+            raise SagaDefinitionError(f"the saga {name!r} is started by {start.name}, so it can't wait for it too", saga=name)
+    return SagaDefinition(name, version, main, start, {waited.name: waited for waited in waits})
+
+
+@lru_cache(maxsize=4096)
+def _function(fn: Callable[..., Any], what: str) -> Function:
+    return Function(fn, what)
+
+
+class Saga:
+    """What a saga's body may call. Everything else that touches the world belongs into a step.
+
+    Attributes:
+        key: of the instance, as text. name: the saga's.
+    """
+
+    def __init__(self, definition: SagaDefinition, key: str, body: Body, type_of: Callable[[type], EventType]) -> None:
+        self.name = definition.name
+        self.key = key
+        self._waits = definition.waits
+        self._body = body
+        self._type_of = type_of
+
+    @overload
+    async def step(
+        self, fn: Callable[..., Coroutine[Any, Any, T]], /, *args: Any, undo: Callable[..., Any] | None = None, retry: Retry | None = None,
+        timeout: float | None = None, **kwargs: Any,
+    ) -> T: ...  # fmt: skip
+    @overload
+    async def step(
+        self, fn: Callable[..., T], /, *args: Any, undo: Callable[..., Any] | None = None, retry: Retry | None = None,
+        timeout: float | None = None, **kwargs: Any,
+    ) -> T: ...  # fmt: skip
+    async def step(
+        self, fn: Callable[..., Any], /, *args: Any, undo: Callable[..., Any] | None = None, retry: Retry | None = None,
+        timeout: float | None = None, **kwargs: Any,
+    ) -> Any:  # fmt: skip
+        """Call a function once, and remember what it returned.
+
+        It asks by type for a transaction, in which its rows and its journal entry are committed together, and for a ``Context``. Without
+        a transaction it is called at least once, with the same ``ctx.idempotency_key`` each time.
+
+        Args:
+            undo: is called with the same arguments if the saga can't go on later, unless the step was refused; ``result``, if it has such
+                a parameter, is what the step returned, or an ``Unknown``. It must accept that nothing happened.
+            retry: when it is tried again after an error; ``Retry()`` unless given.
+            timeout: seconds for one attempt.
+
+        Raises:
+            Refused: the step raised it. StepFailed: it used up its attempts.
+        """
+        what: dict[str, Any] = {}
+        try:
+            if timeout is not None and not timeout > 0:
+                raise SagaDefinitionError(f"timeout={timeout!r}: seconds, more than 0")
+            function = what["fn"] = _function(fn, "the step")
+            function.check(args, kwargs)
+            if undo is not None:
+                back = what["undo"] = _function(undo, "the undo")
+                back.check(args, kwargs)
+            try:
+                what["digest"] = hashlib.blake2b(encode([args, kwargs]), digest_size=8).hexdigest()
+            except (TypeError, msgspec.MsgspecError) as error:
+                raise SagaDefinitionError(f"{function.name} is given what the journal can't keep: {error}") from error
+        except SagaDefinitionError as error:
+            self._body.loop.fault = error
+            raise
+        call = self._body.call("step", function.name, args=args, kwargs=kwargs, retry=retry or Retry(), timeout=timeout, **what)
+        return await call.future
+
+    async def sleep(self, duration: float | timedelta) -> None:
+        """Go on after so many seconds, whatever dies meanwhile."""
+        await self._body.call("sleep", "sleep", due=self._until(duration)).future
+
+    @overload
+    async def wait(self, cls: type[E], /, *, within: float | timedelta | None = None) -> E: ...
+    @overload
+    async def wait(self, cls: type, /, *classes: type, within: float | timedelta | None = None) -> Any: ...
+    async def wait(self, cls: type, /, *classes: type, within: float | timedelta | None = None) -> Any:
+        """The next event of one of these classes and of this key; also one that came before, since the instance began.
+
+        Raises:
+            NotInTime: none came within this time.
+        """
+        types = {(event_type := self._type_of(one)).name: event_type for one in (cls, *classes)}
+        for name in types:
+            if name not in self._waits:
+                self._body.loop.fault = error = SagaDefinitionError(
+                    f"the saga {self.name!r} waits for {name}, which it doesn't declare: @app.saga(…, waits=[{name.rpartition('.')[2]}])"
+                )
+                raise error
+        due = None if within is None else self._until(within)
+        decoders = {name: event_type.decode for name, event_type in types.items()}
+        return await self._body.call("wait", " | ".join(types), due=due, types=decoders).future
+
+    def now(self) -> datetime:
+        """When the last result came that the body was handed: the same at each run."""
+        return datetime.fromtimestamp(self._body.now / 1e6, UTC)
+
+    def random(self) -> float:
+        """At least 0, less than 1: the same at each run."""
+        return self._body.rng.random()
+
+    def uuid(self) -> uuid.UUID:
+        """A random one: the same at each run."""
+        return uuid.UUID(int=self._body.rng.getrandbits(128), version=4)
+
+    def _until(self, duration: float | timedelta) -> int:
+        seconds = duration.total_seconds() if isinstance(duration, timedelta) else duration
+        if not seconds > 0:
+            self._body.loop.fault = error = SagaDefinitionError(f"{duration!r}: give a time of more than 0 seconds")
+            raise error
+        return self._body.now + int(seconds * 1_000_000)

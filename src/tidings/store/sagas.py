@@ -1,0 +1,334 @@
+"""What sagas ask of a store: who is at work on an instance, its journal, and what arrived for it.
+
+An instance is leased: ``worker`` and ``epoch`` stand in its row, and the worker's own lease is the one that it has for its lanes. Whatever
+is written for an instance is written only while it is held so (``Hold``): whoever wakes up late writes nothing. The proof is a lock that
+those who write for the same instance share, so that its parallel steps don't wait for each other.
+
+Both stores speak the same statements here; what differs is said in ``Dialect``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from ..envelope import Envelope
+
+CLOSED = ("completed", "compensated")
+"""States in which nothing will happen any more."""
+
+_EVENT = (
+    "position, lane, topic, type, version_, key_name, key, event_id, time, source, data, correlation_id, causation_id, traceparent, headers"
+)
+_ROW = f"saga, version, app, state, since, started, due, worker, epoch, arrived, waits, error, {_EVENT}"
+_ENTRY = "kind, branch, step, number, seq, state, result, error, attempts, started, ended, due, digest"
+
+
+class Dialect(NamedTuple):
+    """What differs between stores. ``mark``: the placeholder. ``share``: locks the rows read, beside others who do; ``skip``: locks them
+    alone, and leaves out those that somebody has. ``living``: the workers whose lease lasts, with ``now``, the arguments of it."""
+
+    mark: str
+    share: str
+    skip: str
+    living: str
+    now: tuple[Any, ...]
+
+
+class Hold(NamedTuple):
+    """That ``worker`` holds an instance."""
+
+    saga: str
+    key: str
+    worker: str
+    epoch: int
+
+
+@dataclass(slots=True)
+class SagaRow:
+    """An instance. Times are microseconds since 1970.
+
+    ``state``: running, waiting, compensating, stuck, parked, completed or compensated, ``since`` when. ``due``: when it is to be looked at.
+    ``arrived``: how many events came for it. ``waits``: JSON list of what it waits for. ``envelope``: the event that began it.
+    """
+
+    saga: str
+    version: int
+    app: str
+    state: str
+    since: int
+    started: int
+    due: int | None
+    worker: str | None
+    epoch: int
+    arrived: int
+    waits: str | None
+    error: str | None
+    envelope: Envelope
+
+    @property
+    def key(self) -> str:
+        assert self.envelope.key is not None
+        return self.envelope.key
+
+
+@dataclass(slots=True)
+class Entry:
+    """One line of a journal: what became of a call (``kind``: step, undo, sleep, wait).
+
+    ``seq``: its place in the order in which results were handed to the body; None while it is tried again. ``state``: done, refused, failed
+    (attempts used up), late (nothing came in time), or retrying, then ``due`` says when. ``result``: JSON. ``digest``: of the arguments.
+    """
+
+    kind: str
+    branch: str
+    step: str
+    number: int
+    seq: int | None
+    state: str
+    result: str | None = None
+    error: str | None = None
+    attempts: int = 1
+    started: int = 0
+    ended: int = 0
+    due: int | None = None
+    digest: str | None = None
+
+
+@dataclass(slots=True)
+class Arrival:
+    """An event that came for an instance."""
+
+    position: int
+    type: str
+    version: int
+    time: int
+    data: bytes
+
+
+@dataclass(slots=True)
+class Action:
+    """What somebody did about an instance, and why."""
+
+    time: int
+    actor: str
+    action: str
+    reason: str
+
+
+class SagaUnit:
+    """The statements of sagas in one transaction (``Unit.sagas``)."""
+
+    def __init__(self, conn: Any, dialect: Dialect) -> None:
+        self._conn = conn
+        self._dialect = dialect
+
+    def _run(self, statement: str, *arguments: Any) -> Any:
+        return self._conn.execute(statement.replace("?", self._dialect.mark), arguments)
+
+    # -- events come
+
+    def start(self, saga: str, version: int, app: str, envelope: Envelope, now: int) -> bool:
+        """Make an instance, due at once; False if there is one of this key."""
+        places = ", ".join("?" * 27)
+        values = (saga, version, app, "running", now, now, now, None, 0, 0, None, None, *envelope)
+        return bool(
+            self._run(f"INSERT INTO tidings_sagas ({_ROW}) VALUES ({places}) ON CONFLICT (saga, key) DO NOTHING", *values).rowcount == 1
+        )
+
+    def deliver(self, saga: str, envelope: Envelope, now: int) -> bool:
+        """Keep an event for its instance, and make that one due if it waits; False if there is none, or it is closed."""
+        due = "CASE WHEN worker IS NULL AND state = 'waiting' THEN CAST(? AS bigint) ELSE due END"
+        found = self._run(
+            f"UPDATE tidings_sagas SET arrived = arrived + 1, due = {due} WHERE saga = ? AND key = ? AND key_name = ?"
+            f" AND state NOT IN {CLOSED}",
+            now, saga, envelope.key, envelope.key_name,
+        )  # fmt: skip
+        if found.rowcount != 1:
+            return False
+        self._run(
+            "INSERT INTO tidings_saga_events (saga, key, position, type, version, time, data) VALUES (?, ?, ?, ?, ?, ?, ?)"
+            " ON CONFLICT (saga, key, position) DO NOTHING",
+            saga, envelope.key, envelope.position, envelope.type, envelope.version, envelope.time, envelope.data,
+        )  # fmt: skip
+        return True
+
+    # -- workers
+
+    def look(self, known: Sequence[tuple[str, int]], now: int) -> tuple[bool, int | None]:
+        """Whether ``claim`` would find anything, and when the next instance is due. One statement."""
+        mine, names = _among(known)
+        row = self._run(
+            f"SELECT (SELECT min(due) FROM tidings_sagas WHERE due IS NOT NULL AND worker IS NULL AND {mine}), (SELECT count(*) FROM"
+            f" tidings_sagas WHERE worker IS NOT NULL AND worker NOT IN ({self._dialect.living}) AND {mine})",
+            *names, *self._dialect.now, *names,
+        ).fetchone()  # fmt: skip
+        due = None if row[0] is None else int(row[0])
+        return bool(row[1]) or (due is not None and due <= now), due
+
+    def claim(self, known: Sequence[tuple[str, int]], worker: str, now: int, limit: int) -> list[SagaRow]:
+        """Take instances that are due, and those whose worker's lease ran out, the longest due first."""
+        mine, names = _among(known)
+        orphans = self._run(
+            f"SELECT saga, key FROM tidings_sagas WHERE worker IS NOT NULL AND worker NOT IN ({self._dialect.living}) AND {mine}"
+            f" LIMIT ? {self._dialect.skip}",
+            *self._dialect.now, *names, limit,
+        ).fetchall()  # fmt: skip
+        due = self._run(
+            f"SELECT saga, key FROM tidings_sagas WHERE due <= ? AND worker IS NULL AND {mine} ORDER BY due LIMIT ? {self._dialect.skip}",
+            now, *names, max(0, limit - len(orphans)),
+        ).fetchall()  # fmt: skip
+        taken: list[SagaRow] = []
+        for saga, key in (*orphans, *due):
+            self._run("UPDATE tidings_sagas SET worker = ?, epoch = epoch + 1, due = NULL WHERE saga = ? AND key = ?", worker, saga, key)
+            row = self.row(saga, key)
+            assert row is not None
+            taken.append(row)
+        return taken
+
+    def held(self, worker: str) -> set[tuple[str, str, int]]:
+        """Saga, key and epoch of what the worker holds."""
+        rows = self._run("SELECT saga, key, epoch FROM tidings_sagas WHERE worker = ?", worker).fetchall()
+        return {(row[0], row[1], row[2]) for row in rows}
+
+    def record(self, hold: Hold, entry: Entry) -> bool:
+        """Write a line of the journal, if the instance is still held; a line that was to be tried again is replaced. One statement."""
+        texts, numbers = "CAST(? AS text)", "CAST(? AS bigint)"
+        values = (hold.saga, hold.key, *_values(entry))
+        places = ", ".join(numbers if isinstance(value, int) or number in _NUMBERS else texts for number, value in enumerate(values))
+        still = ""
+        marks: tuple[Any, ...] = ()
+        if (mark := getattr(self._conn, "mark", None)) is not None:  # a handler's transaction, and it must still be that one
+            still, marks = " AND current_setting('tidings.tx', true) = ?", (mark,)
+        done = self._run(
+            f"INSERT INTO tidings_saga_journal (saga, key, {_ENTRY}) SELECT {places} FROM tidings_sagas"
+            f" WHERE saga = ? AND key = ? AND worker = ? AND epoch = ?{still} {self._dialect.share}"
+            " ON CONFLICT (saga, key, kind, branch, step, number) DO UPDATE SET seq = excluded.seq, state = excluded.state,"
+            " result = excluded.result, error = excluded.error, attempts = excluded.attempts, ended = excluded.ended, due = excluded.due"
+            " WHERE tidings_saga_journal.state = 'retrying'",
+            *values, *hold, *marks,
+        )  # fmt: skip
+        return bool(done.rowcount == 1)
+
+    def turn(self, hold: Hold, state: str, error: str | None, now: int) -> bool:
+        """Go over into another state, and keep the instance."""
+        return bool(
+            self._run(
+                "UPDATE tidings_sagas SET state = ?, since = ?, error = ? WHERE saga = ? AND key = ? AND worker = ? AND epoch = ?",
+                state, now, error, *hold,
+            ).rowcount
+            == 1
+        )  # fmt: skip
+
+    def release(
+        self, hold: Hold, state: str, *, due: int | None, waits: str | None, error: str | None, arrived: int | None, now: int
+    ) -> bool:  # fmt: skip
+        """Let go of the instance until ``due``, or an event comes; at once if more than ``arrived`` events have come (None: never mind)."""
+        done = self._run(
+            "UPDATE tidings_sagas SET since = CASE WHEN state = ? THEN since ELSE CAST(? AS bigint) END, state = ?,"
+            " due = CASE WHEN arrived <> CAST(? AS bigint) THEN CAST(? AS bigint) ELSE CAST(? AS bigint) END, waits = ?, error = ?,"
+            " worker = NULL WHERE saga = ? AND key = ? AND worker = ? AND epoch = ?",
+            state, now, state, arrived, now, due, waits, error, *hold,
+        )  # fmt: skip
+        if state in CLOSED and done.rowcount == 1:
+            self._run("DELETE FROM tidings_saga_events WHERE saga = ? AND key = ?", hold.saga, hold.key)
+        return bool(done.rowcount == 1)
+
+    def free(self, hold: Hold, due: int) -> bool:
+        """Let go of the instance as it is, until then."""
+        return bool(
+            self._run(
+                "UPDATE tidings_sagas SET worker = NULL, due = ? WHERE saga = ? AND key = ? AND worker = ? AND epoch = ?", due, *hold
+            ).rowcount
+            == 1
+        )
+
+    def unpark(self, known: Sequence[tuple[str, int]], now: int) -> None:
+        """A worker starts, perhaps with mended code: what is parked is tried once more."""
+        mine, names = _among(known)
+        self._run(f"UPDATE tidings_sagas SET due = ? WHERE state = 'parked' AND worker IS NULL AND {mine}", now, *names)
+
+    # -- what is known
+
+    def row(self, saga: str, key: str) -> SagaRow | None:
+        row = self._run(f"SELECT {_ROW} FROM tidings_sagas WHERE saga = ? AND key = ?", saga, key).fetchone()
+        return None if row is None else _row(row)
+
+    def named(self, name: str, key: str) -> list[SagaRow]:
+        """Instances of this key, ``name`` being the saga's, or its key's, without ``_id`` too."""
+        rows = self._run(
+            f"SELECT {_ROW} FROM tidings_sagas WHERE key = ? AND (saga = ? OR key_name = ? OR key_name = ?)", key, name, name, name + "_id"
+        )
+        return [_row(row) for row in rows.fetchall()]
+
+    def rows(self, saga: str | None, states: Sequence[str], limit: int) -> list[SagaRow]:
+        """The oldest first."""
+        where, values = ["1 = 1"], list[Any]()
+        if saga is not None:
+            where.append("saga = ?")
+            values.append(saga)
+        if states:
+            where.append(f"state IN ({', '.join('?' * len(states))})")
+            values += states
+        rows = self._run(
+            f"SELECT {_ROW} FROM tidings_sagas WHERE {' AND '.join(where)} ORDER BY started, saga, key LIMIT ?", *values, limit
+        )
+        return [_row(row) for row in rows.fetchall()]
+
+    def journal(self, saga: str, key: str) -> list[Entry]:
+        """In the order in which results were handed on; what is tried again stands behind."""
+        rows = self._run(
+            f"SELECT {_ENTRY} FROM tidings_saga_journal WHERE saga = ? AND key = ? ORDER BY coalesce(seq, 9223372036854775807), started",
+            saga, key,
+        )  # fmt: skip
+        return [Entry(*row) for row in rows.fetchall()]
+
+    def arrivals(self, saga: str, key: str) -> list[Arrival]:
+        rows = self._run(
+            "SELECT position, type, version, time, data FROM tidings_saga_events WHERE saga = ? AND key = ? ORDER BY position", saga, key
+        )
+        return [Arrival(row[0], row[1], row[2], row[3], bytes(row[4])) for row in rows.fetchall()]
+
+    def actions(self, saga: str, key: str) -> list[Action]:
+        rows = self._run("SELECT time, actor, action, reason FROM tidings_saga_actions WHERE saga = ? AND key = ? ORDER BY time", saga, key)
+        return [Action(*row) for row in rows.fetchall()]
+
+    # -- operators
+
+    def retry(self, saga: str, key: str, actor: str, reason: str, now: int) -> bool:
+        """Make it due now, and what it tries again with it; False if somebody is at work on it, or it is closed."""
+        done = self._run(
+            f"UPDATE tidings_sagas SET due = ? WHERE saga = ? AND key = ? AND worker IS NULL AND state NOT IN {CLOSED}", now, saga, key
+        )
+        if done.rowcount != 1:
+            return False
+        self._run("UPDATE tidings_saga_journal SET due = ? WHERE saga = ? AND key = ? AND state = 'retrying'", now, saga, key)
+        self._run(
+            "INSERT INTO tidings_saga_actions (saga, key, time, actor, action, reason) VALUES (?, ?, ?, ?, 'retry', ?)",
+            saga, key, now, actor, reason,
+        )  # fmt: skip
+        self._run("UPDATE tidings_meta SET value = CAST(CAST(value AS bigint) + 1 AS text) WHERE name = 'control'")
+        return True
+
+
+_NUMBERS = frozenset({5, 6, 10, 11, 12, 13})
+"""Which of a journal line's values are numbers: number, seq, attempts, started, ended, due."""
+
+
+def _values(entry: Entry) -> tuple[Any, ...]:
+    return (
+        entry.kind, entry.branch, entry.step, entry.number, entry.seq, entry.state, entry.result, entry.error, entry.attempts,
+        entry.started, entry.ended, entry.due, entry.digest,
+    )  # fmt: skip
+
+
+def _row(row: Sequence[Any]) -> SagaRow:
+    event: Any = (*row[12:22], bytes(row[22]), *row[23:])
+    facts: Any = (*row[:12], Envelope(*event))
+    return SagaRow(*facts)
+
+
+def _among(known: Sequence[tuple[str, int]]) -> tuple[str, tuple[Any, ...]]:
+    """A condition that it is one of these sagas, in this version."""
+    return "(" + " OR ".join(["saga = ? AND version = ?"] * len(known)) + ")", tuple(value for pair in known for value in pair)
