@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -101,3 +102,14 @@ def test_retry_makes_it_due_now_and_is_kept_with_its_reason(sagas: Path, tidings
 )
 def test_bad_input(args: str, words: str, sagas: Path, tidings: Tidings) -> None:
     assert words in tidings("saga", *args.split(), store=sagas, code=2).output
+
+
+def test_status_tells_of_those_that_wait_for_a_person(sagas: Path, tidings: Tidings) -> None:
+    assert "stuck" not in tidings("status", store=sagas).output
+    assert tidings("status", "--fail-if", "sagas=1", store=sagas).exit_code == 0
+    with sqlite3.connect(sagas) as conn:
+        conn.execute("UPDATE tidings_sagas SET state = 'stuck' WHERE key = '2'")
+    conn.close()
+    assert "checkout: 1 stuck; see tidings saga list checkout --state stuck" in tidings("status", store=sagas).output
+    failed = tidings("status", "--fail-if", "sagas=1", store=sagas)
+    assert (failed.exit_code, "sagas: 1 stuck or parked, the limit is 1" in failed.output) == (1, True)

@@ -27,7 +27,7 @@ NARROW = 90
 """With fewer columns each subscription gets a line instead of a row in a table."""
 CONDITIONS = ("behind", "seconds", "parked", "waiting", "dead")
 FLAGS = ("paused", "held", "lapsed", "alarm", "trouble", "stuck", "alone")
-OF_THE_STORE = ("horizon",)
+OF_THE_STORE = ("horizon", "sagas")
 HELD_SECONDS = 1.0
 """Transactions that hold readers back for less are everyday."""
 _CONDITION = re.compile(rf"({'|'.join(CONDITIONS + OF_THE_STORE)})\s*(>=|=|>)\s*(\d+(?:\.\d+)?)|({'|'.join(FLAGS)})")
@@ -71,7 +71,7 @@ class Condition(_ConditionType):
     "lapsed, "
     "in trouble, stuck, alone (no worker has all of its lanes), or raises an alarm "
     "(it keeps too much of the log from going away). horizon=60: a transaction that published holds readers back for so "
-    "many seconds (PostgreSQL).",
+    "many seconds (PostgreSQL). sagas=1: so many sagas are stuck or parked.",
 )
 def status(target: Target, as_json: bool, watch: bool, every: float, conditions: tuple[tuple[str, str, float], ...]) -> None:
     """Tell for each subscription how many events and seconds it is behind, what is parked and dead, and who holds its lanes."""
@@ -93,6 +93,7 @@ def status(target: Target, as_json: bool, watch: bool, every: float, conditions:
         console().print(_shown(found))
     rows = (*found["subscriptions"], *_as_subscriptions(found["intake"]))
     failed = [text for row in rows for text in _failing(row, conditions)] + _held_back(found["horizon"], conditions)
+    failed += _sagas_failing(found["sagas"], conditions)
     for text in failed:
         click.echo(text, err=True)
     if failed:
@@ -140,6 +141,7 @@ def gather(store: Store) -> dict[str, Any]:
             "store": store.label,
             "head": head,
             "retained": unit.retained(),
+            "sagas": [{"saga": saga, "state": state, "count": number} for saga, state, number in unit.sagas().alarms()],
             "next_scheduled_seconds": None if next_due is None else round(next_due / 1e6 - now, 3),
             "subscriptions": subscriptions,
             "workers": [
@@ -214,6 +216,15 @@ def _held_back(holders: list[dict[str, Any]], conditions: tuple[tuple[str, str, 
     ]
 
 
+def _sagas_failing(sagas: list[dict[str, Any]], conditions: tuple[tuple[str, str, float], ...]) -> list[str]:
+    number = sum(row["count"] for row in sagas)
+    return [
+        f"sagas: {number} stuck or parked, the limit is {limit:g}"
+        for name, sign, limit in conditions
+        if name == "sagas" and COMPARE[sign](number, limit)
+    ]
+
+
 def _shown(found: dict[str, Any]) -> RenderableType:
     from rich.console import Group
     from rich.text import Text
@@ -236,6 +247,10 @@ def _shown(found: dict[str, Any]) -> RenderableType:
     holders = [Holder(**holder) for holder in found["horizon"]]
     long = [holder for holder in holders if holder.seconds is None or holder.seconds >= HELD_SECONDS]
     parts += [Text(holder_text(holder), style="yellow") for holder in long]
+    parts += [
+        Text(f"{row['saga']}: {row['count']:,} {row['state']}; see tidings saga list {row['saga']} --state {row['state']}", style="red")
+        for row in found["sagas"]
+    ]
     if not found["subscriptions"]:
         parts.append(Text("no subscriptions yet; `tidings run module:app` makes those of an app"))
         return Group(*parts)

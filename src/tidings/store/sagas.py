@@ -276,6 +276,13 @@ class SagaUnit:
         )
         return [_row(row) for row in rows.fetchall()]
 
+    def alarms(self) -> list[tuple[str, str, int]]:
+        """Saga, state and how many: those that wait for a person."""
+        rows = self._run(
+            "SELECT saga, state, count(*) FROM tidings_sagas WHERE state IN ('stuck', 'parked') GROUP BY saga, state ORDER BY 1, 2"
+        )
+        return [(row[0], row[1], int(row[2])) for row in rows.fetchall()]
+
     def journal(self, saga: str, key: str) -> list[Entry]:
         """In the order in which results were handed on; what is tried again stands behind."""
         rows = self._run(

@@ -270,6 +270,7 @@ CREATE TABLE tidings_sagas (
 );
 CREATE INDEX tidings_sagas_due ON tidings_sagas (due) WHERE due IS NOT NULL AND worker IS NULL;
 CREATE INDEX tidings_sagas_worker ON tidings_sagas (worker) WHERE worker IS NOT NULL;
+CREATE INDEX tidings_sagas_alarm ON tidings_sagas (saga, state) WHERE state IN ('stuck', 'parked');
 
 -- What became of each call of an instance (kind: step, undo, sleep, wait), by branch, name and counter. seq: the order in which results
 -- were handed on; result: JSON; digest: of the arguments.
