@@ -343,3 +343,12 @@ def test_whoever_has_renewed_a_lease_sees_what_was_taken_before(store: PostgresS
     store.write(lambda unit: unit.renew("slow", time.monotonic() + 60, {})).result(5)
     assert {lane.worker for lane in store.query(lambda unit: unit.lanes("mail"))} == {"next"}
     claiming.result(5)
+
+
+def test_who_reads_while_the_store_is_closed_leaves_no_connection(postgres_url: str) -> None:
+    store = PostgresStore(postgres_url)
+    store.open()
+    store.query(lambda unit: store.close())
+    assert store._idle == []
+    with pytest.raises(StoreError):
+        PostgresStore(postgres_url.rpartition("/")[0] + "/nothing").open_to_read()

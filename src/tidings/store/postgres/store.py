@@ -94,12 +94,11 @@ class PostgresStore:
         Raises:
             StoreFailed, StoreNewer
         """
-        with self._open_lock:
+        with self._open_lock, self._opening():
             if self._writer is None:
                 self._look(schema.migrate)
                 self._writer = ServerWriter(self.url, self.unit, self._on_committed, lambda: self._frozen, self._place)
                 self._notifier = Notifier(self.url, self._channel)
-            self._opened += 1
 
     def open_to_read(self) -> None:
         """For ``query`` and ``read`` only: makes and migrates nothing, and needs no right to write. Wants its ``close`` too.
@@ -107,9 +106,19 @@ class PostgresStore:
         Raises:
             StoreNotInitialised, StoreNewer, StoreFailed
         """
-        with self._open_lock:
+        with self._open_lock, self._opening():
             self._look(schema.require)
-            self._opened += 1
+
+    @contextmanager
+    def _opening(self) -> Iterator[None]:
+        self._opened += 1
+        try:
+            yield
+        except BaseException:
+            self._opened -= 1
+            if not self._opened:
+                self._close_idle()
+            raise
 
     def close(self) -> None:
         with self._open_lock:
@@ -469,7 +478,9 @@ class PostgresStore:
             raise
         finally:
             with self._idle_lock:
-                keep = is_open(conn) and conn.info.transaction_status == psycopg.pq.TransactionStatus.IDLE and len(self._idle) < 4
+                # Who was reading while the store was closed would leave it a connection that nobody closes.
+                keep = self._opened > 0 and len(self._idle) < 4 and is_open(conn)
+                keep = keep and conn.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
                 if keep:
                     self._idle.append(conn)
             if not keep:
