@@ -678,8 +678,8 @@ LIST = (
     Sabotage(
         "a producer is empty when it is closed",
         "brokers/kafka_slot.py",
-        "while len(producer) and time.monotonic() < until:",
-        "while False:",
+        "while len(producer) and time.monotonic() < until:\n        try:",
+        "while False:\n        try:",
         SLOT + "no_process_dies_of_a_fenced_producer_with_records_in_transit",
     ),
     Sabotage(

@@ -656,6 +656,9 @@ class StoreContract(IntakeStatements):
         positions = _append(store, *(an_event(number) for number in range(6)))
         _do(store, lambda unit: unit.register("mail", "shop", ["shop.Placed"], "key", 0, NOW, '{"age":60.0,"events":5}'))
         _enrol(store, "a")
+        for _ in range(3):  # so that its epochs are higher than those of lanes that are new
+            assert _claim(store, "a", 1, 1)
+            _do(store, lambda unit: unit.release("mail", "a", range(LANES)))
         mine = {lane.lane: lane.epoch for lane in _claim(store, "a", 1, 1)}
         first = positions[0]
         assert _advance(store, "a", [(lane, epoch, first, None) for lane, epoch in mine.items()]) == []
