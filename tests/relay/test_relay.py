@@ -42,6 +42,20 @@ async def test_what_was_published_before_and_while_it_runs(shop: Shop) -> None:
     assert min(shop.lanes()) == shop.head()
 
 
+@pytest.mark.promise("death at any instruction")
+async def test_a_position_that_the_store_never_heard_of_is_told_it_though_nothing_new_comes(shop: Shop) -> None:
+    """A relay that died between the broker's commit and the store's: all is sent, and without more events nothing would say so."""
+    shop.publish(300)
+    async with shop.app(slots=2):
+        await until(shop.all_sent)
+    shop.store.write(lambda unit: unit.rewind("relay-shop", 100)).result(30)
+    async with shop.app(slots=2):
+        await until(shop.all_sent, 20)
+    async with shop.app(slots=3):
+        await until(shop.all_sent, 20)
+    check(shop.events, shop.seen())
+
+
 async def test_only_what_its_own_app_published(shop: Shop) -> None:
     ours = shop.publish(50)
     shop.publish(50, source="payment")

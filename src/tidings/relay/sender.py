@@ -495,6 +495,8 @@ class Sender:
         newest = max((mark for mark in known if mark.row), key=lambda mark: (mark.generation, mark.row), default=None)
         at = {lane: sent.get(lane, facts.table[lane]) for lane in self._numbers}
         self._go_on(at, None if newest is None else (newest.row, newest.event))
+        if at != facts.table:  # who was here before us ended between the broker's commit and the store's
+            self._unswept = time.monotonic()
 
     def _apply(self, answer: str, facts: Facts, sent: Mapping[int, int]) -> None:
         """Somebody has chosen. What he chose is in the store by now; the mark follows, and then the question is gone."""
