@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable
+from typing import Any
 
 import psycopg
 import pytest
@@ -46,7 +47,7 @@ def test_who_holds_readers_back(shop: Shop) -> None:
 
 def test_by_cdc(new_shop: Callable[..., Shop]) -> None:
     shop = new_shop()
-    changes = {"mode": "cdc", "after": "nothing"}
+    changes: dict[str, Any] = {"mode": "cdc", "after": "nothing"}
     options = shop.options(**changes)
     with pytest.raises(StoreError, match=r"no replication slot .*: the relay has not run yet"):
         look(options)
