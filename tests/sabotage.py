@@ -669,14 +669,6 @@ LIST = (
         RELAY + "a_position_that_the_store_never_heard_of_is_told_it_though_nothing_new_comes[sqlite]",
     ),
     Sabotage(
-        "who is shut out asks the store whose the lanes are",
-        "relay/sender.py",
-        "if lane.worker != self._worker or lane.epoch != self.lanes[lane.lane]:",
-        "if False:",
-        "tests/relay/test_relay_races.py::test_a_sender_that_stood_still_sends_nothing_when_another_has_taken_over"
-        "[sqlite-between the lease and the fence-same slots]",
-    ),
-    Sabotage(
         "the last event that was sent must still be in the log",
         "store/sqlite/cursor.py",
         "if event_id != known[1] and",
