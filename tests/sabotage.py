@@ -53,6 +53,7 @@ OUTBOX = "tests/relay/test_outbox.py::"
 CDC = "tests/relay/test_cdc.py::"
 SAGA = "tests/sagas/test_saga.py::test_"
 SAGA_STORE = "tests/sagas/test_store.py::test_"
+SAGA_OUTCOME = "tests/sagas/test_outcomes.py::test_"
 SAGA_BODY = "tests/sagas/test_body.py::test_"
 
 LIST = (
@@ -993,6 +994,27 @@ LIST = (
         "                with transaction.guard.closed(function.name):\n                    value = call()",
         "                if True:\n                    value = call()",
         SAGA + "a_step_that_ends_its_transaction_gets_an_error_and_counts_as_not_done[sqlite]",
+    ),
+    Sabotage(
+        "a mistake in a saga's body undoes nothing",
+        "sagas/driver.py",
+        "elif compensation.is_outcome(body.error, definition.failures):",
+        "elif True:",
+        SAGA_OUTCOME + "a_mistake_in_the_body_refunds_nothing_and_goes_on_once_mended[sqlite-plain]",
+    ),
+    Sabotage(
+        "a saga's answers are handed on behind what was recorded before",
+        "sagas/driver.py",
+        "        self._recorded.append((call, entry))\n        await self._hand_on()\n",
+        "        await _alone(lambda: self._body.hand(call, entry))\n",
+        SAGA_OUTCOME + "what_falls_due_while_a_steps_line_is_written_is_handed_on_behind_it[sqlite]",
+    ),
+    Sabotage(
+        "what is at its default isn't digested",
+        "sagas/digest.py",
+        "            continue\n",
+        "            pass\n",
+        "tests/sagas/test_digest.py::test_a_field_gained_with_a_default_changes_nothing",
     ),
     Sabotage(
         "a saga's step and its entry are one commit",

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from .errors import (
+    BodyFailed,
     BrokerError,
     BrokerUnavailable,
     ConfigurationError,
@@ -69,6 +70,7 @@ __version__ = "0.1.0"
 __all__ = [
     "App",
     "Backlog",
+    "BodyFailed",
     "BrokerError",
     "BrokerUnavailable",
     "Clock",

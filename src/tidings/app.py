@@ -295,8 +295,14 @@ class App:
         return mark
 
     def saga(
-        self, start: type, *, version: int = 1, name: str | None = None, waits: Sequence[type] = ()
-    ) -> Callable[[Main], Main]:  # fmt: skip
+        self,
+        start: type,
+        *,
+        version: int = 1,
+        name: str | None = None,
+        waits: Sequence[type] = (),
+        failures: Sequence[type[Exception]] = (),
+    ) -> Callable[[Main], Main]:
         """The decorated ``async def`` is a saga: a process of its own for each key of ``start``, begun by that event.
 
         Args:
@@ -304,13 +310,16 @@ class App:
                 begin with the highest.
             name: the function's unless given. Its subscription has the same.
             waits: the classes of events that it may wait for. They are kept for an instance from its start.
+            failures: exceptions of your own that say that the business can't go on. When the body lets one of them pass, or a failed step,
+                a refusal, or a wait's time-out, what was done is undone. Any other exception is a mistake in the code: the instance is
+                parked, and goes on once it is mended.
 
         Raises:
             SagaDefinitionError, SubscriptionNameTaken
         """
 
         def mark(main: Main) -> Main:
-            definition = define(name, version, main, self.type_of(start), [self.type_of(one) for one in waits])
+            definition = define(name, version, main, self.type_of(start), [self.type_of(one) for one in waits], failures)
             others = [one for one in self._sagas.values() if one.name == definition.name]
             if any(one.version == version or one.start.name != definition.start.name for one in others):
                 raise SagaDefinitionError(

@@ -37,6 +37,7 @@
     │   ├── Refused                    a step's business refusal: it is not tried again, and not undone
     │   ├── StepFailed                 a step used up its attempts
     │   ├── NotInTime                  no event came within the time given
+    │   ├── BodyFailed                 the body raised what is no outcome of the business
     │   ├── JournalMismatch            the code does something else than the journal says it did
     │   └── ForeignAwait               the body awaits what is no call of its saga
     └── NotFound                   no such subscription, dead letter, scheduled event or saga
@@ -205,6 +206,10 @@ class NotInTime(SagaError):
 
 class JournalMismatch(SagaError):
     """The code does something else than the journal says it did. ``step``, ``line``. The instance is parked until the code is mended."""
+
+
+class BodyFailed(SagaError):
+    """A saga's body raised what is no outcome of the business. ``line``. The instance is parked until the code is mended."""
 
 
 class ForeignAwait(SagaError):

@@ -17,7 +17,7 @@ from contextvars import Context as Variables
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
-from ..errors import ForeignAwait, NotInTime, Refused, SagaError, StepFailed, TidingsError
+from ..errors import BodyFailed, ForeignAwait, NotInTime, Refused, SagaError, StepFailed, TidingsError
 from ..store.sagas import Entry
 from .step import Function
 
@@ -124,12 +124,14 @@ class Body:
     """One run of a body.
 
     Attributes:
-        now: microseconds since 1970: when the last result was recorded that it was handed. calls: all that it has made so far, by key.
+        now: microseconds since 1970: when the last result was recorded that it was handed. handed: whose. calls: all that it has made so
+            far, by key.
     """
 
     def __init__(self, main: Callable[[Any, Any], Coroutine[Any, Any, Any]], seed: str, now: int) -> None:
         self.loop = BodyLoop()
         self.now = now
+        self.handed = ""
         self.calls: dict[Key, Call] = {}
         self.rng = random.Random(seed)
         self._main = main
@@ -158,6 +160,21 @@ class Body:
             return asyncio.CancelledError("the body cancelled itself")
         return self._task.exception()
 
+    def failure(self, error: BaseException) -> BodyFailed:
+        """For an error that is a mistake in the code."""
+        line, traceback = "?", error.__traceback__
+        while traceback is not None:
+            if _is_the_bodys(traceback.tb_frame):
+                line = f"{traceback.tb_frame.f_code.co_filename}:{traceback.tb_lineno}"
+            traceback = traceback.tb_next
+        last = f" behind {self.handed}" if self.handed else ""
+        kind = type(error).__name__
+        return BodyFailed(
+            f"{line}: the body raised {kind}: {error}{last}, which is no outcome of the business, so nothing is undone: mend the code; or, if"
+            f" it is one, declare it: @app.saga(…, failures=({kind},))",
+            line=line,
+        )
+
     def call(self, kind: str, name: str, **facts: Any) -> Call:
         """Note a call of the body's, made in the task that runs now.
 
@@ -177,6 +194,7 @@ class Body:
     def hand(self, call: Call, entry: Entry) -> None:
         """Tell the body what became of a call, and let it go on until it is quiet."""
         self.now = max(self.now, entry.ended)
+        self.handed = call.key[2]
         if not call.future.done():
             _settle(call, entry)
         self.loop.run()

@@ -5,14 +5,25 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable
 
+from ..errors import NotInTime, Refused, StepFailed
 from ..retry import Retry
 from .body import Call
+
+OUTCOMES = (Refused, StepFailed, NotInTime)
+"""What a body may let pass to be compensated; and what its declaration says (``failures=``). Anything else is a mistake in the code."""
 
 STUCK_AFTER = 5
 """An undo that has failed so often is shown as ``stuck``. It is tried again all the same."""
 
 AGAIN = Retry(attempts=2**62, first=1.0, most=300.0)
 """How an undo is tried again: without end."""
+
+
+def is_outcome(error: BaseException, failures: tuple[type[Exception], ...]) -> bool:
+    """Whether a body that ended with this is to be undone. A group of errors is, if each of them is."""
+    if isinstance(error, BaseExceptionGroup):
+        return all(is_outcome(one, failures) for one in error.exceptions)
+    return isinstance(error, (*OUTCOMES, *failures))
 
 
 def due(calls: Iterable[Call]) -> list[Call]:

@@ -9,7 +9,7 @@ from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from ..codec import decode_json
-from ..errors import Fenced, ForeignAwait, JournalMismatch, Refused, SagaDefinitionError, TidingsError
+from ..errors import BodyFailed, Fenced, ForeignAwait, JournalMismatch, Refused, SagaDefinitionError, TidingsError
 from ..store.sagas import CLOSED, Entry, Hold, SagaRow
 from ..subscribe.parking import describe
 from . import compensation
@@ -61,7 +61,7 @@ class Driver:
         except StoreTrouble as error:
             log.warning("%s %s: %s", self.row.saga, self.row.key, error)
             await self._sagas.free(self.hold, TROUBLE_SECONDS)
-        except (JournalMismatch, ForeignAwait, SagaDefinitionError) as error:
+        except (BodyFailed, JournalMismatch, ForeignAwait, SagaDefinitionError) as error:
             await self._park(error)
         except Exception as error:
             log.exception("%s %s", self.row.saga, self.row.key)
@@ -107,8 +107,10 @@ class Driver:
             self._recorded.clear()
         if body.error is None:
             await self._release("completed")
-        else:
+        elif compensation.is_outcome(body.error, definition.failures):
             await self._compensate(body.error)
+        else:
+            raise body.failure(body.error) from body.error
 
     async def _load(self) -> None:
         saga, key = self.row.saga, self.row.key
@@ -146,11 +148,20 @@ class Driver:
             self._taken.add(position)
         elif kind == "wait":
             state = "late"
-        entry = Entry(kind, branch, name, number, next(self._seq), state, result, started=call.began, ended=now)
-        await self._sagas.attempts.record(self.hold, entry)
-        call.entry = entry
-        await _alone(lambda: self._body.hand(call, entry))
+        await self._note(call, Entry(kind, branch, name, number, None, state, result, started=call.began, ended=now))
         return True
+
+    async def _note(self, call: Call, entry: Entry) -> None:
+        """Write what became of a call that is no step, and hand it on when its turn has come."""
+        entry.seq = seq = next(self._seq)
+        self._open.add(seq)
+        try:
+            await self._sagas.attempts.record(self.hold, entry)
+        finally:
+            self._open.discard(seq)
+        call.entry = entry
+        self._recorded.append((call, entry))
+        await self._hand_on()
 
     # -- steps
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import uuid
 from collections.abc import Callable, Coroutine, Sequence
@@ -17,7 +16,8 @@ from ..errors import SagaDefinitionError
 from ..event import EventType
 from ..retry import Retry
 from .body import Body
-from .step import Function, encode
+from .digest import digest
+from .step import Function
 
 T = TypeVar("T")
 E = TypeVar("E")
@@ -33,9 +33,12 @@ class SagaDefinition:
     main: Main
     start: EventType
     waits: dict[str, EventType] = field(default_factory=dict)
+    failures: tuple[type[Exception], ...] = ()
 
 
-def define(name: str | None, version: int, main: Main, start: EventType, waits: Sequence[EventType]) -> SagaDefinition:
+def define(
+    name: str | None, version: int, main: Main, start: EventType, waits: Sequence[EventType], failures: Sequence[type[Exception]] = ()
+) -> SagaDefinition:
     """Check a declaration.
 
     Raises:
@@ -61,7 +64,13 @@ def define(name: str | None, version: int, main: Main, start: EventType, waits: 
             )
         if waited.name == start.name:
             raise SagaDefinitionError(f"the saga {name!r} is started by {start.name}, so it can't wait for it too", saga=name)
-    return SagaDefinition(name, version, main, start, {waited.name: waited for waited in waits})
+    for failure in failures:
+        if not (isinstance(failure, type) and issubclass(failure, Exception)) or failure is Exception:
+            raise SagaDefinitionError(
+                f"the saga {name!r}: failures={failure!r} must be classes of exceptions of your own, such as say that the business can't go on",
+                saga=name,
+            )
+    return SagaDefinition(name, version, main, start, {waited.name: waited for waited in waits}, tuple(failures))
 
 
 @lru_cache(maxsize=4096)
@@ -121,7 +130,7 @@ class Saga:
                 back = what["undo"] = _function(undo, "the undo")
                 back.check(args, kwargs)
             try:
-                what["digest"] = hashlib.blake2b(encode([args, kwargs]), digest_size=8).hexdigest()
+                what["digest"] = digest(args, kwargs)
             except (TypeError, msgspec.MsgspecError) as error:
                 raise SagaDefinitionError(f"{function.name} is given what the journal can't keep: {error}") from error
         except SagaDefinitionError as error:
