@@ -1010,6 +1010,20 @@ LIST = (
         SAGA_OUTCOME + "what_falls_due_while_a_steps_line_is_written_is_handed_on_behind_it[sqlite]",
     ),
     Sabotage(
+        "a saga that was started is not started again",
+        "store/sagas.py",
+        "ON CONFLICT (saga, key) DO NOTHING",
+        "ON CONFLICT (saga, key) DO UPDATE SET data = excluded.data, state = 'running', due = excluded.due",
+        "tests/sagas/test_result.py::test_one_that_is_started_by_an_event_and_by_a_call_is_one[sqlite-call]",
+    ),
+    Sabotage(
+        "who waits for a saga's result in another process is woken",
+        "store/sagas.py",
+        "            self._tell()\n",
+        "            pass\n",
+        "tests/sagas/test_result.py::test_a_result_is_awaited_from_another_process_and_nobody_polls_for_it[postgres]",
+    ),
+    Sabotage(
         "what is at its default isn't digested",
         "sagas/digest.py",
         "            continue\n",

@@ -13,17 +13,19 @@ from .brokers import broker_at
 from .brokers.port import Broker
 from .clock import Clock, SystemClock
 from .envelope import Envelope
-from .errors import ConfigurationError, SagaDefinitionError, StoreBusy, SubscriptionNameTaken, UndecodableEvent
+from .errors import ConfigurationError, InvalidEvent, NotFound, SagaDefinitionError, StoreBusy, SubscriptionNameTaken, UndecodableEvent
 from .event import EventType
 from .publish.publisher import Publisher
 from .publish.publishing import Publishing, Receipt
 from .relay.intake import Intake, RunningIntake
 from .relay.relay import Relay, RunningRelay
 from .retry import Retry
+from .sagas.result import Result, Watches, decoder_of
 from .sagas.runner import RunningSagas
 from .sagas.saga import Main, SagaDefinition, define
 from .store import store_at
 from .store.port import Scheduled, Store
+from .store.sagas import START, starting
 from .subscribe.backlog import Backlog
 from .subscribe.context import Context
 from .subscribe.handler import Decoded, Handler, tell_apart
@@ -101,6 +103,7 @@ class App:
         self.intake: RunningIntake | None = None
         self.sagas: RunningSagas | None = None
         self._sagas: dict[tuple[str, int], SagaDefinition] = {}
+        self._watches = Watches()
         self._relay_options = Relay() if relay is True else relay or None
         self._intake_options = Intake() if intake is True else intake or None
         self.use_store(self.store, transactions)
@@ -340,6 +343,64 @@ class App:
             return main
 
         return mark
+
+    @overload
+    def start_saga(self, saga: str | Main, event: Any, tx: Literal["own"]) -> Publishing: ...
+    @overload
+    def start_saga(self, saga: str | Main, event: Any, tx: sqlite3.Connection) -> Receipt: ...
+    @overload
+    def start_saga(self, saga: str | Main, event: Any, tx: Any = None) -> Any: ...
+    def start_saga(self, saga: str | Main, event: Any, tx: Any = None) -> Any:
+        """Begin an instance in the transaction that your own rows are in, without publishing an event: one INSERT. If there is an instance
+        of this key, or was, nothing happens.
+
+        Args:
+            saga: its name, or the decorated function. event: of the class that starts it. tx: as ``publish`` takes it.
+
+        Returns:
+            A Receipt, or an awaitable of it.
+
+        Raises:
+            NotFound: there is no such saga in this app. Otherwise as ``publish``.
+        """
+        if not self._opened:
+            self._open_at_first_publish()
+        definition = self._saga_called(saga)
+        if self.type_of(type(event)).name != definition.start.name:
+            raise InvalidEvent(
+                f"the saga {definition.name!r} is started by {definition.start.name}, not by {type(event).__name__}", type=type(event).__name__
+            )
+        envelope = self._publisher.envelope(event)
+        values = starting(definition.name, definition.version, self.name, envelope, int(self.clock.time() * 1_000_000))
+        result = self._publisher.insert(START, values, envelope, tx, type(event))
+        if self.worker is not None and tx != "own":
+            self.worker.hint()
+        return result
+
+    def saga_result(self, saga: str | Main, key: object, *, within: float | timedelta | None = None) -> Result:
+        """What a saga returned, once it has ended: await it, or call ``.result()`` from a thread without a loop. Any process may.
+
+        Args:
+            saga: its name, or the decorated function. within: seconds, or a timedelta.
+
+        Raises (when awaited):
+            NotInTime: it has not ended by then. SagaFailed: it was compensated or cancelled. SagaParked: its code must be mended.
+            NotFound: there is no such saga in this app, or the instance is gone after its retention.
+        """
+        definition = self._saga_called(saga)
+        self.open()
+        seconds = within.total_seconds() if isinstance(within, timedelta) else within
+        asked = (definition.name, str(key))
+        return Result(lambda: self._watches.on(self.store), asked, decoder_of(definition.main), seconds)
+
+    def _saga_called(self, saga: str | Main) -> SagaDefinition:
+        """Its newest version."""
+        found = [one for one in self._sagas.values() if one.name == saga or one.main is saga]
+        if not found:
+            names = ", ".join(sorted({name for name, _ in self._sagas})) or "none"
+            name = saga if isinstance(saga, str) else getattr(saga, "__name__", saga)
+            raise NotFound(f"the app {self.name!r} has no saga {name!r}; there are: {names}", name=name)
+        return max((one for one in self._sagas.values() if one.name == found[0].name), key=lambda one: one.version)
 
     def _starting(self, name: str) -> Callable[[Any, Context], Awaitable[None]]:
         """What a saga's subscription does with the event that starts it: a row, once; doing so again is harmless."""

@@ -36,7 +36,9 @@
     ├── SagaError                  about one instance of a saga
     │   ├── Refused                    a step's business refusal: it is not tried again, and not undone
     │   ├── StepFailed                 a step used up its attempts
-    │   ├── NotInTime                  no event came within the time given
+    │   ├── NotInTime                  no event, or no result, came within the time given
+    │   ├── SagaFailed                 whose result was awaited was compensated or cancelled
+    │   ├── SagaParked                 whose result was awaited waits for its code to be mended
     │   ├── BodyFailed                 the body raised what is no outcome of the business
     │   ├── JournalMismatch            the code does something else than the journal says it did
     │   └── ForeignAwait               the body awaits what is no call of its saga
@@ -201,7 +203,15 @@ class StepFailed(SagaError):
 
 
 class NotInTime(SagaError):
-    """No event that the saga waited for came within the time given."""
+    """No event that the saga waited for, or no result that was awaited, came within the time given."""
+
+
+class SagaFailed(SagaError):
+    """The saga whose result was awaited was compensated or cancelled. ``saga``, ``key``, ``state``, ``error``."""
+
+
+class SagaParked(SagaError):
+    """The saga whose result was awaited is parked; it goes on once its code is mended. ``saga``, ``key``, ``error``."""
 
 
 class JournalMismatch(SagaError):

@@ -160,6 +160,12 @@ class Body:
             return asyncio.CancelledError("the body cancelled itself")
         return self._task.exception()
 
+    @property
+    def result(self) -> Any:
+        """What it returned."""
+        assert self._task is not None
+        return self._task.result()
+
     def failure(self, error: BaseException) -> BodyFailed:
         """For an error that is a mistake in the code."""
         line, traceback = "?", error.__traceback__

@@ -16,6 +16,7 @@ from . import compensation
 from .attempt import StoreTrouble
 from .body import Body, Call
 from .journal import key_of, matured, read_to, words
+from .result import stored
 from .saga import Saga, SagaDefinition
 from .step import UNKNOWN, encode
 
@@ -106,7 +107,7 @@ class Driver:
             await self._next()
             self._recorded.clear()
         if body.error is None:
-            await self._release("completed")
+            await self._release("completed", result=stored(definition.main, body.result))
         elif compensation.is_outcome(body.error, definition.failures):
             await self._compensate(body.error)
         else:
@@ -272,11 +273,13 @@ class Driver:
         last = next((call.entry.error for call in pending if call.entry is not None), None)
         await self._release("waiting", due=min(times, default=None), waits=[_wait(call) for call in pending], error=last)
 
-    async def _release(self, state: str, *, due: int | None = None, waits: list[Any] | None = None, error: str | None = None) -> None:
+    async def _release(
+        self, state: str, *, due: int | None = None, waits: list[Any] | None = None, error: str | None = None, result: str | None = None
+    ) -> None:
         now, text = self._sagas.now(), None if waits is None else encode(waits).decode()
         arrived = self._count if state == "waiting" else None
         released = await self._sagas.write(
-            lambda unit: unit.sagas().release(self.hold, state, due=due, waits=text, error=error, arrived=arrived, now=now)
+            lambda unit: unit.sagas().release(self.hold, state, due=due, waits=text, error=error, arrived=arrived, now=now, result=result)
         )
         if not released:
             raise Fenced(f"another worker holds {self.hold.saga} {self.hold.key} now; nothing was written")

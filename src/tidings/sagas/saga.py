@@ -17,6 +17,7 @@ from ..event import EventType
 from ..retry import Retry
 from .body import Body
 from .digest import digest
+from .result import decoder_of
 from .step import Function
 
 T = TypeVar("T")
@@ -64,6 +65,7 @@ def define(
             )
         if waited.name == start.name:
             raise SagaDefinitionError(f"the saga {name!r} is started by {start.name}, so it can't wait for it too", saga=name)
+    decoder_of(main)
     for failure in failures:
         if not (isinstance(failure, type) and issubclass(failure, Exception)) or failure is Exception:
             raise SagaDefinitionError(

@@ -9,20 +9,23 @@ Both stores speak the same statements here; what differs is said in ``Dialect``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ..envelope import Envelope
 
-CLOSED = ("completed", "compensated")
-"""States in which nothing will happen any more."""
+CLOSED = ("completed", "compensated", "cancelled", "gone")
+"""States in which nothing will happen any more; ``gone``: only that it was is known, so that nothing begins it again."""
 
 _EVENT = (
     "position, lane, topic, type, version_, key_name, key, event_id, time, source, data, correlation_id, causation_id, traceparent, headers"
 )
-_ROW = f"saga, version, app, state, since, started, due, worker, epoch, arrived, waits, error, {_EVENT}"
+_ROW = f"saga, version, app, state, since, started, due, worker, epoch, arrived, waits, error, {_EVENT}, result, parent_saga, parent_key, undo"
 _ENTRY = "kind, branch, step, number, seq, state, result, error, attempts, started, ended, due, digest"
+
+START = f"INSERT INTO tidings_sagas ({_ROW}) VALUES ({', '.join('?' * 31)}) ON CONFLICT (saga, key) DO NOTHING"
+"""An instance, due at once, unless there is one of this key, or was: ``starting`` makes the values."""
 
 
 class Dialect(NamedTuple):
@@ -50,7 +53,8 @@ class SagaRow:
     """An instance. Times are microseconds since 1970.
 
     ``state``: running, waiting, compensating, stuck, parked, completed or compensated, ``since`` when. ``due``: when it is to be looked at.
-    ``arrived``: how many events came for it. ``waits``: JSON list of what it waits for. ``envelope``: the event that began it.
+    ``arrived``: how many events came for it. ``waits``: JSON list of what it waits for. ``envelope``: the event that began it. ``result``:
+    JSON, of one that is completed. ``parent``: saga and key of the instance whose child it is. ``undo``: why it is to be undone.
     """
 
     saga: str
@@ -66,6 +70,9 @@ class SagaRow:
     waits: str | None
     error: str | None
     envelope: Envelope
+    result: str | None = None
+    parent: tuple[str, str] | None = None
+    undo: str | None = None
 
     @property
     def key(self) -> str:
@@ -118,11 +125,16 @@ class Action:
 
 
 class SagaUnit:
-    """The statements of sagas in one transaction (``Unit.sagas``)."""
+    """The statements of sagas in one transaction (``Unit.sagas``).
 
-    def __init__(self, conn: Any, dialect: Dialect) -> None:
+    Args:
+        tell: called when other processes want to know of what was written, once it is committed.
+    """
+
+    def __init__(self, conn: Any, dialect: Dialect, tell: Callable[[], None] = lambda: None) -> None:
         self._conn = conn
         self._dialect = dialect
+        self._tell = tell
 
     def _run(self, statement: str, *arguments: Any) -> Any:
         return self._conn.execute(statement.replace("?", self._dialect.mark), arguments)
@@ -131,11 +143,7 @@ class SagaUnit:
 
     def start(self, saga: str, version: int, app: str, envelope: Envelope, now: int) -> bool:
         """Make an instance, due at once; False if there is one of this key."""
-        places = ", ".join("?" * 27)
-        values = (saga, version, app, "running", now, now, now, None, 0, 0, None, None, *envelope)
-        return bool(
-            self._run(f"INSERT INTO tidings_sagas ({_ROW}) VALUES ({places}) ON CONFLICT (saga, key) DO NOTHING", *values).rowcount == 1
-        )
+        return bool(self._run(START, *starting(saga, version, app, envelope, now)).rowcount == 1)
 
     def deliver(self, saga: str, envelope: Envelope, now: int) -> bool:
         """Keep an event for its instance, and make that one due if it waits; False if there is none, or it is closed."""
@@ -222,15 +230,18 @@ class SagaUnit:
         )  # fmt: skip
 
     def release(
-        self, hold: Hold, state: str, *, due: int | None, waits: str | None, error: str | None, arrived: int | None, now: int
+        self, hold: Hold, state: str, *, due: int | None, waits: str | None, error: str | None, arrived: int | None, now: int,
+        result: str | None = None,
     ) -> bool:  # fmt: skip
         """Let go of the instance until ``due``, or an event comes; at once if more than ``arrived`` events have come (None: never mind)."""
         done = self._run(
             "UPDATE tidings_sagas SET since = CASE WHEN state = ? THEN since ELSE CAST(? AS bigint) END, state = ?,"
             " due = CASE WHEN arrived <> CAST(? AS bigint) THEN CAST(? AS bigint) ELSE CAST(? AS bigint) END, waits = ?, error = ?,"
-            " worker = NULL WHERE saga = ? AND key = ? AND worker = ? AND epoch = ?",
-            state, now, state, arrived, now, due, waits, error, *hold,
+            " result = ?, worker = NULL WHERE saga = ? AND key = ? AND worker = ? AND epoch = ?",
+            state, now, state, arrived, now, due, waits, error, result, *hold,
         )  # fmt: skip
+        if state in CLOSED or state == "parked":
+            self._tell()
         if state in CLOSED and done.rowcount == 1:
             self._run("DELETE FROM tidings_saga_events WHERE saga = ? AND key = ?", hold.saga, hold.key)
         return bool(done.rowcount == 1)
@@ -261,6 +272,19 @@ class SagaUnit:
             f"SELECT {_ROW} FROM tidings_sagas WHERE key = ? AND (saga = ? OR key_name = ? OR key_name = ?)", key, name, name, name + "_id"
         )
         return [_row(row) for row in rows.fetchall()]
+
+    def ended(self, asked: Sequence[tuple[str, str]]) -> list[tuple[str, str, str, str | None, str | None]]:
+        """Saga, key, state, result and error of those that are closed or parked."""
+        found: list[tuple[str, str, str, str | None, str | None]] = []
+        for start in range(0, len(asked), 200):
+            some = asked[start : start + 200]
+            rows = self._run(
+                f"SELECT saga, key, state, result, error FROM tidings_sagas WHERE (saga, key) IN (VALUES {', '.join(['(?, ?)'] * len(some))})"
+                f" AND state IN {(*CLOSED, 'parked')}",
+                *(value for pair in some for value in pair),
+            )
+            found += [(row[0], row[1], row[2], row[3], row[4]) for row in rows.fetchall()]
+        return found
 
     def rows(self, saga: str | None, states: Sequence[str], limit: int) -> list[SagaRow]:
         """The oldest first."""
@@ -330,9 +354,15 @@ def _values(entry: Entry) -> tuple[Any, ...]:
     )  # fmt: skip
 
 
+def starting(saga: str, version: int, app: str, envelope: Envelope, now: int, parent: tuple[str, str] | None = None) -> tuple[Any, ...]:
+    """The values of ``START``."""
+    return (saga, version, app, "running", now, now, now, None, 0, 0, None, None, *envelope, None, *(parent or (None, None)), None)
+
+
 def _row(row: Sequence[Any]) -> SagaRow:
-    event: Any = (*row[12:22], bytes(row[22]), *row[23:])
-    facts: Any = (*row[:12], Envelope(*event))
+    event: Any = (*row[12:22], bytes(row[22]), *row[23:27])
+    parent = None if row[28] is None else (row[28], row[29])
+    facts: Any = (*row[:12], Envelope(*event), row[27], parent, row[30])
     return SagaRow(*facts)
 
 
