@@ -900,7 +900,7 @@ LIST = (
     Sabotage(
         "a saga's line is written once",
         "store/sagas.py",
-        " WHERE tidings_saga_journal.state = 'retrying'",
+        " WHERE tidings_saga_journal.state IN ('retrying', 'begun')",
         "",
         SAGA_STORE + "a_line_is_written_once_but_for_one_that_is_tried_again[sqlite]",
     ),

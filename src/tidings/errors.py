@@ -35,11 +35,13 @@
     │   └── Fenced                     another worker holds the lane now; nothing was written
     ├── SagaError                  about one instance of a saga
     │   ├── Refused                    a step's business refusal: it is not tried again, and not undone
+    │   ├── NotDone                    a reconciliation's answer: the step did not happen
     │   ├── StepFailed                 a step used up its attempts
     │   ├── NotInTime                  no event, or no result, came within the time given
     │   ├── SagaFailed                 whose result was awaited was compensated or cancelled
     │   ├── SagaParked                 whose result was awaited waits for its code to be mended
     │   ├── BodyFailed                 the body raised what is no outcome of the business
+    │   ├── OutcomeUnknown             nobody knows whether a step happened that is tried once at most
     │   ├── JournalMismatch            the code does something else than the journal says it did
     │   └── ForeignAwait               the body awaits what is no call of its saga
     └── NotFound                   no such subscription, dead letter, scheduled event or saga
@@ -196,6 +198,14 @@ class SagaError(TidingsError):
 
 class Refused(SagaError):
     """For steps to raise: the business says no. It is not tried again, and nothing of that step is to be undone."""
+
+
+class NotDone(SagaError):
+    """For a ``reconcile`` to raise: the step did not happen, so it is tried again."""
+
+
+class OutcomeUnknown(SagaError):
+    """A step that is tried once at most was cut off, and nothing tells whether it happened. ``step``. The instance is parked."""
 
 
 class StepFailed(SagaError):

@@ -27,7 +27,9 @@ Key = tuple[str, str, str, int]
 
 @dataclass(slots=True, eq=False)
 class Call:
-    """One call of the body, and what became of it. ``due``: microseconds, of a sleep or a deadline. ``line``: where it stands."""
+    """One call of the body, and what became of it. ``due``: microseconds, of a sleep or a deadline. ``line``: where it stands.
+
+    ``once``: of a step that is tried once at most."""
 
     key: Key
     future: asyncio.Future[Any]
@@ -37,6 +39,9 @@ class Call:
     digest: str | None = None
     fn: Function | None = None
     undo: Function | None = None
+    undo_group: str | None = None
+    once: bool = False
+    reconcile: Function | None = None
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
     retry: Any = None
@@ -138,6 +143,7 @@ class Body:
         self._counters: Counter[tuple[str, str, str]] = Counter()
         self._task: Branch | None = None
         self.left = False
+        self.pivoted = False
 
     def begin(self, event: Any, saga: Any) -> None:
         self._task = self.loop.create_task(self._main(event, saga))
@@ -175,6 +181,12 @@ class Body:
             traceback = traceback.tb_next
         last = f" behind {self.handed}" if self.handed else ""
         kind = type(error).__name__
+        if self.pivoted:
+            return BodyFailed(
+                f"{line}: the body let {kind} pass behind its pivot, where a saga only goes forward, so nothing is undone: {error}. Let the"
+                " code go another way there",
+                line=line,
+            )
         return BodyFailed(
             f"{line}: the body raised {kind}: {error}{last}, which is no outcome of the business, so nothing is undone: mend the code; or, if"
             f" it is one, declare it: @app.saga(…, failures=({kind},))",
@@ -201,6 +213,7 @@ class Body:
         """Tell the body what became of a call, and let it go on until it is quiet."""
         self.now = max(self.now, entry.ended)
         self.handed = call.key[2]
+        self.pivoted = self.pivoted or call.key[0] == "pivot"
         if not call.future.done():
             _settle(call, entry)
         self.loop.run()

@@ -39,6 +39,18 @@ def due(calls: Iterable[Call]) -> list[Call]:
     return [call for _, _, call in sorted(found, key=lambda one: one[:2], reverse=True)]
 
 
+def rounds(calls: Iterable[Call]) -> list[list[Call]]:
+    """What is due, one round after another: alone, or with all of its group."""
+    found: list[list[Call]] = []
+    groups: dict[str, list[Call]] = {}
+    for call in due(calls):
+        group = [] if call.undo_group is None else groups.setdefault(call.undo_group, [])
+        if not group:
+            found.append(group)
+        group.append(call)
+    return found
+
+
 def state_after(attempts: int) -> str:
     """Of a saga whose undo has failed so often."""
     return "stuck" if attempts >= STUCK_AFTER else "compensating"

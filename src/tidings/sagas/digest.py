@@ -39,7 +39,7 @@ def _said(value: Any) -> Any:
         return [_said(one) for one in value]
     if is_pydantic(cls):
         return value.model_dump(mode="json", exclude_defaults=True)
-    fields = _fields(cls)
+    fields = _fields(cls)  # type: ignore[arg-type]
     if fields is None:
         return value
     said: dict[str, Any] = {}

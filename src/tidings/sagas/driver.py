@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from ..codec import decode_json
-from ..errors import BodyFailed, Fenced, ForeignAwait, JournalMismatch, Refused, SagaDefinitionError, TidingsError
+from ..errors import BodyFailed, Fenced, ForeignAwait, JournalMismatch, NotDone, OutcomeUnknown, Refused, SagaDefinitionError, TidingsError
 from ..store.sagas import CLOSED, Entry, Hold, SagaRow
 from ..subscribe.parking import describe
 from . import compensation
@@ -62,7 +63,7 @@ class Driver:
         except StoreTrouble as error:
             log.warning("%s %s: %s", self.row.saga, self.row.key, error)
             await self._sagas.free(self.hold, TROUBLE_SECONDS)
-        except (BodyFailed, JournalMismatch, ForeignAwait, SagaDefinitionError) as error:
+        except (BodyFailed, JournalMismatch, ForeignAwait, OutcomeUnknown, SagaDefinitionError) as error:
             await self._park(error)
         except Exception as error:
             log.exception("%s %s", self.row.saga, self.row.key)
@@ -108,7 +109,7 @@ class Driver:
             self._recorded.clear()
         if body.error is None:
             await self._release("completed", result=stored(definition.main, body.result))
-        elif compensation.is_outcome(body.error, definition.failures):
+        elif compensation.is_outcome(body.error, definition.failures) and not body.pivoted:
             await self._compensate(body.error)
         else:
             raise body.failure(body.error) from body.error
@@ -173,6 +174,8 @@ class Driver:
                 continue
             if call.entry is not None and call.entry.due is not None and call.entry.due > now:
                 continue
+            if _cut_off(call) and call.reconcile is None:
+                continue
             task = asyncio.get_running_loop().create_task(self._attempt(call))
             self._running[task] = call
 
@@ -185,6 +188,8 @@ class Driver:
         started = began if call.entry is None else call.entry.started
         ctx = sagas.attempts.context(self.row.saga, self.row.envelope, f"{branch}:{name}:{number}", attempt)
         mine: list[int] = []
+        finding_out = _cut_off(call)
+        unknown = Entry(kind, branch, name, number, None, "begun", None, None, attempt, started, began, digest=call.digest)
 
         def entry(state: str, **facts: Any) -> Entry:
             seq = next(self._seq)
@@ -195,8 +200,10 @@ class Driver:
             )
 
         try:
+            if call.once and not finding_out:
+                await sagas.attempts.record(self.hold, unknown)
             return await sagas.attempts.run(
-                function,
+                call.reconcile if finding_out and call.reconcile is not None else function,
                 call.args,
                 call.kwargs,
                 ctx,
@@ -212,8 +219,17 @@ class Driver:
             text = describe(error)
             if isinstance(error, Refused):
                 failed = entry("refused", error=str(error))
+            elif finding_out and isinstance(error, NotDone):
+                failed = replace(unknown, state="retrying", error=text, ended=sagas.now(), due=sagas.now())
+            elif finding_out:
+                due = sagas.now() + int(compensation.delay(attempt, error, sagas.rng) * 1_000_000)
+                failed = replace(unknown, error=text, ended=sagas.now(), due=due)
+            elif call.once and (call.reconcile is not None or self._body.pivoted):
+                failed = replace(unknown, error=text, ended=sagas.now())
             else:
                 delay = None if isinstance(error, SagaDefinitionError) else call.retry.delay(attempt, error, sagas.rng)
+                if delay is None and self._body.pivoted:
+                    delay = compensation.delay(attempt, error, sagas.rng)
                 if delay is None:
                     failed = entry("failed", error=text)
                 else:
@@ -269,6 +285,13 @@ class Driver:
         if self._sagas.stopping:
             await self._release(self.row.state if self.row.state not in CLOSED else "running", due=self._sagas.now())
             return
+        for call in pending:
+            if _cut_off(call) and call.reconcile is None:
+                raise OutcomeUnknown(
+                    f"{call.line}: {words(call.key)} is tried once at most and was cut off, so nobody knows whether it happened: find out, and"
+                    " say so; or give the step a reconcile=",
+                    step=call.key[2],
+                )
         times = [due for call in pending if (due := _due(call)) is not None]
         last = next((call.entry.error for call in pending if call.entry is not None), None)
         await self._release("waiting", due=min(times, default=None), waits=[_wait(call) for call in pending], error=last)
@@ -307,32 +330,40 @@ class Driver:
             if not await self._sagas.write(lambda unit: unit.sagas().turn(self.hold, "compensating", text, now)):
                 raise Fenced(f"another worker holds {self.hold.saga} {self.hold.key} now; nothing was written")
         done = {key_of(entry)[1:]: entry for entry in self._entries if entry.kind == "undo"}
-        for call in compensation.due(self._body.calls.values()):
-            entry = done.get(call.key[1:])
-            if entry is not None and entry.state == "done":
+        for together in compensation.rounds(self._body.calls.values()):
+            before = {call: done.get(call.key[1:]) for call in together}
+            left = [call for call, entry in before.items() if entry is None or entry.state != "done"]
+            if not left:
                 continue
             await self._sagas.owned(self)
             if self._sagas.stopping:
                 await self._release(state, due=self._sagas.now(), error=text)
                 return
-            if entry is None or entry.due is None or entry.due <= self._sagas.now():
-                entry = await self._undo(call, entry)
-            if entry.state != "done":
-                assert call.undo is not None
-                state = compensation.state_after(entry.attempts)
+            now = self._sagas.now()
+            tried = await asyncio.gather(*(self._tried(call, before[call], now) for call in left), return_exceptions=True)
+            if trouble := [one for one in tried if isinstance(one, BaseException)]:
+                raise trouble[0]
+            failed = [(call, one) for call, one in zip(left, tried, strict=True) if isinstance(one, Entry) and one.state != "done"]
+            if failed:
+                state = compensation.state_after(max(entry.attempts for _, entry in failed))
                 waits = [
                     {
-                        "for": f"undo {call.undo.name}",
+                        "for": f"undo {call.undo.name if call.undo is not None else call.key[2]}",
                         "since": entry.started,
                         "until": entry.due,
                         "attempts": entry.attempts,
                         "error": entry.error,
                     }
+                    for call, entry in failed
                 ]
-                await self._release(state, due=entry.due, waits=waits, error=text)
+                await self._release(state, due=min((entry.due or now for _, entry in failed)), waits=waits, error=text)
                 return
             state = "compensating"
         await self._release("compensated", error=text)
+
+    async def _tried(self, call: Call, before: Entry | None, now: int) -> Entry:
+        """An undo, if its time has come."""
+        return await self._undo(call, before) if before is None or before.due is None or before.due <= now else before
 
     async def _undo(self, call: Call, before: Entry | None) -> Entry:
         """One attempt. The entry stands under its step's name."""
@@ -368,6 +399,11 @@ class Driver:
             log.warning("%s %s: undo of %s, attempt %d: %s", self.row.saga, self.row.key, words(call.key), attempt, failed.error)
             await sagas.attempts.record(self.hold, failed)
             return failed
+
+
+def _cut_off(call: Call) -> bool:
+    """It is tried once at most, was begun, and nobody knows what became of it."""
+    return call.entry is not None and call.entry.state == "begun"
 
 
 def _due(call: Call) -> int | None:

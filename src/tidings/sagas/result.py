@@ -76,7 +76,7 @@ class Watch:
                 waker.arm()
                 asked = list(self._waiting)
                 try:
-                    found = await self._loop.run_in_executor(None, self._store.query, lambda unit, asked=asked: unit.sagas().ended(asked))  # type: ignore[misc]
+                    found = await self._loop.run_in_executor(None, self._store.query, lambda unit, asked=asked: unit.sagas().ended(asked))
                 except Exception as error:
                     for future in (one for waiting in self._waiting.values() for one in waiting if not one.done()):
                         future.set_exception(error)

@@ -22,6 +22,7 @@ from .step import Function
 
 T = TypeVar("T")
 E = TypeVar("E")
+RETRY = Retry()
 Main = Callable[[Any, "Saga"], Coroutine[Any, Any, Any]]
 
 
@@ -96,17 +97,20 @@ class Saga:
 
     @overload
     async def step(
-        self, fn: Callable[..., Coroutine[Any, Any, T]], /, *args: Any, undo: Callable[..., Any] | None = None, retry: Retry | None = None,
-        timeout: float | None = None, **kwargs: Any,
+        self, fn: Callable[..., Coroutine[Any, Any, T]], /, *args: Any, undo: Callable[..., Any] | None = None, undo_group: str | None = None,
+        retry: Retry | None = None, timeout: float | None = None, at_most_once: bool = False,
+        reconcile: Callable[..., Any] | None = None, **kwargs: Any,
     ) -> T: ...  # fmt: skip
     @overload
     async def step(
-        self, fn: Callable[..., T], /, *args: Any, undo: Callable[..., Any] | None = None, retry: Retry | None = None,
-        timeout: float | None = None, **kwargs: Any,
+        self, fn: Callable[..., T], /, *args: Any, undo: Callable[..., Any] | None = None, undo_group: str | None = None,
+        retry: Retry | None = None, timeout: float | None = None, at_most_once: bool = False,
+        reconcile: Callable[..., Any] | None = None, **kwargs: Any,
     ) -> T: ...  # fmt: skip
     async def step(
-        self, fn: Callable[..., Any], /, *args: Any, undo: Callable[..., Any] | None = None, retry: Retry | None = None,
-        timeout: float | None = None, **kwargs: Any,
+        self, fn: Callable[..., Any], /, *args: Any, undo: Callable[..., Any] | None = None, undo_group: str | None = None,
+        retry: Retry | None = None, timeout: float | None = None, at_most_once: bool = False,
+        reconcile: Callable[..., Any] | None = None, **kwargs: Any,
     ) -> Any:  # fmt: skip
         """Call a function once, and remember what it returned.
 
@@ -116,8 +120,14 @@ class Saga:
         Args:
             undo: is called with the same arguments if the saga can't go on later, unless the step was refused; ``result``, if it has such
                 a parameter, is what the step returned, or an ``Unknown``. It must accept that nothing happened.
+            undo_group: steps of one group are undone side by side, at the place of the last of them.
             retry: when it is tried again after an error; ``Retry()`` unless given.
             timeout: seconds for one attempt.
+            at_most_once: it is never called again by itself. An error is a StepFailed at once; if its worker dies meanwhile, nobody knows
+                whether it happened, and the instance is parked for a person, unless there is
+            reconcile: called with the same arguments and the same idempotency key, it finds out what became of the step: it returns what
+                the step would have returned, or raises ``NotDone`` (then the step is called), or ``Refused``. Any other error of it is
+                tried again without end.
 
         Raises:
             Refused: the step raised it. StepFailed: it used up its attempts.
@@ -128,6 +138,17 @@ class Saga:
                 raise SagaDefinitionError(f"timeout={timeout!r}: seconds, more than 0")
             function = what["fn"] = _function(fn, "the step")
             function.check(args, kwargs)
+            if at_most_once:
+                if retry is not None or function.tx is not None:
+                    raise SagaDefinitionError(
+                        f"{function.name}: at_most_once=True is for a step without a transaction (in one it counts once anyway), and without"
+                        " retry="
+                    )
+            elif reconcile is not None:
+                raise SagaDefinitionError(f"{function.name}: reconcile= goes with at_most_once=True")
+            if reconcile is not None:
+                finds = what["reconcile"] = _function(reconcile, "the reconciliation")
+                finds.check(args, kwargs)
             if undo is not None:
                 back = what["undo"] = _function(undo, "the undo")
                 back.check(args, kwargs)
@@ -138,7 +159,10 @@ class Saga:
         except SagaDefinitionError as error:
             self._body.loop.fault = error
             raise
-        call = self._body.call("step", function.name, args=args, kwargs=kwargs, retry=retry or Retry(), timeout=timeout, **what)
+        call = self._body.call(
+            "step", function.name, args=args, kwargs=kwargs, retry=retry or Retry(attempts=1 if at_most_once else RETRY.attempts),
+            timeout=timeout, once=at_most_once, undo_group=undo_group, **what,
+        )  # fmt: skip
         return await call.future
 
     async def sleep(self, duration: float | timedelta) -> None:
@@ -165,6 +189,10 @@ class Saga:
         due = None if within is None else self._until(within)
         decoders = {name: event_type.decode for name, event_type in types.items()}
         return await self._body.call("wait", " | ".join(types), due=due, types=decoders).future
+
+    async def pivot(self) -> None:
+        """From here on it only goes forward: what fails is tried again without end, and nothing is undone any more."""
+        await self._body.call("pivot", "pivot").future
 
     def now(self) -> datetime:
         """When the last result came that the body was handed: the same at each run."""

@@ -82,10 +82,11 @@ class SagaRow:
 
 @dataclass(slots=True)
 class Entry:
-    """One line of a journal: what became of a call (``kind``: step, undo, sleep, wait).
+    """One line of a journal: what became of a call (``kind``: step, undo, sleep, wait, pivot).
 
     ``seq``: its place in the order in which results were handed to the body; None while it is tried again. ``state``: done, refused, failed
-    (attempts used up), late (nothing came in time), or retrying, then ``due`` says when. ``result``: JSON. ``digest``: of the arguments.
+    (attempts used up), late (nothing came in time), retrying, then ``due`` says when, or begun: it is tried once at most, and what became of
+    it isn't known. ``result``: JSON. ``digest``: of the arguments.
     """
 
     kind: str
@@ -214,7 +215,7 @@ class SagaUnit:
             f" WHERE saga = ? AND key = ? AND worker = ? AND epoch = ?{still} {self._dialect.share}"
             " ON CONFLICT (saga, key, kind, branch, step, number) DO UPDATE SET seq = excluded.seq, state = excluded.state,"
             " result = excluded.result, error = excluded.error, attempts = excluded.attempts, ended = excluded.ended, due = excluded.due"
-            " WHERE tidings_saga_journal.state = 'retrying'",
+            " WHERE tidings_saga_journal.state IN ('retrying', 'begun')",
             *values, *hold, *marks,
         )  # fmt: skip
         return bool(done.rowcount == 1)
