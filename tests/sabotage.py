@@ -54,6 +54,7 @@ CDC = "tests/relay/test_cdc.py::"
 SAGA = "tests/sagas/test_saga.py::test_"
 SAGA_STORE = "tests/sagas/test_store.py::test_"
 SAGA_OUTCOME = "tests/sagas/test_outcomes.py::test_"
+SAGA_ONCE = "tests/sagas/test_at_most_once.py::test_"
 SAGA_BODY = "tests/sagas/test_body.py::test_"
 
 LIST = (
@@ -1008,6 +1009,34 @@ LIST = (
         "        self._recorded.append((call, entry))\n        await self._hand_on()\n",
         "        await _alone(lambda: self._body.hand(call, entry))\n",
         SAGA_OUTCOME + "what_falls_due_while_a_steps_line_is_written_is_handed_on_behind_it[sqlite]",
+    ),
+    Sabotage(
+        "a step that is tried once at most is noted before",
+        "sagas/driver.py",
+        "            if call.once and not finding_out:\n",
+        "            if False:\n",
+        SAGA_ONCE + "it_is_called_once_and_what_nobody_knows_is_found_out_or_parked[sqlite-False-behind]",
+    ),
+    Sabotage(
+        "a step that was cut off is not called again",
+        "sagas/driver.py",
+        "            if _cut_off(call) and call.reconcile is None:\n                continue\n",
+        "",
+        SAGA_ONCE + "it_is_called_once_and_what_nobody_knows_is_found_out_or_parked[sqlite-False-behind]",
+    ),
+    Sabotage(
+        "behind its pivot a saga is not undone",
+        "sagas/driver.py",
+        "and not body.pivoted:",
+        "and True:",
+        SAGA_ONCE + "behind_its_pivot_it_only_goes_forward[sqlite-refused]",
+    ),
+    Sabotage(
+        "behind its pivot a saga tries without end",
+        "sagas/driver.py",
+        "if delay is None and self._body.pivoted:",
+        "if False:",
+        SAGA_ONCE + "behind_its_pivot_it_only_goes_forward[sqlite-error]",
     ),
     Sabotage(
         "a saga that was started is not started again",

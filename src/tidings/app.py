@@ -368,7 +368,8 @@ class App:
         definition = self._saga_called(saga)
         if self.type_of(type(event)).name != definition.start.name:
             raise InvalidEvent(
-                f"the saga {definition.name!r} is started by {definition.start.name}, not by {type(event).__name__}", type=type(event).__name__
+                f"the saga {definition.name!r} is started by {definition.start.name}, not by {type(event).__name__}",
+                type=type(event).__name__,
             )
         envelope = self._publisher.envelope(event)
         values = starting(definition.name, definition.version, self.name, envelope, int(self.clock.time() * 1_000_000))

@@ -21,7 +21,9 @@ CLOSED = ("completed", "compensated", "cancelled", "gone")
 _EVENT = (
     "position, lane, topic, type, version_, key_name, key, event_id, time, source, data, correlation_id, causation_id, traceparent, headers"
 )
-_ROW = f"saga, version, app, state, since, started, due, worker, epoch, arrived, waits, error, {_EVENT}, result, parent_saga, parent_key, undo"
+_ROW = (
+    f"saga, version, app, state, since, started, due, worker, epoch, arrived, waits, error, {_EVENT}, result, parent_saga, parent_key, undo"
+)
 _ENTRY = "kind, branch, step, number, seq, state, result, error, attempts, started, ended, due, digest"
 
 START = f"INSERT INTO tidings_sagas ({_ROW}) VALUES ({', '.join('?' * 31)}) ON CONFLICT (saga, key) DO NOTHING"
