@@ -55,6 +55,7 @@ SAGA = "tests/sagas/test_saga.py::test_"
 SAGA_STORE = "tests/sagas/test_store.py::test_"
 SAGA_OUTCOME = "tests/sagas/test_outcomes.py::test_"
 SAGA_ONCE = "tests/sagas/test_at_most_once.py::test_"
+SAGA_CHILD = "tests/sagas/test_children.py::test_"
 SAGA_BODY = "tests/sagas/test_body.py::test_"
 
 LIST = (
@@ -1037,6 +1038,34 @@ LIST = (
         "if delay is None and self._body.pivoted:",
         "if False:",
         SAGA_ONCE + "behind_its_pivot_it_only_goes_forward[sqlite-error]",
+    ),
+    Sabotage(
+        "a child that ends wakes its parent",
+        "store/sagas.py",
+        "if state in CLOSED and parent is not None",
+        "if False and parent is not None",
+        SAGA_CHILD + "a_parent_waits_for_its_child_and_has_its_result[sqlite-False]",
+    ),
+    Sabotage(
+        "a child is undone with its parent",
+        "sagas/compensation.py",
+        'call.entry.state in ("begun", "done")',
+        'call.entry.state in ("never",)',
+        SAGA_CHILD + "a_completed_child_is_undone_through_its_own_steps_in_its_place[sqlite-False]",
+    ),
+    Sabotage(
+        "who is nobody's child stays what it is",
+        "store/sagas.py",
+        "child.parent == (hold.saga, hold.key) else refused",
+        "True else refused",
+        SAGA_CHILD + "an_instance_that_is_nobodys_child_stays_what_it_is[sqlite]",
+    ),
+    Sabotage(
+        "a child that still runs is undone where it stands",
+        "sagas/driver.py",
+        "        if row.undo is not None and body.fault is None:",
+        "        if False:",
+        SAGA_CHILD + "a_child_that_still_runs_is_undone_where_it_stands[sqlite]",
     ),
     Sabotage(
         "a saga that was started is not started again",

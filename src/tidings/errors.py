@@ -37,6 +37,7 @@
     │   ├── Refused                    a step's business refusal: it is not tried again, and not undone
     │   ├── NotDone                    a reconciliation's answer: the step did not happen
     │   ├── StepFailed                 a step used up its attempts
+    │   ├── ChildFailed                a child was compensated, or couldn't be begun
     │   ├── NotInTime                  no event, or no result, came within the time given
     │   ├── SagaFailed                 whose result was awaited was compensated or cancelled
     │   ├── SagaParked                 whose result was awaited waits for its code to be mended
@@ -210,6 +211,10 @@ class OutcomeUnknown(SagaError):
 
 class StepFailed(SagaError):
     """A step used up its attempts, and nobody knows whether it happened. ``step``, ``error``."""
+
+
+class ChildFailed(SagaError):
+    """A child saga was compensated by itself, or there is an instance of its key that isn't this one's child. ``saga``, ``key``, ``error``."""
 
 
 class NotInTime(SagaError):

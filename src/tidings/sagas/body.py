@@ -17,7 +17,7 @@ from contextvars import Context as Variables
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
-from ..errors import BodyFailed, ForeignAwait, NotInTime, Refused, SagaError, StepFailed, TidingsError
+from ..errors import BodyFailed, ChildFailed, ForeignAwait, NotInTime, Refused, SagaError, StepFailed, TidingsError
 from ..store.sagas import Entry
 from .step import Function
 
@@ -29,7 +29,7 @@ Key = tuple[str, str, str, int]
 class Call:
     """One call of the body, and what became of it. ``due``: microseconds, of a sleep or a deadline. ``line``: where it stands.
 
-    ``once``: of a step that is tried once at most."""
+    ``child``: saga and key; ``decode``: what becomes of its result. ``once``: of a step that is tried once at most."""
 
     key: Key
     future: asyncio.Future[Any]
@@ -47,6 +47,8 @@ class Call:
     retry: Any = None
     timeout: float | None = None
     types: dict[str, Callable[[bytes], Any]] = field(default_factory=dict)
+    child: tuple[str, str] | None = None
+    decode: Callable[[bytes], Any] | None = None
     entry: Entry | None = None
 
     @property
@@ -239,7 +241,14 @@ class Body:
 
 def _settle(call: Call, entry: Entry) -> None:
     kind, _, name, _ = call.key
-    if entry.state == "refused":
+    if kind == "child":
+        assert call.child is not None
+        saga, key = call.child
+        if entry.state != "done":
+            call.future.set_exception(ChildFailed(f"the child {saga} {key}: {entry.error}", saga=saga, key=key, error=entry.error))
+        else:
+            call.future.set_result(None if entry.result is None or call.decode is None else call.decode(entry.result.encode()))
+    elif entry.state == "refused":
         call.future.set_exception(Refused(entry.error or ""))
     elif entry.state == "failed":
         call.future.set_exception(StepFailed(f"{name} failed after {entry.attempts} attempts: {entry.error}", step=name, error=entry.error))

@@ -5,11 +5,11 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable
 
-from ..errors import NotInTime, Refused, StepFailed
+from ..errors import ChildFailed, NotInTime, Refused, StepFailed
 from ..retry import Retry
 from .body import Call
 
-OUTCOMES = (Refused, StepFailed, NotInTime)
+OUTCOMES = (Refused, StepFailed, NotInTime, ChildFailed)
 """What a body may let pass to be compensated; and what its declaration says (``failures=``). Anything else is a mistake in the code."""
 
 STUCK_AFTER = 5
@@ -34,9 +34,18 @@ def due(calls: Iterable[Call]) -> list[Call]:
     found = [
         (call.entry.seq if call.entry is not None and call.entry.seq is not None else 2**62, number, call)
         for number, call in enumerate(calls)
-        if call.undo is not None and call.key[0] == "step" and not (call.entry is not None and call.entry.state == "refused")
+        if (_step_is_due(call) if call.key[0] == "step" else call.key[0] == "child" and _child_is_due(call))
     ]
     return [call for _, _, call in sorted(found, key=lambda one: one[:2], reverse=True)]
+
+
+def _step_is_due(call: Call) -> bool:
+    return call.undo is not None and not (call.entry is not None and call.entry.state == "refused")
+
+
+def _child_is_due(call: Call) -> bool:
+    """It was begun, and has not been undone by itself."""
+    return call.entry is not None and call.entry.state in ("begun", "done")
 
 
 def rounds(calls: Iterable[Call]) -> list[list[Call]]:

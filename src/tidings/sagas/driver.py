@@ -10,8 +10,19 @@ from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from ..codec import decode_json
-from ..errors import BodyFailed, Fenced, ForeignAwait, JournalMismatch, NotDone, OutcomeUnknown, Refused, SagaDefinitionError, TidingsError
-from ..store.sagas import CLOSED, Entry, Hold, SagaRow
+from ..errors import (
+    BodyFailed,
+    Fenced,
+    ForeignAwait,
+    JournalMismatch,
+    NotDone,
+    OutcomeUnknown,
+    Refused,
+    SagaDefinitionError,
+    SagaError,
+    TidingsError,
+)
+from ..store.sagas import CLOSED, Entry, Hold, SagaRow, starting
 from ..subscribe.parking import describe
 from . import compensation
 from .attempt import StoreTrouble
@@ -78,10 +89,15 @@ class Driver:
         row, definition = self.row, self._definition
         await self._load()
         self._body = body = Body(definition.main, f"{row.saga}:{row.envelope.event_id}", row.started)
-        saga = Saga(definition, row.key, body, self._sagas.type_of)
+        saga = Saga(definition, row.key, body, self._sagas.type_of, self._sagas.called)
         event = definition.start.decode(row.envelope.data)
         await _alone(lambda: body.begin(event, saga))
         await _alone(lambda: read_to(body, self._entries))
+        if row.undo is not None and body.fault is None:
+            if body.pivoted:
+                raise BodyFailed(f"{row.undo}, but it is behind its pivot, where nothing is undone any more", line=body.where())
+            await self._compensate(SagaError(row.undo))
+            return
         undone = any(entry.kind == "undo" for entry in self._entries)
         if (undone or row.state in ("compensating", "stuck")) and not (body.ended and body.error is not None):
             raise JournalMismatch(
@@ -93,7 +109,7 @@ class Driver:
             if body.fault is not None:
                 raise body.fault
             await self._sagas.owned(self)
-            if await self._answer():
+            if await self._answer() or await self._children():
                 continue
             if not self._sagas.stopping:
                 self._begin_steps()
@@ -164,6 +180,76 @@ class Driver:
         call.entry = entry
         self._recorded.append((call, entry))
         await self._hand_on()
+
+    # -- children
+
+    async def _children(self) -> bool:
+        """Begin those that the body has called for; see whether one has ended."""
+        calls = [call for call in self._body.calls.values() if call.pending and call.child is not None]
+        for call in calls:
+            if call.entry is None and not self._sagas.stopping:
+                await self._begin_child(call)
+                if call.entry is not None and call.entry.seq is not None:
+                    return True
+        asked = [call.child for call in calls if call.entry is not None and call.child is not None]
+        if not asked:
+            return False
+        ended = {(row[0], row[1]): row[2:] for row in await self._sagas.query(lambda unit: unit.sagas().ended(asked)) if row[2] in CLOSED}
+        for call in calls:
+            if call.child in ended and call.entry is not None:
+                state, result, error = ended[call.child]
+                kind, branch, name, number = call.key
+                text = None if state == "completed" else f"{state}: {error}"
+                entry = Entry(
+                    kind, branch, name, number, None, "done" if state == "completed" else "failed", result, text,
+                    started=call.entry.started, ended=self._sagas.now(), digest=call.digest,
+                )  # fmt: skip
+                await self._note(call, entry)
+                return True
+        return False
+
+    async def _begin_child(self, call: Call) -> None:
+        assert call.child is not None
+        sagas, now = self._sagas, self._sagas.now()
+        kind, branch, name, number = call.key
+        definition = sagas.called(name)
+        assert definition is not None
+        ctx = sagas.attempts.context(self.row.saga, self.row.envelope, f"{branch}:{name}:{number}", 1)
+        me = (self.row.saga, self.row.key)
+        values = starting(name, definition.version, self.row.app, sagas.attempts.envelope(call.args[0], ctx), now, me)
+        begun = Entry(kind, branch, name, number, None, "begun", started=now, ended=now, digest=call.digest)
+        seq = next(self._seq)
+        refused = replace(begun, seq=seq, state="refused", error="there is an instance of its key that isn't this one's child")
+        self._open.add(seq)
+        try:
+            entry = await sagas.write(lambda unit: _adopted(unit, self.hold, begun, refused, values))
+        finally:
+            self._open.discard(seq)
+        call.entry = entry
+        if entry.seq is not None:
+            self._recorded.append((call, entry))
+            await self._hand_on()
+        sagas.hurry()
+
+    async def _undo_child(self, call: Call) -> Entry:
+        """Undone, or asked to be; it tells when it is."""
+        assert call.child is not None
+        child, sagas = call.child, self._sagas
+        name = call.key[2]
+        row = await sagas.query(lambda unit: unit.sagas().row(*child))
+        now = sagas.now()
+        entry = Entry("undo", *_undo_key(call), None, "retrying", started=now, ended=now)
+        if row is None or row.parent != (self.row.saga, self.row.key) or row.state in ("compensated", "cancelled", "gone"):
+            entry = replace(entry, seq=next(self._seq), state="done")
+            await sagas.attempts.record(self.hold, entry)
+            return entry
+        if row.undo is None:
+            reason = f"its parent {self.row.saga} {self.row.key} is undone"
+            await sagas.write(lambda unit: unit.sagas().ask_undo(child, reason, now))
+            sagas.hurry()
+        if row.state in ("stuck", "parked"):
+            return replace(entry, attempts=compensation.STUCK_AFTER, error=f"{name} {row.key} is {row.state}: {row.error}")
+        return entry
 
     # -- steps
 
@@ -258,7 +344,7 @@ class Driver:
             call.entry = entry
             if entry.seq is not None:
                 self._recorded.append((call, entry))
-        if not ended and any(call.key[0] == "wait" for call in pending):
+        if not ended and any(call.key[0] in ("wait", "child") for call in pending):
             saga, key = self.row.saga, self.row.key
             row, arrivals = await self._sagas.query(lambda unit: (unit.sagas().row(saga, key), unit.sagas().arrivals(saga, key)))
             self._count = row.arrived
@@ -300,9 +386,11 @@ class Driver:
         self, state: str, *, due: int | None = None, waits: list[Any] | None = None, error: str | None = None, result: str | None = None
     ) -> None:
         now, text = self._sagas.now(), None if waits is None else encode(waits).decode()
-        arrived = self._count if state == "waiting" else None
+        arrived = self._count if state in ("waiting", "compensating", "stuck") else None
         released = await self._sagas.write(
-            lambda unit: unit.sagas().release(self.hold, state, due=due, waits=text, error=error, arrived=arrived, now=now, result=result)
+            lambda unit: unit.sagas().release(
+                self.hold, state, due=due, waits=text, error=error, arrived=arrived, now=now, result=result, parent=self.row.parent
+            )
         )
         if not released:
             raise Fenced(f"another worker holds {self.hold.saga} {self.hold.key} now; nothing was written")
@@ -331,7 +419,7 @@ class Driver:
                 raise Fenced(f"another worker holds {self.hold.saga} {self.hold.key} now; nothing was written")
         done = {key_of(entry)[1:]: entry for entry in self._entries if entry.kind == "undo"}
         for together in compensation.rounds(self._body.calls.values()):
-            before = {call: done.get(call.key[1:]) for call in together}
+            before = {call: done.get(_undo_key(call)) for call in together}
             left = [call for call, entry in before.items() if entry is None or entry.state != "done"]
             if not left:
                 continue
@@ -348,7 +436,7 @@ class Driver:
                 state = compensation.state_after(max(entry.attempts for _, entry in failed))
                 waits = [
                     {
-                        "for": f"undo {call.undo.name if call.undo is not None else call.key[2]}",
+                        "for": f"undo {call.undo.name if call.undo is not None else ' '.join(call.child or call.key[2:3])}",
                         "since": entry.started,
                         "until": entry.due,
                         "attempts": entry.attempts,
@@ -356,13 +444,16 @@ class Driver:
                     }
                     for call, entry in failed
                 ]
-                await self._release(state, due=min((entry.due or now for _, entry in failed)), waits=waits, error=text)
+                due = min((entry.due for _, entry in failed if entry.due is not None), default=None)
+                await self._release(state, due=due, waits=waits, error=text)
                 return
             state = "compensating"
         await self._release("compensated", error=text)
 
     async def _tried(self, call: Call, before: Entry | None, now: int) -> Entry:
         """An undo, if its time has come."""
+        if call.child is not None:
+            return await self._undo_child(call)
         return await self._undo(call, before) if before is None or before.due is None or before.due <= now else before
 
     async def _undo(self, call: Call, before: Entry | None) -> Entry:
@@ -401,9 +492,22 @@ class Driver:
             return failed
 
 
+def _adopted(unit: Any, hold: Hold, begun: Entry, refused: Entry, values: tuple[Any, ...]) -> Entry:
+    entry: Entry | None = unit.sagas().adopt(hold, begun, refused, values)
+    if entry is None:
+        raise Fenced(f"another worker holds {hold.saga} {hold.key} now; nothing was written")
+    return entry
+
+
+def _undo_key(call: Call) -> tuple[str, str, int]:
+    """Branch, name and number of an undo's entry. A child may have the name of a step."""
+    _, branch, name, number = call.key
+    return branch, name if call.child is None else f"child {name}", number
+
+
 def _cut_off(call: Call) -> bool:
     """It is tried once at most, was begun, and nobody knows what became of it."""
-    return call.entry is not None and call.entry.state == "begun"
+    return call.entry is not None and call.entry.state == "begun" and call.key[0] == "step"
 
 
 def _due(call: Call) -> int | None:
@@ -414,7 +518,9 @@ def _due(call: Call) -> int | None:
 def _wait(call: Call) -> dict[str, Any]:
     """What it waits for, as ``tidings saga show`` tells it."""
     facts: dict[str, Any] = {"for": words(call.key), "since": call.began, "until": _due(call), "line": call.line}
-    if call.entry is not None:
+    if call.child is not None:
+        facts["for"] = f"the child {' '.join(call.child)}"
+    elif call.entry is not None:
         facts |= {"for": f"another attempt at {words(call.key)}", "attempts": call.entry.attempts, "error": call.entry.error}
     return facts
 

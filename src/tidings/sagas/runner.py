@@ -211,6 +211,11 @@ class RunningSagas:
         self._wanted.set()
         self.changed()
 
+    def called(self, saga: Any) -> SagaDefinition | None:
+        """The newest version of a saga, by its name or its function."""
+        names = {one.name for one in self._definitions.values() if one.name == saga or one.main is saga}
+        return max((one for one in self._definitions.values() if one.name in names), key=lambda one: one.version, default=None)
+
     # -- taking what is due
 
     async def _sweep(self) -> None:

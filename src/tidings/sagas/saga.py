@@ -12,7 +12,7 @@ from typing import Any, TypeVar, overload
 
 import msgspec
 
-from ..errors import SagaDefinitionError
+from ..errors import SagaDefinitionError, TidingsError
 from ..event import EventType
 from ..retry import Retry
 from .body import Body
@@ -88,7 +88,15 @@ class Saga:
         key: of the instance, as text. name: the saga's.
     """
 
-    def __init__(self, definition: SagaDefinition, key: str, body: Body, type_of: Callable[[type], EventType]) -> None:
+    def __init__(
+        self,
+        definition: SagaDefinition,
+        key: str,
+        body: Body,
+        type_of: Callable[[type], EventType],
+        called: Callable[[Any], SagaDefinition | None] = lambda saga: None,
+    ) -> None:
+        self._called = called
         self.name = definition.name
         self.key = key
         self._waits = definition.waits
@@ -189,6 +197,37 @@ class Saga:
         due = None if within is None else self._until(within)
         decoders = {name: event_type.decode for name, event_type in types.items()}
         return await self._body.call("wait", " | ".join(types), due=due, types=decoders).future
+
+    async def child(self, saga: str | Main, event: Any) -> Any:
+        """Begin another saga of this app as a child, and wait for what it returns. It has an instance and a journal of its own; if this one
+        is undone, so is the child, through its own steps.
+
+        Args:
+            saga: its name, or the decorated function. event: of the class that starts it; it isn't published.
+
+        Raises:
+            ChildFailed: it was compensated by itself, or there is an instance of its key that isn't this one's child.
+        """
+        try:
+            definition = self._called(saga)
+            if definition is None:
+                name = saga if isinstance(saga, str) else getattr(saga, "__name__", saga)
+                raise SagaDefinitionError(f"this app has no saga {name!r} that could be a child", saga=name)
+            if self._type_of(type(event)).name != definition.start.name:
+                raise SagaDefinitionError(
+                    f"the saga {definition.name!r} is started by {definition.start.name}, not by {type(event).__name__}",
+                    saga=definition.name,
+                )
+            key = definition.start.key_of(event)
+            assert key is not None
+            said = digest((event,), {})
+        except TidingsError as error:
+            self._body.loop.fault = error
+            raise
+        call = self._body.call(
+            "child", definition.name, args=(event,), child=(definition.name, key), digest=said, decode=decoder_of(definition.main)
+        )
+        return await call.future
 
     async def pivot(self) -> None:
         """From here on it only goes forward: what fails is tried again without end, and nothing is undone any more."""

@@ -84,7 +84,7 @@ class SagaRow:
 
 @dataclass(slots=True)
 class Entry:
-    """One line of a journal: what became of a call (``kind``: step, undo, sleep, wait, pivot).
+    """One line of a journal: what became of a call (``kind``: step, undo, sleep, wait, pivot, child).
 
     ``seq``: its place in the order in which results were handed to the body; None while it is tried again. ``state``: done, refused, failed
     (attempts used up), late (nothing came in time), retrying, then ``due`` says when, or begun: it is tried once at most, and what became of
@@ -234,20 +234,48 @@ class SagaUnit:
 
     def release(
         self, hold: Hold, state: str, *, due: int | None, waits: str | None, error: str | None, arrived: int | None, now: int,
-        result: str | None = None,
+        result: str | None = None, parent: tuple[str, str] | None = None,
     ) -> bool:  # fmt: skip
-        """Let go of the instance until ``due``, or an event comes; at once if more than ``arrived`` events have come (None: never mind)."""
+        """Let go of the instance until ``due``, or an event comes; at once if more than ``arrived`` events have come (None: never mind).
+        What is asked to be undone isn't completed. ``parent``: is told when it is closed."""
         done = self._run(
             "UPDATE tidings_sagas SET since = CASE WHEN state = ? THEN since ELSE CAST(? AS bigint) END, state = ?,"
             " due = CASE WHEN arrived <> CAST(? AS bigint) THEN CAST(? AS bigint) ELSE CAST(? AS bigint) END, waits = ?, error = ?,"
-            " result = ?, worker = NULL WHERE saga = ? AND key = ? AND worker = ? AND epoch = ?",
+            " result = ?, worker = NULL WHERE saga = ? AND key = ? AND worker = ? AND epoch = ?"
+            + (" AND undo IS NULL" if state == "completed" else ""),
             state, now, state, arrived, now, due, waits, error, result, *hold,
         )  # fmt: skip
+        if state in CLOSED and parent is not None and done.rowcount == 1:
+            self._run(
+                "UPDATE tidings_sagas SET arrived = arrived + 1, due = CASE WHEN worker IS NULL AND state IN ('waiting', 'compensating',"
+                " 'stuck') THEN CAST(? AS bigint) ELSE due END WHERE saga = ? AND key = ?",
+                now, *parent,
+            )  # fmt: skip
         if state in CLOSED or state == "parked":
             self._tell()
         if state in CLOSED and done.rowcount == 1:
             self._run("DELETE FROM tidings_saga_events WHERE saga = ? AND key = ?", hold.saga, hold.key)
         return bool(done.rowcount == 1)
+
+    # -- children
+
+    def adopt(self, hold: Hold, begun: Entry, refused: Entry, values: tuple[Any, ...]) -> Entry | None:
+        """Begin a child (``starting``), with the line that says so; or ``refused``, if there is an instance that isn't this one's. None:
+        the parent is somebody else's by now."""
+        entry = begun
+        if self._run(START, *values).rowcount != 1:
+            child = self.row(values[0], values[18])
+            entry = begun if child is not None and child.parent == (hold.saga, hold.key) else refused
+        return entry if self.record(hold, entry) else None
+
+    def ask_undo(self, child: tuple[str, str], reason: str, now: int) -> None:
+        """An instance is to be undone, whatever its body would do; nothing if it was asked already, or is undone."""
+        self._run(
+            "UPDATE tidings_sagas SET undo = ?, arrived = arrived + 1, since = ?, state = CASE WHEN state = 'completed' THEN 'compensating'"
+            " ELSE state END, due = CASE WHEN worker IS NULL THEN CAST(? AS bigint) ELSE due END WHERE saga = ? AND key = ? AND undo IS NULL"
+            " AND state NOT IN ('compensated', 'cancelled', 'gone')",
+            reason, now, now, *child,
+        )  # fmt: skip
 
     def free(self, hold: Hold, due: int) -> bool:
         """Let go of the instance as it is, until then."""
