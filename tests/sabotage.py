@@ -56,6 +56,7 @@ SAGA_STORE = "tests/sagas/test_store.py::test_"
 SAGA_OUTCOME = "tests/sagas/test_outcomes.py::test_"
 SAGA_ONCE = "tests/sagas/test_at_most_once.py::test_"
 SAGA_CHILD = "tests/sagas/test_children.py::test_"
+SAGA_ENDLESS = "tests/sagas/test_endless.py::test_"
 SAGA_BODY = "tests/sagas/test_body.py::test_"
 
 LIST = (
@@ -1066,6 +1067,34 @@ LIST = (
         "        if row.undo is not None and body.fault is None:",
         "        if False:",
         SAGA_CHILD + "a_child_that_still_runs_is_undone_where_it_stands[sqlite]",
+    ),
+    Sabotage(
+        "a saga that begins anew has each event once",
+        "store/sagas.py",
+        "        for position in taken:\n",
+        "        for position in ():\n",
+        SAGA_ENDLESS + "each_event_is_had_once_in_all_runs[sqlite]",
+    ),
+    Sabotage(
+        "a saga that begins anew keeps what is to be undone",
+        "sagas/driver.py",
+        "        for past in self._runs_before():",
+        "        for past in ():",
+        SAGA_ENDLESS + "it_begins_anew_with_new_state_and_carries_on_what_is_to_be_undone[sqlite-True]",
+    ),
+    Sabotage(
+        "a closed saga leaves a tombstone",
+        "store/sagas.py",
+        "AND position <= {_RETAINED} AND (position > 0 OR since < ?)",
+        "AND (true OR position <= {_RETAINED}) AND (true OR since < ?)",
+        SAGA_ENDLESS + "a_closed_saga_goes_away_and_its_start_event_read_again_begins_nothing[sqlite]",
+    ),
+    Sabotage(
+        "a child is kept until its parent is closed",
+        "store/sagas.py",
+        "AND parent.key = one.parent_key AND",
+        "AND parent.key = one.parent_key AND false AND",
+        SAGA_ENDLESS + "a_closed_saga_goes_away_and_its_start_event_read_again_begins_nothing[sqlite]",
     ),
     Sabotage(
         "a saga that was started is not started again",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import signal
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime, timedelta
@@ -13,7 +14,16 @@ from .brokers import broker_at
 from .brokers.port import Broker
 from .clock import Clock, SystemClock
 from .envelope import Envelope
-from .errors import ConfigurationError, InvalidEvent, NotFound, SagaDefinitionError, StoreBusy, SubscriptionNameTaken, UndecodableEvent
+from .errors import (
+    ConfigurationError,
+    InvalidEvent,
+    LateEvent,
+    NotFound,
+    SagaDefinitionError,
+    StoreBusy,
+    SubscriptionNameTaken,
+    UndecodableEvent,
+)
 from .event import EventType
 from .publish.publisher import Publisher
 from .publish.publishing import Publishing, Receipt
@@ -22,10 +32,10 @@ from .relay.relay import Relay, RunningRelay
 from .retry import Retry
 from .sagas.result import Result, Watches, decoder_of
 from .sagas.runner import RunningSagas
-from .sagas.saga import Main, SagaDefinition, define
+from .sagas.saga import Late, Main, SagaDefinition, define
 from .store import store_at
 from .store.port import Scheduled, Store
-from .store.sagas import START, starting
+from .store.sagas import CLOSED, START, starting
 from .subscribe.backlog import Backlog
 from .subscribe.context import Context
 from .subscribe.handler import Decoded, Handler, tell_apart
@@ -276,8 +286,6 @@ class App:
         Raises:
             ConfigurationError: an option that doesn't exist, or a value that can't be.
         """
-        import inspect
-
         known = set(inspect.signature(self.subscription).parameters) - {"name"}
         for option in options:
             if option not in known:
@@ -305,6 +313,7 @@ class App:
         name: str | None = None,
         waits: Sequence[type] = (),
         failures: Sequence[type[Exception]] = (),
+        late: Late = "ignore",
     ) -> Callable[[Main], Main]:
         """The decorated ``async def`` is a saga: a process of its own for each key of ``start``, begun by that event.
 
@@ -316,13 +325,15 @@ class App:
             failures: exceptions of your own that say that the business can't go on. When the body lets one of them pass, or a failed step,
                 a refusal, or a wait's time-out, what was done is undone. Any other exception is a mistake in the code: the instance is
                 parked, and goes on once it is mended.
+            late: what becomes of such an event that comes when the instance is closed: ``"ignore"``, ``"dead"`` (a dead letter of the saga's
+                subscription), or a function of (event, ctx) that handles it.
 
         Raises:
             SagaDefinitionError, SubscriptionNameTaken
         """
 
         def mark(main: Main) -> Main:
-            definition = define(name, version, main, self.type_of(start), [self.type_of(one) for one in waits], failures)
+            definition = define(name, version, main, self.type_of(start), [self.type_of(one) for one in waits], failures, late)
             others = [one for one in self._sagas.values() if one.name == definition.name]
             if any(one.version == version or one.start.name != definition.start.name for one in others):
                 raise SagaDefinitionError(
@@ -333,7 +344,7 @@ class App:
             if others:
                 reader = self.subscriptions[definition.name]
             else:
-                retry = Retry(attempts=1_000_000, most=30.0, give_up_on=(UndecodableEvent,))
+                retry = Retry(attempts=1_000_000, most=30.0, give_up_on=(UndecodableEvent, LateEvent))
                 reader = self.subscription(definition.name, retry=retry)
                 reader.on(start)(self._starting(definition.name))
             for one in waits:
@@ -420,11 +431,29 @@ class App:
 
         async def arrive(event: Any, ctx: Context) -> None:
             envelope, now = ctx.envelope, int(self.clock.time() * 1_000_000)
-            await asyncio.wrap_future(self.store.write(lambda unit: unit.sagas().deliver(name, envelope, now)))
+            kept = await asyncio.wrap_future(self.store.write(lambda unit: unit.sagas().deliver(name, envelope, now)))
+            if not kept:
+                await self._late(name, event, ctx)
             if self.sagas is not None:
                 self.sagas.hurry()
 
         return arrive
+
+    async def _late(self, name: str, event: Any, ctx: Context) -> None:
+        """It came for an instance that is closed; or there is none, and it is nobody's business."""
+        late, key = self._saga_called(name).late, ctx.envelope.key or ""
+        if late == "ignore":
+            return
+        row = await asyncio.to_thread(self.store.query, lambda unit: unit.sagas().row(name, key))
+        if row is None or row.envelope.key_name != ctx.envelope.key_name or row.state not in CLOSED:
+            return
+        if late == "dead":
+            raise LateEvent(f"{name} {key} is {row.state} since before it came", saga=name, key=key, state=row.state)
+        assert callable(late)
+        if inspect.iscoroutinefunction(late):
+            await late(event, ctx)
+        else:
+            await asyncio.to_thread(late, event, ctx)
 
     def provide(self, wanted: type[T], value: T | Callable[[], T]) -> None:
         """Handlers that ask for ``wanted`` by type get ``value``; if it is a function, what it returns at each call."""
@@ -485,7 +514,9 @@ class App:
         if self.broker is not None and self._relay_options is not None:
             self.relay = RunningRelay(self._relay_options, self.name, self.store, self.broker)
         if self._sagas:
-            self.sagas = RunningSagas(self._sagas, self.name, self.store, self._transactions, self._publisher, self.type_of)
+            self.sagas = RunningSagas(
+                self._sagas, self.name, self.store, self._transactions, self._publisher, self.type_of, self._worker_options["retention"]
+            )
         worker = Worker(
             self.name,
             list(self.subscriptions.values()),

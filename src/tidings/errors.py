@@ -43,6 +43,7 @@
     │   ├── SagaParked                 whose result was awaited waits for its code to be mended
     │   ├── BodyFailed                 the body raised what is no outcome of the business
     │   ├── OutcomeUnknown             nobody knows whether a step happened that is tried once at most
+    │   ├── LateEvent                  it came for a saga that is closed, which wants that told
     │   ├── JournalMismatch            the code does something else than the journal says it did
     │   └── ForeignAwait               the body awaits what is no call of its saga
     └── NotFound                   no such subscription, dead letter, scheduled event or saga
@@ -227,6 +228,10 @@ class SagaFailed(SagaError):
 
 class SagaParked(SagaError):
     """The saga whose result was awaited is parked; it goes on once its code is mended. ``saga``, ``key``, ``error``."""
+
+
+class LateEvent(SagaError):
+    """An event came for a saga that is closed, and ``late="dead"`` makes it a dead letter. ``saga``, ``key``, ``state``."""
 
 
 class JournalMismatch(SagaError):

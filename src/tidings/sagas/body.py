@@ -15,14 +15,31 @@ from collections import Counter, deque
 from collections.abc import Callable, Coroutine
 from contextvars import Context as Variables
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
+from ..envelope import Envelope
 from ..errors import BodyFailed, ChildFailed, ForeignAwait, NotInTime, Refused, SagaError, StepFailed, TidingsError
 from ..store.sagas import Entry
 from .step import Function
 
 Key = tuple[str, str, str, int]
 """Kind, branch, name, counter: which call of a body it is, whenever the body is run."""
+
+
+class Past(NamedTuple):
+    """A run of the body before the saga restarted itself, whose steps are still to be undone if it comes to that.
+
+    ``mark``: stands before the branches of its entries. ``envelope``: what began it.
+    """
+
+    mark: str
+    version: int
+    started: int
+    envelope: Envelope
+
+
+class Again(BaseException):
+    """Ends a body that begins anew."""
 
 
 @dataclass(slots=True, eq=False)
@@ -48,6 +65,7 @@ class Call:
     timeout: float | None = None
     types: dict[str, Callable[[bytes], Any]] = field(default_factory=dict)
     child: tuple[str, str] | None = None
+    past: Past | None = None
     decode: Callable[[bytes], Any] | None = None
     entry: Entry | None = None
 
@@ -146,6 +164,7 @@ class Body:
         self._task: Branch | None = None
         self.left = False
         self.pivoted = False
+        self.again: Any = None
 
     def begin(self, event: Any, saga: Any) -> None:
         self._task = self.loop.create_task(self._main(event, saga))

@@ -26,7 +26,7 @@ from ..store.sagas import CLOSED, Entry, Hold, SagaRow, starting
 from ..subscribe.parking import describe
 from . import compensation
 from .attempt import StoreTrouble
-from .body import Body, Call
+from .body import Body, Call, Past
 from .journal import key_of, matured, read_to, words
 from .result import stored
 from .saga import Saga, SagaDefinition
@@ -55,6 +55,7 @@ class Driver:
         self.task: asyncio.Task[None] | None = None
         self._body: Body
         self._entries: list[Entry] = []
+        self._past: list[Entry] = []
         self._arrived: list[tuple[int, str]] = []
         self._data: dict[int, tuple[str, bytes]] = {}
         self._count = row.arrived
@@ -123,12 +124,58 @@ class Driver:
         while self._running:  # a sibling of what failed: it ends, and its body doesn't go on
             await self._next()
             self._recorded.clear()
-        if body.error is None:
+        if body.again is not None:
+            await self._restart(body.again)
+        elif body.error is None:
             await self._release("completed", result=stored(definition.main, body.result))
         elif compensation.is_outcome(body.error, definition.failures) and not body.pivoted:
             await self._compensate(body.error)
         else:
             raise body.failure(body.error) from body.error
+
+    async def _restart(self, data: bytes) -> None:
+        """Begin anew. What would be to be undone is kept, with what began it."""
+        row, sagas = self.row, self._sagas
+        newest = sagas.called(row.saga)
+        assert newest is not None
+        now = sagas.now()
+        kept = None
+        if compensation.due(self._body.calls.values()):
+            mark = f"g{1 + sum(entry.kind == 'restart' for entry in self._past)}"
+            facts = encode([row.version, row.started, row.envelope.event_id, row.envelope.data.decode()]).decode()
+            kept = Entry("restart", mark, "restart", 1, next(self._seq), "done", facts, started=row.started, ended=now)
+        ctx = sagas.attempts.context(row.saga, row.envelope, "restart", 1)
+        envelope = sagas.attempts.envelope(newest.start.decode(data), ctx)
+        taken = sorted(self._taken)
+        if not await sagas.write(lambda unit: unit.sagas().restart(self.hold, newest.version, envelope, now, kept, taken)):
+            raise Fenced(f"another worker holds {self.hold.saga} {self.hold.key} now; nothing was written")
+        sagas.expect(now)
+
+    def _runs_before(self) -> list[Past]:
+        """The last first."""
+        found = []
+        for entry in self._past:
+            if entry.kind == "restart":
+                version, started, event_id, data = decode_json((entry.result or "").encode())
+                found.append(Past(f"{entry.branch}/", version, started, self.row.envelope._replace(event_id=event_id, data=data.encode())))
+        return found[::-1]
+
+    async def _calls_before(self, past: Past) -> list[Call]:
+        definition = self._sagas.definition(self.row.saga, past.version)
+        if definition is None:
+            raise JournalMismatch(f"version {past.version} of {self.row.saga} has steps to be undone; put its code back", step="", line="?")
+        body = Body(definition.main, f"{self.row.saga}:{past.envelope.event_id}", past.started)
+        saga = Saga(definition, self.row.key, body, self._sagas.type_of, self._sagas.called)
+        entries = [replace(one, branch=one.branch.removeprefix(past.mark)) for one in self._past if one.branch.startswith(past.mark)]
+        event = definition.start.decode(past.envelope.data)
+        await _alone(lambda: body.begin(event, saga))
+        await _alone(lambda: read_to(body, entries))
+        if body.fault is not None:
+            raise body.fault
+        body.leave()
+        for call in body.calls.values():
+            call.past = past
+        return list(body.calls.values())
 
     async def _load(self) -> None:
         saga, key = self.row.saga, self.row.key
@@ -137,9 +184,11 @@ class Driver:
             sagas = unit.sagas()
             return sagas.row(saga, key), sagas.journal(saga, key), sagas.arrivals(saga, key)
 
-        row, self._entries, arrivals = await self._sagas.query(read)
+        row, entries, arrivals = await self._sagas.query(read)
         self._count = row.arrived
-        self._seq = count(max((entry.seq for entry in self._entries if entry.seq is not None), default=0) + 1)
+        self._past = [entry for entry in entries if entry.branch.startswith("g")]
+        self._entries = [entry for entry in entries if not entry.branch.startswith("g")]
+        self._seq = count(max((entry.seq for entry in entries if entry.seq is not None), default=0) + 1)
         self._heard(arrivals)
         self._taken = {
             decode_json((entry.result or "").encode())["position"] for entry in self._entries if entry.kind == "wait" and entry.result
@@ -417,8 +466,11 @@ class Driver:
             now = self._sagas.now()
             if not await self._sagas.write(lambda unit: unit.sagas().turn(self.hold, "compensating", text, now)):
                 raise Fenced(f"another worker holds {self.hold.saga} {self.hold.key} now; nothing was written")
-        done = {key_of(entry)[1:]: entry for entry in self._entries if entry.kind == "undo"}
-        for together in compensation.rounds(self._body.calls.values()):
+        done = {key_of(entry)[1:]: entry for entry in (*self._entries, *self._past) if entry.kind == "undo"}
+        rounds = compensation.rounds(self._body.calls.values())
+        for past in self._runs_before():
+            rounds += compensation.rounds(await self._calls_before(past))
+        for together in rounds:
             before = {call: done.get(_undo_key(call)) for call in together}
             left = [call for call, entry in before.items() if entry is None or entry.state != "done"]
             if not left:
@@ -462,14 +514,15 @@ class Driver:
         assert call.fn is not None
         function, sagas = call.undo, self._sagas
         _, branch, name, number = call.key
+        envelope = self.row.envelope if call.past is None else call.past.envelope
         attempt = 1 if before is None else before.attempts + 1
         started = sagas.now() if before is None else before.started
         known = call.entry is not None and call.entry.state == "done" and call.entry.seq is not None
         result = call.fn.restored(call.entry.result) if known and call.entry is not None else UNKNOWN
-        ctx = sagas.attempts.context(self.row.saga, self.row.envelope, f"{branch}:{name}:{number}:undo", attempt)
+        ctx = sagas.attempts.context(self.row.saga, envelope, f"{branch}:{name}:{number}:undo", attempt)
 
         def entry(state: str, seq: int | None, error: str | None = None, due: int | None = None) -> Entry:
-            return Entry("undo", branch, name, number, seq, state, None, error, attempt, started, sagas.now(), due)
+            return Entry("undo", *_undo_key(call), seq, state, None, error, attempt, started, sagas.now(), due)
 
         try:
             return await sagas.attempts.run(
@@ -502,6 +555,7 @@ def _adopted(unit: Any, hold: Hold, begun: Entry, refused: Entry, values: tuple[
 def _undo_key(call: Call) -> tuple[str, str, int]:
     """Branch, name and number of an undo's entry. A child may have the name of a step."""
     _, branch, name, number = call.key
+    branch = branch if call.past is None else call.past.mark + branch
     return branch, name if call.child is None else f"child {name}", number
 
 

@@ -8,20 +8,21 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
-from typing import Any, TypeVar, overload
+from typing import Any, Literal, NoReturn, TypeVar, overload
 
 import msgspec
 
 from ..errors import SagaDefinitionError, TidingsError
 from ..event import EventType
 from ..retry import Retry
-from .body import Body
+from .body import Again, Body
 from .digest import digest
 from .result import decoder_of
 from .step import Function
 
 T = TypeVar("T")
 E = TypeVar("E")
+Late = Literal["ignore", "dead"] | Callable[[Any, Any], Any]
 RETRY = Retry()
 Main = Callable[[Any, "Saga"], Coroutine[Any, Any, Any]]
 
@@ -36,10 +37,17 @@ class SagaDefinition:
     start: EventType
     waits: dict[str, EventType] = field(default_factory=dict)
     failures: tuple[type[Exception], ...] = ()
+    late: Late = "ignore"
 
 
 def define(
-    name: str | None, version: int, main: Main, start: EventType, waits: Sequence[EventType], failures: Sequence[type[Exception]] = ()
+    name: str | None,
+    version: int,
+    main: Main,
+    start: EventType,
+    waits: Sequence[EventType],
+    failures: Sequence[type[Exception]] = (),
+    late: Late = "ignore",
 ) -> SagaDefinition:
     """Check a declaration.
 
@@ -67,13 +75,15 @@ def define(
         if waited.name == start.name:
             raise SagaDefinitionError(f"the saga {name!r} is started by {start.name}, so it can't wait for it too", saga=name)
     decoder_of(main)
+    if late not in ("ignore", "dead") and not callable(late):
+        raise SagaDefinitionError(f'the saga {name!r}: late={late!r} must be "ignore", "dead", or a function of (event, ctx)', saga=name)
     for failure in failures:
         if not (isinstance(failure, type) and issubclass(failure, Exception)) or failure is Exception:
             raise SagaDefinitionError(
                 f"the saga {name!r}: failures={failure!r} must be classes of exceptions of your own, such as say that the business can't go on",
                 saga=name,
             )
-    return SagaDefinition(name, version, main, start, {waited.name: waited for waited in waits}, tuple(failures))
+    return SagaDefinition(name, version, main, start, {waited.name: waited for waited in waits}, tuple(failures), late)
 
 
 @lru_cache(maxsize=4096)
@@ -99,6 +109,7 @@ class Saga:
         self._called = called
         self.name = definition.name
         self.key = key
+        self._start = definition.start
         self._waits = definition.waits
         self._body = body
         self._type_of = type_of
@@ -228,6 +239,28 @@ class Saga:
             "child", definition.name, args=(event,), child=(definition.name, key), digest=said, decode=decoder_of(definition.main)
         )
         return await call.future
+
+    def restart(self, event: Any) -> NoReturn:
+        """Begin anew with another event of the class that starts it, of the same key: for a process that has no end. The journal begins anew
+        too; what is to be undone if it can't go on later stays so.
+
+        Only where nothing else of the body is under way.
+        """
+        body, start = self._body, self._start
+        try:
+            if self._type_of(type(event)).name != start.name or start.key_of(event) != self.key:
+                raise SagaDefinitionError(
+                    f"the saga {self.name!r} restarts with a {start.name} of its own key {self.key}, not with {event!r}", saga=self.name
+                )
+            data = start.to_bytes(event)
+        except TidingsError as error:
+            body.loop.fault = error
+            raise
+        if any(call.pending for call in body.calls.values()):
+            body.loop.fault = SagaDefinitionError(f"the saga {self.name!r} restarts while it still awaits something else", saga=self.name)
+            raise body.loop.fault
+        body.again = data
+        raise Again
 
     async def pivot(self) -> None:
         """From here on it only goes forward: what fails is tried again without end, and nothing is undone any more."""

@@ -257,6 +257,66 @@ class SagaUnit:
             self._run("DELETE FROM tidings_saga_events WHERE saga = ? AND key = ?", hold.saga, hold.key)
         return bool(done.rowcount == 1)
 
+    def restart(
+        self, hold: Hold, version: int, envelope: Envelope, now: int, kept: Entry | None, taken: Sequence[int]
+    ) -> bool:  # fmt: skip
+        """Begin the instance anew with another event, due at once, and drop its journal; or keep it under ``kept``, a line of kind restart
+        whose branch is its mark. ``taken``: positions of events that it has had: what may come again isn't had twice."""
+        done = self._run(
+            "UPDATE tidings_sagas SET version = ?, type = ?, version_ = ?, event_id = ?, time = ?, data = ?, state = 'running', since = ?,"
+            " started = ?, due = ?, waits = NULL, error = NULL, worker = NULL WHERE saga = ? AND key = ? AND worker = ? AND epoch = ? AND"
+            " undo IS NULL",
+            version, envelope.type, envelope.version, envelope.event_id, envelope.time, envelope.data, now, now, now, *hold,
+        )  # fmt: skip
+        if done.rowcount != 1:
+            return False
+        mine = "saga = ? AND key = ? AND substr(branch, 1, 1) <> 'g'"
+        if kept is None:
+            self._run(f"DELETE FROM tidings_saga_journal WHERE {mine}", hold.saga, hold.key)
+        else:
+            mark = f"{kept.branch}/"
+            self._run(f"UPDATE tidings_saga_journal SET branch = CAST(? AS text) || branch WHERE {mine}", mark, hold.saga, hold.key)
+            values = (hold.saga, hold.key, *_values(kept))
+            self._run(f"INSERT INTO tidings_saga_journal (saga, key, {_ENTRY}) VALUES ({', '.join('?' * len(values))})", *values)
+        for position in taken:
+            self._run(
+                "UPDATE tidings_saga_events SET type = '', data = ? WHERE saga = ? AND key = ? AND position = ?",
+                b"", hold.saga, hold.key, position,
+            )  # fmt: skip
+        self._run(
+            f"DELETE FROM tidings_saga_events WHERE saga = ? AND key = ? AND type = '' AND position <= {_RETAINED}", hold.saga, hold.key
+        )
+        return True
+
+    # -- going away
+
+    def forget(self, before: int, now: int, limit: int) -> int:
+        """Let go of instances that were closed before that time; how many. A tombstone stays: the row, with nothing in it, so that its start
+        event, read once more, begins nothing. It goes once the log has let go of that event. A child is kept until its parent is closed."""
+        closed = ", ".join(f"'{state}'" for state in CLOSED)
+        found = self._run(
+            "SELECT saga, key FROM tidings_sagas one WHERE state IN ('completed', 'compensated', 'cancelled') AND since < ? AND NOT EXISTS"
+            " (SELECT 1 FROM tidings_sagas parent WHERE parent.saga = one.parent_saga AND parent.key = one.parent_key AND parent.state NOT IN"
+            f" ({closed})) ORDER BY since LIMIT ? {self._dialect.skip}",
+            before, limit,
+        ).fetchall()  # fmt: skip
+        for saga, key in found:
+            for table in ("journal", "events", "actions"):
+                self._run(f"DELETE FROM tidings_saga_{table} WHERE saga = ? AND key = ?", saga, key)
+            self._run(
+                "UPDATE tidings_sagas SET state = 'gone', since = ?, data = ?, waits = NULL, error = NULL, result = NULL, headers = NULL,"
+                " undo = NULL, due = NULL WHERE saga = ? AND key = ?",
+                now, b"", saga, key,
+            )  # fmt: skip
+        old = self._run(
+            f"SELECT saga, key FROM tidings_sagas WHERE state = 'gone' AND position <= {_RETAINED} AND (position > 0 OR since < ?)"
+            f" LIMIT ? {self._dialect.skip}",
+            before, limit,
+        ).fetchall()  # fmt: skip
+        for saga, key in old:
+            self._run("DELETE FROM tidings_sagas WHERE saga = ? AND key = ?", saga, key)
+        return max(len(found), len(old))
+
     # -- children
 
     def adopt(self, hold: Hold, begun: Entry, refused: Entry, values: tuple[Any, ...]) -> Entry | None:
@@ -323,7 +383,9 @@ class SagaUnit:
         if saga is not None:
             where.append("saga = ?")
             values.append(saga)
-        if states:
+        if not states:
+            where.append("state <> 'gone'")
+        else:
             where.append(f"state IN ({', '.join('?' * len(states))})")
             values += states
         rows = self._run(
@@ -373,6 +435,9 @@ class SagaUnit:
         self._run("UPDATE tidings_meta SET value = CAST(CAST(value AS bigint) + 1 AS text) WHERE name = 'control'")
         return True
 
+
+_RETAINED = "(SELECT CAST(value AS bigint) FROM tidings_meta WHERE name = 'retained')"
+"""Of the log, rows up to there may be gone."""
 
 _NUMBERS = frozenset({5, 6, 10, 11, 12, 13})
 """Which of a journal line's values are numbers: number, seq, attempts, started, ended, due."""
