@@ -53,6 +53,10 @@ OUTBOX = "tests/relay/test_outbox.py::"
 CDC = "tests/relay/test_cdc.py::"
 SAGA = "tests/sagas/test_saga.py::test_"
 SAGA_STORE = "tests/sagas/test_store.py::test_"
+SAGA_OUTCOME = "tests/sagas/test_outcomes.py::test_"
+SAGA_ONCE = "tests/sagas/test_at_most_once.py::test_"
+SAGA_CHILD = "tests/sagas/test_children.py::test_"
+SAGA_ENDLESS = "tests/sagas/test_endless.py::test_"
 SAGA_BODY = "tests/sagas/test_body.py::test_"
 
 LIST = (
@@ -906,7 +910,7 @@ LIST = (
     Sabotage(
         "a saga's line is written once",
         "store/sagas.py",
-        " WHERE tidings_saga_journal.state = 'retrying'",
+        " WHERE tidings_saga_journal.state IN ('retrying', 'begun')",
         "",
         SAGA_STORE + "a_line_is_written_once_but_for_one_that_is_tried_again[sqlite]",
     ),
@@ -1000,6 +1004,125 @@ LIST = (
         "                with transaction.guard.closed(function.name):\n                    value = call()",
         "                if True:\n                    value = call()",
         SAGA + "a_step_that_ends_its_transaction_gets_an_error_and_counts_as_not_done[sqlite]",
+    ),
+    Sabotage(
+        "a mistake in a saga's body undoes nothing",
+        "sagas/driver.py",
+        "elif compensation.is_outcome(body.error, definition.failures):",
+        "elif True:",
+        SAGA_OUTCOME + "a_mistake_in_the_body_refunds_nothing_and_goes_on_once_mended[sqlite-plain]",
+    ),
+    Sabotage(
+        "a saga's answers are handed on behind what was recorded before",
+        "sagas/driver.py",
+        "        self._recorded.append((call, entry))\n        await self._hand_on()\n",
+        "        await _alone(lambda: self._body.hand(call, entry))\n",
+        SAGA_OUTCOME + "what_falls_due_while_a_steps_line_is_written_is_handed_on_behind_it[sqlite]",
+    ),
+    Sabotage(
+        "a step that is tried once at most is noted before",
+        "sagas/driver.py",
+        "            if call.once and not finding_out:\n",
+        "            if False:\n",
+        SAGA_ONCE + "it_is_called_once_and_what_nobody_knows_is_found_out_or_parked[sqlite-False-behind]",
+    ),
+    Sabotage(
+        "a step that was cut off is not called again",
+        "sagas/driver.py",
+        "            if _cut_off(call) and call.reconcile is None:\n                continue\n",
+        "",
+        SAGA_ONCE + "it_is_called_once_and_what_nobody_knows_is_found_out_or_parked[sqlite-False-behind]",
+    ),
+    Sabotage(
+        "behind its pivot a saga is not undone",
+        "sagas/driver.py",
+        "and not body.pivoted:",
+        "and True:",
+        SAGA_ONCE + "behind_its_pivot_it_only_goes_forward[sqlite-refused]",
+    ),
+    Sabotage(
+        "behind its pivot a saga tries without end",
+        "sagas/driver.py",
+        "if delay is None and self._body.pivoted:",
+        "if False:",
+        SAGA_ONCE + "behind_its_pivot_it_only_goes_forward[sqlite-error]",
+    ),
+    Sabotage(
+        "a child that ends wakes its parent",
+        "store/sagas.py",
+        "if state in CLOSED and parent is not None",
+        "if False and parent is not None",
+        SAGA_CHILD + "a_parent_waits_for_its_child_and_has_its_result[sqlite-False]",
+    ),
+    Sabotage(
+        "a child is undone with its parent",
+        "sagas/compensation.py",
+        'call.entry.state in ("begun", "done")',
+        'call.entry.state in ("never",)',
+        SAGA_CHILD + "a_completed_child_is_undone_through_its_own_steps_in_its_place[sqlite-False]",
+    ),
+    Sabotage(
+        "who is nobody's child stays what it is",
+        "store/sagas.py",
+        "child.parent == (hold.saga, hold.key) else refused",
+        "True else refused",
+        SAGA_CHILD + "an_instance_that_is_nobodys_child_stays_what_it_is[sqlite]",
+    ),
+    Sabotage(
+        "a child that still runs is undone where it stands",
+        "sagas/driver.py",
+        "        if row.undo is not None and body.fault is None:",
+        "        if False:",
+        SAGA_CHILD + "a_child_that_still_runs_is_undone_where_it_stands[sqlite]",
+    ),
+    Sabotage(
+        "a saga that begins anew has each event once",
+        "store/sagas.py",
+        "        for position in taken:\n",
+        "        for position in ():\n",
+        SAGA_ENDLESS + "each_event_is_had_once_in_all_runs[sqlite]",
+    ),
+    Sabotage(
+        "a saga that begins anew keeps what is to be undone",
+        "sagas/driver.py",
+        "        for past in self._runs_before():",
+        "        for past in ():",
+        SAGA_ENDLESS + "it_begins_anew_with_new_state_and_carries_on_what_is_to_be_undone[sqlite-True]",
+    ),
+    Sabotage(
+        "a closed saga leaves a tombstone",
+        "store/sagas.py",
+        "AND position <= {_RETAINED} AND (position > 0 OR since < ?)",
+        "AND (true OR position <= {_RETAINED}) AND (true OR since < ?)",
+        SAGA_ENDLESS + "a_closed_saga_goes_away_and_its_start_event_read_again_begins_nothing[sqlite]",
+    ),
+    Sabotage(
+        "a child is kept until its parent is closed",
+        "store/sagas.py",
+        "AND parent.key = one.parent_key AND",
+        "AND parent.key = one.parent_key AND false AND",
+        SAGA_ENDLESS + "a_closed_saga_goes_away_and_its_start_event_read_again_begins_nothing[sqlite]",
+    ),
+    Sabotage(
+        "a saga that was started is not started again",
+        "store/sagas.py",
+        "ON CONFLICT (saga, key) DO NOTHING",
+        "ON CONFLICT (saga, key) DO UPDATE SET data = excluded.data, state = 'running', due = excluded.due",
+        "tests/sagas/test_result.py::test_one_that_is_started_by_an_event_and_by_a_call_is_one[sqlite-call]",
+    ),
+    Sabotage(
+        "who waits for a saga's result in another process is woken",
+        "store/sagas.py",
+        "            self._tell()\n",
+        "            pass\n",
+        "tests/sagas/test_result.py::test_a_result_is_awaited_from_another_process_and_nobody_polls_for_it[postgres]",
+    ),
+    Sabotage(
+        "what is at its default isn't digested",
+        "sagas/digest.py",
+        "            continue\n",
+        "            pass\n",
+        "tests/sagas/test_digest.py::test_a_field_gained_with_a_default_changes_nothing",
     ),
     Sabotage(
         "a saga's step and its entry are one commit",

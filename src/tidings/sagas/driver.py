@@ -5,17 +5,30 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from ..codec import decode_json
-from ..errors import Fenced, ForeignAwait, JournalMismatch, Refused, SagaDefinitionError, TidingsError
-from ..store.sagas import CLOSED, Entry, Hold, SagaRow
+from ..errors import (
+    BodyFailed,
+    Fenced,
+    ForeignAwait,
+    JournalMismatch,
+    NotDone,
+    OutcomeUnknown,
+    Refused,
+    SagaDefinitionError,
+    SagaError,
+    TidingsError,
+)
+from ..store.sagas import CLOSED, Entry, Hold, SagaRow, starting
 from ..subscribe.parking import describe
 from . import compensation
 from .attempt import StoreTrouble
-from .body import Body, Call
+from .body import Body, Call, Past
 from .journal import key_of, matured, read_to, words
+from .result import stored
 from .saga import Saga, SagaDefinition
 from .step import UNKNOWN, encode
 
@@ -42,6 +55,7 @@ class Driver:
         self.task: asyncio.Task[None] | None = None
         self._body: Body
         self._entries: list[Entry] = []
+        self._past: list[Entry] = []
         self._arrived: list[tuple[int, str]] = []
         self._data: dict[int, tuple[str, bytes]] = {}
         self._count = row.arrived
@@ -61,7 +75,7 @@ class Driver:
         except StoreTrouble as error:
             log.warning("%s %s: %s", self.row.saga, self.row.key, error)
             await self._sagas.free(self.hold, TROUBLE_SECONDS)
-        except (JournalMismatch, ForeignAwait, SagaDefinitionError) as error:
+        except (BodyFailed, JournalMismatch, ForeignAwait, OutcomeUnknown, SagaDefinitionError) as error:
             await self._park(error)
         except Exception as error:
             log.exception("%s %s", self.row.saga, self.row.key)
@@ -76,10 +90,15 @@ class Driver:
         row, definition = self.row, self._definition
         await self._load()
         self._body = body = Body(definition.main, f"{row.saga}:{row.envelope.event_id}", row.started)
-        saga = Saga(definition, row.key, body, self._sagas.type_of)
+        saga = Saga(definition, row.key, body, self._sagas.type_of, self._sagas.called)
         event = definition.start.decode(row.envelope.data)
         await _alone(lambda: body.begin(event, saga))
         await _alone(lambda: read_to(body, self._entries))
+        if row.undo is not None and body.fault is None:
+            if body.pivoted:
+                raise BodyFailed(f"{row.undo}, but it is behind its pivot, where nothing is undone any more", line=body.where())
+            await self._compensate(SagaError(row.undo))
+            return
         undone = any(entry.kind == "undo" for entry in self._entries)
         if (undone or row.state in ("compensating", "stuck")) and not (body.ended and body.error is not None):
             raise JournalMismatch(
@@ -91,7 +110,7 @@ class Driver:
             if body.fault is not None:
                 raise body.fault
             await self._sagas.owned(self)
-            if await self._answer():
+            if await self._answer() or await self._children():
                 continue
             if not self._sagas.stopping:
                 self._begin_steps()
@@ -105,10 +124,58 @@ class Driver:
         while self._running:  # a sibling of what failed: it ends, and its body doesn't go on
             await self._next()
             self._recorded.clear()
-        if body.error is None:
-            await self._release("completed")
-        else:
+        if body.again is not None:
+            await self._restart(body.again)
+        elif body.error is None:
+            await self._release("completed", result=stored(definition.main, body.result))
+        elif compensation.is_outcome(body.error, definition.failures) and not body.pivoted:
             await self._compensate(body.error)
+        else:
+            raise body.failure(body.error) from body.error
+
+    async def _restart(self, data: bytes) -> None:
+        """Begin anew. What would be to be undone is kept, with what began it."""
+        row, sagas = self.row, self._sagas
+        newest = sagas.called(row.saga)
+        assert newest is not None
+        now = sagas.now()
+        kept = None
+        if compensation.due(self._body.calls.values()):
+            mark = f"g{1 + sum(entry.kind == 'restart' for entry in self._past)}"
+            facts = encode([row.version, row.started, row.envelope.event_id, row.envelope.data.decode()]).decode()
+            kept = Entry("restart", mark, "restart", 1, next(self._seq), "done", facts, started=row.started, ended=now)
+        ctx = sagas.attempts.context(row.saga, row.envelope, "restart", 1)
+        envelope = sagas.attempts.envelope(newest.start.decode(data), ctx)
+        taken = sorted(self._taken)
+        if not await sagas.write(lambda unit: unit.sagas().restart(self.hold, newest.version, envelope, now, kept, taken)):
+            raise Fenced(f"another worker holds {self.hold.saga} {self.hold.key} now; nothing was written")
+        sagas.expect(now)
+
+    def _runs_before(self) -> list[Past]:
+        """The last first."""
+        found = []
+        for entry in self._past:
+            if entry.kind == "restart":
+                version, started, event_id, data = decode_json((entry.result or "").encode())
+                found.append(Past(f"{entry.branch}/", version, started, self.row.envelope._replace(event_id=event_id, data=data.encode())))
+        return found[::-1]
+
+    async def _calls_before(self, past: Past) -> list[Call]:
+        definition = self._sagas.definition(self.row.saga, past.version)
+        if definition is None:
+            raise JournalMismatch(f"version {past.version} of {self.row.saga} has steps to be undone; put its code back", step="", line="?")
+        body = Body(definition.main, f"{self.row.saga}:{past.envelope.event_id}", past.started)
+        saga = Saga(definition, self.row.key, body, self._sagas.type_of, self._sagas.called)
+        entries = [replace(one, branch=one.branch.removeprefix(past.mark)) for one in self._past if one.branch.startswith(past.mark)]
+        event = definition.start.decode(past.envelope.data)
+        await _alone(lambda: body.begin(event, saga))
+        await _alone(lambda: read_to(body, entries))
+        if body.fault is not None:
+            raise body.fault
+        body.leave()
+        for call in body.calls.values():
+            call.past = past
+        return list(body.calls.values())
 
     async def _load(self) -> None:
         saga, key = self.row.saga, self.row.key
@@ -117,9 +184,11 @@ class Driver:
             sagas = unit.sagas()
             return sagas.row(saga, key), sagas.journal(saga, key), sagas.arrivals(saga, key)
 
-        row, self._entries, arrivals = await self._sagas.query(read)
+        row, entries, arrivals = await self._sagas.query(read)
         self._count = row.arrived
-        self._seq = count(max((entry.seq for entry in self._entries if entry.seq is not None), default=0) + 1)
+        self._past = [entry for entry in entries if entry.branch.startswith("g")]
+        self._entries = [entry for entry in entries if not entry.branch.startswith("g")]
+        self._seq = count(max((entry.seq for entry in entries if entry.seq is not None), default=0) + 1)
         self._heard(arrivals)
         self._taken = {
             decode_json((entry.result or "").encode())["position"] for entry in self._entries if entry.kind == "wait" and entry.result
@@ -146,11 +215,90 @@ class Driver:
             self._taken.add(position)
         elif kind == "wait":
             state = "late"
-        entry = Entry(kind, branch, name, number, next(self._seq), state, result, started=call.began, ended=now)
-        await self._sagas.attempts.record(self.hold, entry)
-        call.entry = entry
-        await _alone(lambda: self._body.hand(call, entry))
+        await self._note(call, Entry(kind, branch, name, number, None, state, result, started=call.began, ended=now))
         return True
+
+    async def _note(self, call: Call, entry: Entry) -> None:
+        """Write what became of a call that is no step, and hand it on when its turn has come."""
+        entry.seq = seq = next(self._seq)
+        self._open.add(seq)
+        try:
+            await self._sagas.attempts.record(self.hold, entry)
+        finally:
+            self._open.discard(seq)
+        call.entry = entry
+        self._recorded.append((call, entry))
+        await self._hand_on()
+
+    # -- children
+
+    async def _children(self) -> bool:
+        """Begin those that the body has called for; see whether one has ended."""
+        calls = [call for call in self._body.calls.values() if call.pending and call.child is not None]
+        for call in calls:
+            if call.entry is None and not self._sagas.stopping:
+                await self._begin_child(call)
+                if call.entry is not None and call.entry.seq is not None:
+                    return True
+        asked = [call.child for call in calls if call.entry is not None and call.child is not None]
+        if not asked:
+            return False
+        ended = {(row[0], row[1]): row[2:] for row in await self._sagas.query(lambda unit: unit.sagas().ended(asked)) if row[2] in CLOSED}
+        for call in calls:
+            if call.child in ended and call.entry is not None:
+                state, result, error = ended[call.child]
+                kind, branch, name, number = call.key
+                text = None if state == "completed" else f"{state}: {error}"
+                entry = Entry(
+                    kind, branch, name, number, None, "done" if state == "completed" else "failed", result, text,
+                    started=call.entry.started, ended=self._sagas.now(), digest=call.digest,
+                )  # fmt: skip
+                await self._note(call, entry)
+                return True
+        return False
+
+    async def _begin_child(self, call: Call) -> None:
+        assert call.child is not None
+        sagas, now = self._sagas, self._sagas.now()
+        kind, branch, name, number = call.key
+        definition = sagas.called(name)
+        assert definition is not None
+        ctx = sagas.attempts.context(self.row.saga, self.row.envelope, f"{branch}:{name}:{number}", 1)
+        me = (self.row.saga, self.row.key)
+        values = starting(name, definition.version, self.row.app, sagas.attempts.envelope(call.args[0], ctx), now, me)
+        begun = Entry(kind, branch, name, number, None, "begun", started=now, ended=now, digest=call.digest)
+        seq = next(self._seq)
+        refused = replace(begun, seq=seq, state="refused", error="there is an instance of its key that isn't this one's child")
+        self._open.add(seq)
+        try:
+            entry = await sagas.write(lambda unit: _adopted(unit, self.hold, begun, refused, values))
+        finally:
+            self._open.discard(seq)
+        call.entry = entry
+        if entry.seq is not None:
+            self._recorded.append((call, entry))
+            await self._hand_on()
+        sagas.hurry()
+
+    async def _undo_child(self, call: Call) -> Entry:
+        """Undone, or asked to be; it tells when it is."""
+        assert call.child is not None
+        child, sagas = call.child, self._sagas
+        name = call.key[2]
+        row = await sagas.query(lambda unit: unit.sagas().row(*child))
+        now = sagas.now()
+        entry = Entry("undo", *_undo_key(call), None, "retrying", started=now, ended=now)
+        if row is None or row.parent != (self.row.saga, self.row.key) or row.state in ("compensated", "cancelled", "gone"):
+            entry = replace(entry, seq=next(self._seq), state="done")
+            await sagas.attempts.record(self.hold, entry)
+            return entry
+        if row.undo is None:
+            reason = f"its parent {self.row.saga} {self.row.key} is undone"
+            await sagas.write(lambda unit: unit.sagas().ask_undo(child, reason, now))
+            sagas.hurry()
+        if row.state in ("stuck", "parked"):
+            return replace(entry, attempts=compensation.STUCK_AFTER, error=f"{name} {row.key} is {row.state}: {row.error}")
+        return entry
 
     # -- steps
 
@@ -160,6 +308,8 @@ class Driver:
             if call.key[0] != "step" or not call.pending or call in under_way:
                 continue
             if call.entry is not None and call.entry.due is not None and call.entry.due > now:
+                continue
+            if _cut_off(call) and call.reconcile is None:
                 continue
             task = asyncio.get_running_loop().create_task(self._attempt(call))
             self._running[task] = call
@@ -173,6 +323,8 @@ class Driver:
         started = began if call.entry is None else call.entry.started
         ctx = sagas.attempts.context(self.row.saga, self.row.envelope, f"{branch}:{name}:{number}", attempt)
         mine: list[int] = []
+        finding_out = _cut_off(call)
+        unknown = Entry(kind, branch, name, number, None, "begun", None, None, attempt, started, began, digest=call.digest)
 
         def entry(state: str, **facts: Any) -> Entry:
             seq = next(self._seq)
@@ -183,8 +335,10 @@ class Driver:
             )
 
         try:
+            if call.once and not finding_out:
+                await sagas.attempts.record(self.hold, unknown)
             return await sagas.attempts.run(
-                function,
+                call.reconcile if finding_out and call.reconcile is not None else function,
                 call.args,
                 call.kwargs,
                 ctx,
@@ -200,8 +354,17 @@ class Driver:
             text = describe(error)
             if isinstance(error, Refused):
                 failed = entry("refused", error=str(error))
+            elif finding_out and isinstance(error, NotDone):
+                failed = replace(unknown, state="retrying", error=text, ended=sagas.now(), due=sagas.now())
+            elif finding_out:
+                due = sagas.now() + int(compensation.delay(attempt, error, sagas.rng) * 1_000_000)
+                failed = replace(unknown, error=text, ended=sagas.now(), due=due)
+            elif call.once and (call.reconcile is not None or self._body.pivoted):
+                failed = replace(unknown, error=text, ended=sagas.now())
             else:
                 delay = None if isinstance(error, SagaDefinitionError) else call.retry.delay(attempt, error, sagas.rng)
+                if delay is None and self._body.pivoted:
+                    delay = compensation.delay(attempt, error, sagas.rng)
                 if delay is None:
                     failed = entry("failed", error=text)
                 else:
@@ -230,7 +393,7 @@ class Driver:
             call.entry = entry
             if entry.seq is not None:
                 self._recorded.append((call, entry))
-        if not ended and any(call.key[0] == "wait" for call in pending):
+        if not ended and any(call.key[0] in ("wait", "child") for call in pending):
             saga, key = self.row.saga, self.row.key
             row, arrivals = await self._sagas.query(lambda unit: (unit.sagas().row(saga, key), unit.sagas().arrivals(saga, key)))
             self._count = row.arrived
@@ -257,15 +420,26 @@ class Driver:
         if self._sagas.stopping:
             await self._release(self.row.state if self.row.state not in CLOSED else "running", due=self._sagas.now())
             return
+        for call in pending:
+            if _cut_off(call) and call.reconcile is None:
+                raise OutcomeUnknown(
+                    f"{call.line}: {words(call.key)} is tried once at most and was cut off, so nobody knows whether it happened: find out, and"
+                    " say so; or give the step a reconcile=",
+                    step=call.key[2],
+                )
         times = [due for call in pending if (due := _due(call)) is not None]
         last = next((call.entry.error for call in pending if call.entry is not None), None)
         await self._release("waiting", due=min(times, default=None), waits=[_wait(call) for call in pending], error=last)
 
-    async def _release(self, state: str, *, due: int | None = None, waits: list[Any] | None = None, error: str | None = None) -> None:
+    async def _release(
+        self, state: str, *, due: int | None = None, waits: list[Any] | None = None, error: str | None = None, result: str | None = None
+    ) -> None:
         now, text = self._sagas.now(), None if waits is None else encode(waits).decode()
-        arrived = self._count if state == "waiting" else None
+        arrived = self._count if state in ("waiting", "compensating", "stuck") else None
         released = await self._sagas.write(
-            lambda unit: unit.sagas().release(self.hold, state, due=due, waits=text, error=error, arrived=arrived, now=now)
+            lambda unit: unit.sagas().release(
+                self.hold, state, due=due, waits=text, error=error, arrived=arrived, now=now, result=result, parent=self.row.parent
+            )
         )
         if not released:
             raise Fenced(f"another worker holds {self.hold.saga} {self.hold.key} now; nothing was written")
@@ -292,33 +466,47 @@ class Driver:
             now = self._sagas.now()
             if not await self._sagas.write(lambda unit: unit.sagas().turn(self.hold, "compensating", text, now)):
                 raise Fenced(f"another worker holds {self.hold.saga} {self.hold.key} now; nothing was written")
-        done = {key_of(entry)[1:]: entry for entry in self._entries if entry.kind == "undo"}
-        for call in compensation.due(self._body.calls.values()):
-            entry = done.get(call.key[1:])
-            if entry is not None and entry.state == "done":
+        done = {key_of(entry)[1:]: entry for entry in (*self._entries, *self._past) if entry.kind == "undo"}
+        rounds = compensation.rounds(self._body.calls.values())
+        for past in self._runs_before():
+            rounds += compensation.rounds(await self._calls_before(past))
+        for together in rounds:
+            before = {call: done.get(_undo_key(call)) for call in together}
+            left = [call for call, entry in before.items() if entry is None or entry.state != "done"]
+            if not left:
                 continue
             await self._sagas.owned(self)
             if self._sagas.stopping:
                 await self._release(state, due=self._sagas.now(), error=text)
                 return
-            if entry is None or entry.due is None or entry.due <= self._sagas.now():
-                entry = await self._undo(call, entry)
-            if entry.state != "done":
-                assert call.undo is not None
-                state = compensation.state_after(entry.attempts)
+            now = self._sagas.now()
+            tried = await asyncio.gather(*(self._tried(call, before[call], now) for call in left), return_exceptions=True)
+            if trouble := [one for one in tried if isinstance(one, BaseException)]:
+                raise trouble[0]
+            failed = [(call, one) for call, one in zip(left, tried, strict=True) if isinstance(one, Entry) and one.state != "done"]
+            if failed:
+                state = compensation.state_after(max(entry.attempts for _, entry in failed))
                 waits = [
                     {
-                        "for": f"undo {call.undo.name}",
+                        "for": f"undo {call.undo.name if call.undo is not None else ' '.join(call.child or call.key[2:3])}",
                         "since": entry.started,
                         "until": entry.due,
                         "attempts": entry.attempts,
                         "error": entry.error,
                     }
+                    for call, entry in failed
                 ]
-                await self._release(state, due=entry.due, waits=waits, error=text)
+                due = min((entry.due for _, entry in failed if entry.due is not None), default=None)
+                await self._release(state, due=due, waits=waits, error=text)
                 return
             state = "compensating"
         await self._release("compensated", error=text)
+
+    async def _tried(self, call: Call, before: Entry | None, now: int) -> Entry:
+        """An undo, if its time has come."""
+        if call.child is not None:
+            return await self._undo_child(call)
+        return await self._undo(call, before) if before is None or before.due is None or before.due <= now else before
 
     async def _undo(self, call: Call, before: Entry | None) -> Entry:
         """One attempt. The entry stands under its step's name."""
@@ -326,14 +514,15 @@ class Driver:
         assert call.fn is not None
         function, sagas = call.undo, self._sagas
         _, branch, name, number = call.key
+        envelope = self.row.envelope if call.past is None else call.past.envelope
         attempt = 1 if before is None else before.attempts + 1
         started = sagas.now() if before is None else before.started
         known = call.entry is not None and call.entry.state == "done" and call.entry.seq is not None
         result = call.fn.restored(call.entry.result) if known and call.entry is not None else UNKNOWN
-        ctx = sagas.attempts.context(self.row.saga, self.row.envelope, f"{branch}:{name}:{number}:undo", attempt)
+        ctx = sagas.attempts.context(self.row.saga, envelope, f"{branch}:{name}:{number}:undo", attempt)
 
         def entry(state: str, seq: int | None, error: str | None = None, due: int | None = None) -> Entry:
-            return Entry("undo", branch, name, number, seq, state, None, error, attempt, started, sagas.now(), due)
+            return Entry("undo", *_undo_key(call), seq, state, None, error, attempt, started, sagas.now(), due)
 
         try:
             return await sagas.attempts.run(
@@ -356,6 +545,25 @@ class Driver:
             return failed
 
 
+def _adopted(unit: Any, hold: Hold, begun: Entry, refused: Entry, values: tuple[Any, ...]) -> Entry:
+    entry: Entry | None = unit.sagas().adopt(hold, begun, refused, values)
+    if entry is None:
+        raise Fenced(f"another worker holds {hold.saga} {hold.key} now; nothing was written")
+    return entry
+
+
+def _undo_key(call: Call) -> tuple[str, str, int]:
+    """Branch, name and number of an undo's entry. A child may have the name of a step."""
+    _, branch, name, number = call.key
+    branch = branch if call.past is None else call.past.mark + branch
+    return branch, name if call.child is None else f"child {name}", number
+
+
+def _cut_off(call: Call) -> bool:
+    """It is tried once at most, was begun, and nobody knows what became of it."""
+    return call.entry is not None and call.entry.state == "begun" and call.key[0] == "step"
+
+
 def _due(call: Call) -> int | None:
     """When a pending call can go on by itself."""
     return call.entry.due if call.entry is not None else call.due
@@ -364,7 +572,9 @@ def _due(call: Call) -> int | None:
 def _wait(call: Call) -> dict[str, Any]:
     """What it waits for, as ``tidings saga show`` tells it."""
     facts: dict[str, Any] = {"for": words(call.key), "since": call.began, "until": _due(call), "line": call.line}
-    if call.entry is not None:
+    if call.child is not None:
+        facts["for"] = f"the child {' '.join(call.child)}"
+    elif call.entry is not None:
         facts |= {"for": f"another attempt at {words(call.key)}", "attempts": call.entry.attempts, "error": call.entry.error}
     return facts
 

@@ -75,6 +75,8 @@ def matured(calls: Sequence[Call], arrived: Sequence[tuple[int, str]], taken: se
         arrived: position and type, ascending. taken: positions that were handed on.
     """
     for call in calls:
+        if call.pending and call.key[0] == "pivot":
+            return call, None
         if call.pending and call.key[0] == "wait":
             for position, kind in arrived:
                 if position not in taken and kind in call.types:

@@ -10,6 +10,7 @@ import contextlib
 import logging
 import random
 from collections.abc import Callable, Collection, Mapping, Sequence
+from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -33,6 +34,10 @@ AT_ONCE = 64
 """Instances that one worker drives at the same time; what waits takes no place."""
 LOOK_SECONDS = 2.0
 """The store is asked this often for what is due, or whose worker died, when nothing else tells."""
+FORGET_SECONDS = 30.0
+"""Closed instances that are older than the retention are looked for this often,"""
+FORGET_CHUNK = 200
+"""and so many go in one transaction."""
 PAUSE_SECONDS = 0.25
 """After commits of others it is asked no more often than this."""
 
@@ -52,7 +57,10 @@ class RunningSagas:
         transactions: SomeTransactions,
         publisher: Publisher,
         type_of: Callable[[type], EventType],
+        retention: timedelta | None = None,
     ) -> None:
+        self._retention = retention
+        self._forgetter: asyncio.Task[None] | None = None
         self.name = f"sagas-{app}"
         self.groups = self.most_groups = 1
         self.trouble: str | None = None
@@ -98,6 +106,8 @@ class RunningSagas:
         self._until = self._clock.monotonic() + lease
         self._pause = min(LOOK_SECONDS, lease / 3)
         self._sweeper = asyncio.get_running_loop().create_task(self._sweep(), name="tidings-sagas")
+        if self._retention is not None:
+            self._forgetter = asyncio.get_running_loop().create_task(self._forget(), name="tidings-sagas-forget")
         self.hurry()
 
     @property
@@ -147,14 +157,15 @@ class RunningSagas:
 
     async def close(self) -> None:
         self.kill()
-        await asyncio.gather(*self._tasks, *([self._sweeper] if self._sweeper else []), return_exceptions=True)
+        beside = (one for one in (self._sweeper, self._forgetter) if one is not None)
+        await asyncio.gather(*self._tasks, *beside, return_exceptions=True)
         self.attempts.close()
 
     def kill(self) -> None:
         self.stopping = True
         if self._later is not None:
             self._later.cancel()
-        for task in (*self._tasks, *([self._sweeper] if self._sweeper else [])):
+        for task in (*self._tasks, *(one for one in (self._sweeper, self._forgetter) if one is not None)):
             task.cancel()
 
     # -- what drivers need
@@ -210,6 +221,11 @@ class RunningSagas:
         """Look now."""
         self._wanted.set()
         self.changed()
+
+    def called(self, saga: Any) -> SagaDefinition | None:
+        """The newest version of a saga, by its name or its function."""
+        names = {one.name for one in self._definitions.values() if one.name == saga or one.main is saga}
+        return max((one for one in self._definitions.values() if one.name in names), key=lambda one: one.version, default=None)
 
     # -- taking what is due
 
@@ -281,6 +297,29 @@ class RunningSagas:
             self.changed()
 
         task.add_done_callback(ended)
+
+    # -- what is over
+
+    async def _forget(self) -> None:
+        while not self.stopping:
+            await asyncio.sleep(FORGET_SECONDS)
+            try:
+                await self.forget()
+            except StoreTrouble as error:
+                log.warning("closed sagas stay for now: %s", error)
+
+    async def forget(self) -> int:
+        """Let go of instances that were closed before the retention, in chunks; how many."""
+        if self._retention is None:
+            return 0
+        done, before = 0, self.now() - int(self._retention.total_seconds() * 1_000_000)
+        while (some := await self.write(lambda unit: unit.sagas().forget(before, self.now(), FORGET_CHUNK))) > 0 and not self.stopping:
+            done += some
+            await asyncio.sleep(0.02)
+        return done
+
+    def definition(self, saga: str, version: int) -> SagaDefinition | None:
+        return self._definitions.get((saga, version))
 
     # -- for tests that settle by counting
 

@@ -9,20 +9,25 @@ Both stores speak the same statements here; what differs is said in ``Dialect``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ..envelope import Envelope
 
-CLOSED = ("completed", "compensated")
-"""States in which nothing will happen any more."""
+CLOSED = ("completed", "compensated", "cancelled", "gone")
+"""States in which nothing will happen any more; ``gone``: only that it was is known, so that nothing begins it again."""
 
 _EVENT = (
     "position, lane, topic, type, version_, key_name, key, event_id, time, source, data, correlation_id, causation_id, traceparent, headers"
 )
-_ROW = f"saga, version, app, state, since, started, due, worker, epoch, arrived, waits, error, {_EVENT}"
+_ROW = (
+    f"saga, version, app, state, since, started, due, worker, epoch, arrived, waits, error, {_EVENT}, result, parent_saga, parent_key, undo"
+)
 _ENTRY = "kind, branch, step, number, seq, state, result, error, attempts, started, ended, due, digest"
+
+START = f"INSERT INTO tidings_sagas ({_ROW}) VALUES ({', '.join('?' * 31)}) ON CONFLICT (saga, key) DO NOTHING"
+"""An instance, due at once, unless there is one of this key, or was: ``starting`` makes the values."""
 
 
 class Dialect(NamedTuple):
@@ -50,7 +55,8 @@ class SagaRow:
     """An instance. Times are microseconds since 1970.
 
     ``state``: running, waiting, compensating, stuck, parked, completed or compensated, ``since`` when. ``due``: when it is to be looked at.
-    ``arrived``: how many events came for it. ``waits``: JSON list of what it waits for. ``envelope``: the event that began it.
+    ``arrived``: how many events came for it. ``waits``: JSON list of what it waits for. ``envelope``: the event that began it. ``result``:
+    JSON, of one that is completed. ``parent``: saga and key of the instance whose child it is. ``undo``: why it is to be undone.
     """
 
     saga: str
@@ -66,6 +72,9 @@ class SagaRow:
     waits: str | None
     error: str | None
     envelope: Envelope
+    result: str | None = None
+    parent: tuple[str, str] | None = None
+    undo: str | None = None
 
     @property
     def key(self) -> str:
@@ -75,10 +84,11 @@ class SagaRow:
 
 @dataclass(slots=True)
 class Entry:
-    """One line of a journal: what became of a call (``kind``: step, undo, sleep, wait).
+    """One line of a journal: what became of a call (``kind``: step, undo, sleep, wait, pivot, child).
 
     ``seq``: its place in the order in which results were handed to the body; None while it is tried again. ``state``: done, refused, failed
-    (attempts used up), late (nothing came in time), or retrying, then ``due`` says when. ``result``: JSON. ``digest``: of the arguments.
+    (attempts used up), late (nothing came in time), retrying, then ``due`` says when, or begun: it is tried once at most, and what became of
+    it isn't known. ``result``: JSON. ``digest``: of the arguments.
     """
 
     kind: str
@@ -118,11 +128,16 @@ class Action:
 
 
 class SagaUnit:
-    """The statements of sagas in one transaction (``Unit.sagas``)."""
+    """The statements of sagas in one transaction (``Unit.sagas``).
 
-    def __init__(self, conn: Any, dialect: Dialect) -> None:
+    Args:
+        tell: called when other processes want to know of what was written, once it is committed.
+    """
+
+    def __init__(self, conn: Any, dialect: Dialect, tell: Callable[[], None] = lambda: None) -> None:
         self._conn = conn
         self._dialect = dialect
+        self._tell = tell
 
     def _run(self, statement: str, *arguments: Any) -> Any:
         return self._conn.execute(statement.replace("?", self._dialect.mark), arguments)
@@ -131,11 +146,7 @@ class SagaUnit:
 
     def start(self, saga: str, version: int, app: str, envelope: Envelope, now: int) -> bool:
         """Make an instance, due at once; False if there is one of this key."""
-        places = ", ".join("?" * 27)
-        values = (saga, version, app, "running", now, now, now, None, 0, 0, None, None, *envelope)
-        return bool(
-            self._run(f"INSERT INTO tidings_sagas ({_ROW}) VALUES ({places}) ON CONFLICT (saga, key) DO NOTHING", *values).rowcount == 1
-        )
+        return bool(self._run(START, *starting(saga, version, app, envelope, now)).rowcount == 1)
 
     def deliver(self, saga: str, envelope: Envelope, now: int) -> bool:
         """Keep an event for its instance, and make that one due if it waits; False if there is none, or it is closed."""
@@ -206,7 +217,7 @@ class SagaUnit:
             f" WHERE saga = ? AND key = ? AND worker = ? AND epoch = ?{still} {self._dialect.share}"
             " ON CONFLICT (saga, key, kind, branch, step, number) DO UPDATE SET seq = excluded.seq, state = excluded.state,"
             " result = excluded.result, error = excluded.error, attempts = excluded.attempts, ended = excluded.ended, due = excluded.due"
-            " WHERE tidings_saga_journal.state = 'retrying'",
+            " WHERE tidings_saga_journal.state IN ('retrying', 'begun')",
             *values, *hold, *marks,
         )  # fmt: skip
         return bool(done.rowcount == 1)
@@ -222,18 +233,109 @@ class SagaUnit:
         )  # fmt: skip
 
     def release(
-        self, hold: Hold, state: str, *, due: int | None, waits: str | None, error: str | None, arrived: int | None, now: int
+        self, hold: Hold, state: str, *, due: int | None, waits: str | None, error: str | None, arrived: int | None, now: int,
+        result: str | None = None, parent: tuple[str, str] | None = None,
     ) -> bool:  # fmt: skip
-        """Let go of the instance until ``due``, or an event comes; at once if more than ``arrived`` events have come (None: never mind)."""
+        """Let go of the instance until ``due``, or an event comes; at once if more than ``arrived`` events have come (None: never mind).
+        What is asked to be undone isn't completed. ``parent``: is told when it is closed."""
         done = self._run(
             "UPDATE tidings_sagas SET since = CASE WHEN state = ? THEN since ELSE CAST(? AS bigint) END, state = ?,"
             " due = CASE WHEN arrived <> CAST(? AS bigint) THEN CAST(? AS bigint) ELSE CAST(? AS bigint) END, waits = ?, error = ?,"
-            " worker = NULL WHERE saga = ? AND key = ? AND worker = ? AND epoch = ?",
-            state, now, state, arrived, now, due, waits, error, *hold,
+            " result = ?, worker = NULL WHERE saga = ? AND key = ? AND worker = ? AND epoch = ?"
+            + (" AND undo IS NULL" if state == "completed" else ""),
+            state, now, state, arrived, now, due, waits, error, result, *hold,
         )  # fmt: skip
+        if state in CLOSED and parent is not None and done.rowcount == 1:
+            self._run(
+                "UPDATE tidings_sagas SET arrived = arrived + 1, due = CASE WHEN worker IS NULL AND state IN ('waiting', 'compensating',"
+                " 'stuck') THEN CAST(? AS bigint) ELSE due END WHERE saga = ? AND key = ?",
+                now, *parent,
+            )  # fmt: skip
+        if state in CLOSED or state == "parked":
+            self._tell()
         if state in CLOSED and done.rowcount == 1:
             self._run("DELETE FROM tidings_saga_events WHERE saga = ? AND key = ?", hold.saga, hold.key)
         return bool(done.rowcount == 1)
+
+    def restart(
+        self, hold: Hold, version: int, envelope: Envelope, now: int, kept: Entry | None, taken: Sequence[int]
+    ) -> bool:  # fmt: skip
+        """Begin the instance anew with another event, due at once, and drop its journal; or keep it under ``kept``, a line of kind restart
+        whose branch is its mark. ``taken``: positions of events that it has had: what may come again isn't had twice."""
+        done = self._run(
+            "UPDATE tidings_sagas SET version = ?, type = ?, version_ = ?, event_id = ?, time = ?, data = ?, state = 'running', since = ?,"
+            " started = ?, due = ?, waits = NULL, error = NULL, worker = NULL WHERE saga = ? AND key = ? AND worker = ? AND epoch = ? AND"
+            " undo IS NULL",
+            version, envelope.type, envelope.version, envelope.event_id, envelope.time, envelope.data, now, now, now, *hold,
+        )  # fmt: skip
+        if done.rowcount != 1:
+            return False
+        mine = "saga = ? AND key = ? AND substr(branch, 1, 1) <> 'g'"
+        if kept is None:
+            self._run(f"DELETE FROM tidings_saga_journal WHERE {mine}", hold.saga, hold.key)
+        else:
+            mark = f"{kept.branch}/"
+            self._run(f"UPDATE tidings_saga_journal SET branch = CAST(? AS text) || branch WHERE {mine}", mark, hold.saga, hold.key)
+            values = (hold.saga, hold.key, *_values(kept))
+            self._run(f"INSERT INTO tidings_saga_journal (saga, key, {_ENTRY}) VALUES ({', '.join('?' * len(values))})", *values)
+        for position in taken:
+            self._run(
+                "UPDATE tidings_saga_events SET type = '', data = ? WHERE saga = ? AND key = ? AND position = ?",
+                b"", hold.saga, hold.key, position,
+            )  # fmt: skip
+        self._run(
+            f"DELETE FROM tidings_saga_events WHERE saga = ? AND key = ? AND type = '' AND position <= {_RETAINED}", hold.saga, hold.key
+        )
+        return True
+
+    # -- going away
+
+    def forget(self, before: int, now: int, limit: int) -> int:
+        """Let go of instances that were closed before that time; how many. A tombstone stays: the row, with nothing in it, so that its start
+        event, read once more, begins nothing. It goes once the log has let go of that event. A child is kept until its parent is closed."""
+        closed = ", ".join(f"'{state}'" for state in CLOSED)
+        found = self._run(
+            "SELECT saga, key FROM tidings_sagas one WHERE state IN ('completed', 'compensated', 'cancelled') AND since < ? AND NOT EXISTS"
+            " (SELECT 1 FROM tidings_sagas parent WHERE parent.saga = one.parent_saga AND parent.key = one.parent_key AND parent.state NOT IN"
+            f" ({closed})) ORDER BY since LIMIT ? {self._dialect.skip}",
+            before, limit,
+        ).fetchall()  # fmt: skip
+        for saga, key in found:
+            for table in ("journal", "events", "actions"):
+                self._run(f"DELETE FROM tidings_saga_{table} WHERE saga = ? AND key = ?", saga, key)
+            self._run(
+                "UPDATE tidings_sagas SET state = 'gone', since = ?, data = ?, waits = NULL, error = NULL, result = NULL, headers = NULL,"
+                " undo = NULL, due = NULL WHERE saga = ? AND key = ?",
+                now, b"", saga, key,
+            )  # fmt: skip
+        old = self._run(
+            f"SELECT saga, key FROM tidings_sagas WHERE state = 'gone' AND position <= {_RETAINED} AND (position > 0 OR since < ?)"
+            f" LIMIT ? {self._dialect.skip}",
+            before, limit,
+        ).fetchall()  # fmt: skip
+        for saga, key in old:
+            self._run("DELETE FROM tidings_sagas WHERE saga = ? AND key = ?", saga, key)
+        return max(len(found), len(old))
+
+    # -- children
+
+    def adopt(self, hold: Hold, begun: Entry, refused: Entry, values: tuple[Any, ...]) -> Entry | None:
+        """Begin a child (``starting``), with the line that says so; or ``refused``, if there is an instance that isn't this one's. None:
+        the parent is somebody else's by now."""
+        entry = begun
+        if self._run(START, *values).rowcount != 1:
+            child = self.row(values[0], values[18])
+            entry = begun if child is not None and child.parent == (hold.saga, hold.key) else refused
+        return entry if self.record(hold, entry) else None
+
+    def ask_undo(self, child: tuple[str, str], reason: str, now: int) -> None:
+        """An instance is to be undone, whatever its body would do; nothing if it was asked already, or is undone."""
+        self._run(
+            "UPDATE tidings_sagas SET undo = ?, arrived = arrived + 1, since = ?, state = CASE WHEN state = 'completed' THEN 'compensating'"
+            " ELSE state END, due = CASE WHEN worker IS NULL THEN CAST(? AS bigint) ELSE due END WHERE saga = ? AND key = ? AND undo IS NULL"
+            " AND state NOT IN ('compensated', 'cancelled', 'gone')",
+            reason, now, now, *child,
+        )  # fmt: skip
 
     def free(self, hold: Hold, due: int) -> bool:
         """Let go of the instance as it is, until then."""
@@ -262,13 +364,28 @@ class SagaUnit:
         )
         return [_row(row) for row in rows.fetchall()]
 
+    def ended(self, asked: Sequence[tuple[str, str]]) -> list[tuple[str, str, str, str | None, str | None]]:
+        """Saga, key, state, result and error of those that are closed or parked."""
+        found: list[tuple[str, str, str, str | None, str | None]] = []
+        for start in range(0, len(asked), 200):
+            some = asked[start : start + 200]
+            rows = self._run(
+                f"SELECT saga, key, state, result, error FROM tidings_sagas WHERE (saga, key) IN (VALUES {', '.join(['(?, ?)'] * len(some))})"
+                f" AND state IN {(*CLOSED, 'parked')}",
+                *(value for pair in some for value in pair),
+            )
+            found += [(row[0], row[1], row[2], row[3], row[4]) for row in rows.fetchall()]
+        return found
+
     def rows(self, saga: str | None, states: Sequence[str], limit: int) -> list[SagaRow]:
         """The oldest first."""
         where, values = ["1 = 1"], list[Any]()
         if saga is not None:
             where.append("saga = ?")
             values.append(saga)
-        if states:
+        if not states:
+            where.append("state <> 'gone'")
+        else:
             where.append(f"state IN ({', '.join('?' * len(states))})")
             values += states
         rows = self._run(
@@ -319,6 +436,9 @@ class SagaUnit:
         return True
 
 
+_RETAINED = "(SELECT CAST(value AS bigint) FROM tidings_meta WHERE name = 'retained')"
+"""Of the log, rows up to there may be gone."""
+
 _NUMBERS = frozenset({5, 6, 10, 11, 12, 13})
 """Which of a journal line's values are numbers: number, seq, attempts, started, ended, due."""
 
@@ -330,9 +450,15 @@ def _values(entry: Entry) -> tuple[Any, ...]:
     )  # fmt: skip
 
 
+def starting(saga: str, version: int, app: str, envelope: Envelope, now: int, parent: tuple[str, str] | None = None) -> tuple[Any, ...]:
+    """The values of ``START``."""
+    return (saga, version, app, "running", now, now, now, None, 0, 0, None, None, *envelope, None, *(parent or (None, None)), None)
+
+
 def _row(row: Sequence[Any]) -> SagaRow:
-    event: Any = (*row[12:22], bytes(row[22]), *row[23:])
-    facts: Any = (*row[:12], Envelope(*event))
+    event: Any = (*row[12:22], bytes(row[22]), *row[23:27])
+    parent = None if row[28] is None else (row[28], row[29])
+    facts: Any = (*row[:12], Envelope(*event), row[27], parent, row[30])
     return SagaRow(*facts)
 
 

@@ -397,6 +397,9 @@ class PostgresStore:
     def statement(self, *, scheduled: bool = False, constants: Mapping[str, str | int | None] | None = None) -> str:
         return append_with(constants) if constants is not None else SCHEDULE if scheduled else APPEND
 
+    def insertion(self, statement: str) -> str:
+        return f"WITH made AS ({statement.replace('?', '%s')} RETURNING 1) SELECT count(*) FROM made"
+
     def publish(self, tx: Any, row: Row) -> int:
         raw = enlist.executor(tx)
         if raw.driver not in self._ours:
