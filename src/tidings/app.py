@@ -405,6 +405,11 @@ class App:
         asked = (definition.name, str(key))
         return Result(lambda: self._watches.on(self.store), asked, decoder_of(definition.main), seconds)
 
+    @property
+    def saga_definitions(self) -> Mapping[tuple[str, int], SagaDefinition]:
+        """By name and version; for tools."""
+        return self._sagas
+
     def _saga_called(self, saga: str | Main) -> SagaDefinition:
         """Its newest version."""
         found = [one for one in self._sagas.values() if one.name == saga or one.main is saga]

@@ -15,6 +15,7 @@ from ..store.port import Store
 from ..store.sagas import CLOSED, Action, Entry, SagaRow
 from .options import Target, store_options
 from .output import clock_time, console, count, duration, print_json, table
+from .saga_check import check, migrate
 
 STATES = ("running", "waiting", "compensating", "stuck", "parked", *CLOSED)
 
@@ -91,6 +92,10 @@ def retry(target: Target, as_json: bool, name: str, key: str, reason: str, actor
         print_json({"saga": row.saga, "key": row.key, "action": "retry", "actor": who, "reason": reason})
     else:
         click.echo(f"{row.saga} {row.key} is tried again now")
+
+
+saga.add_command(check)
+saga.add_command(migrate)
 
 
 def _named(store: Store, name: str, key: str) -> list[SagaRow]:

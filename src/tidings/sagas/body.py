@@ -267,6 +267,8 @@ def _settle(call: Call, entry: Entry) -> None:
             call.future.set_exception(ChildFailed(f"the child {saga} {key}: {entry.error}", saga=saga, key=key, error=entry.error))
         else:
             call.future.set_result(None if entry.result is None or call.decode is None else call.decode(entry.result.encode()))
+    elif kind == "changed":
+        call.future.set_result(entry.result == "true")
     elif entry.state == "refused":
         call.future.set_exception(Refused(entry.error or ""))
     elif entry.state == "failed":

@@ -215,6 +215,8 @@ class Driver:
             self._taken.add(position)
         elif kind == "wait":
             state = "late"
+        elif kind == "changed":
+            result = "true"
         await self._note(call, Entry(kind, branch, name, number, None, state, result, started=call.began, ended=now))
         return True
 
@@ -236,10 +238,8 @@ class Driver:
         """Begin those that the body has called for; see whether one has ended."""
         calls = [call for call in self._body.calls.values() if call.pending and call.child is not None]
         for call in calls:
-            if call.entry is None and not self._sagas.stopping:
-                await self._begin_child(call)
-                if call.entry is not None and call.entry.seq is not None:
-                    return True
+            if call.entry is None and not self._sagas.stopping and not await self._begin_child(call):
+                return True
         asked = [call.child for call in calls if call.entry is not None and call.child is not None]
         if not asked:
             return False
@@ -257,7 +257,8 @@ class Driver:
                 return True
         return False
 
-    async def _begin_child(self, call: Call) -> None:
+    async def _begin_child(self, call: Call) -> bool:
+        """False if there is an instance of its key that isn't ours; then the body has been told."""
         assert call.child is not None
         sagas, now = self._sagas, self._sagas.now()
         kind, branch, name, number = call.key
@@ -279,6 +280,7 @@ class Driver:
             self._recorded.append((call, entry))
             await self._hand_on()
         sagas.hurry()
+        return entry.seq is None
 
     async def _undo_child(self, call: Call) -> Entry:
         """Undone, or asked to be; it tells when it is."""

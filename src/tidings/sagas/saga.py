@@ -46,7 +46,7 @@ def define(
     main: Main,
     start: EventType,
     waits: Sequence[EventType],
-    failures: Sequence[type[Exception]] = (),
+    failures: Sequence[Any] = (),
     late: Late = "ignore",
 ) -> SagaDefinition:
     """Check a declaration.
@@ -261,6 +261,11 @@ class Saga:
             raise body.loop.fault
         body.again = data
         raise Again
+
+    async def changed(self, name: str) -> bool:
+        """Whether this instance is to go the new way of a change to the code: False if its journal goes on behind this point from before the
+        change, True otherwise. The same at each run. Once no instance from before is left, it can be taken out."""
+        return bool(await self._body.call("changed", name).future)
 
     async def pivot(self) -> None:
         """From here on it only goes forward: what fails is tried again without end, and nothing is undone any more."""

@@ -84,7 +84,7 @@ class SagaRow:
 
 @dataclass(slots=True)
 class Entry:
-    """One line of a journal: what became of a call (``kind``: step, undo, sleep, wait, pivot, child).
+    """One line of a journal: what became of a call (``kind``: step, undo, sleep, wait, pivot, child, changed, restart).
 
     ``seq``: its place in the order in which results were handed to the body; None while it is tried again. ``state``: done, refused, failed
     (attempts used up), late (nothing came in time), retrying, then ``due`` says when, or begun: it is tried once at most, and what became of
@@ -392,6 +392,30 @@ class SagaUnit:
             f"SELECT {_ROW} FROM tidings_sagas WHERE {' AND '.join(where)} ORDER BY started, saga, key LIMIT ?", *values, limit
         )
         return [_row(row) for row in rows.fetchall()]
+
+    def under_way(self, after: tuple[str, str], limit: int) -> list[SagaRow]:
+        """Instances that aren't closed, by saga and key, behind this one."""
+        closed = ", ".join(f"'{state}'" for state in CLOSED)
+        rows = self._run(
+            f"SELECT {_ROW} FROM tidings_sagas WHERE (saga, key) > (?, ?) AND state NOT IN ({closed}) ORDER BY saga, key LIMIT ?",
+            *after, limit,
+        )  # fmt: skip
+        return [_row(row) for row in rows.fetchall()]
+
+    def migrate(self, row: SagaRow, version: int, actor: str, reason: str, now: int) -> bool:
+        """Go on with another version of the code, if nobody has had the instance since ``row`` was read; at once, if it is parked."""
+        done = self._run(
+            "UPDATE tidings_sagas SET version = ?, due = CASE WHEN state = 'parked' THEN CAST(? AS bigint) ELSE due END WHERE saga = ? AND"
+            " key = ? AND version = ? AND epoch = ? AND worker IS NULL",
+            version, now, row.saga, row.key, row.version, row.epoch,
+        )  # fmt: skip
+        if done.rowcount != 1:
+            return False
+        self._run(
+            "INSERT INTO tidings_saga_actions (saga, key, time, actor, action, reason) VALUES (?, ?, ?, ?, ?, ?)",
+            row.saga, row.key, now, actor, f"migrate to version {version}", reason,
+        )  # fmt: skip
+        return True
 
     def alarms(self) -> list[tuple[str, str, int]]:
         """Saga, state and how many: those that wait for a person."""
