@@ -57,6 +57,7 @@ SAGA_OUTCOME = "tests/sagas/test_outcomes.py::test_"
 SAGA_ONCE = "tests/sagas/test_at_most_once.py::test_"
 SAGA_CHILD = "tests/sagas/test_children.py::test_"
 SAGA_ENDLESS = "tests/sagas/test_endless.py::test_"
+SAGA_DEPLOY = "tests/sagas/test_deploys.py::test_"
 SAGA_BODY = "tests/sagas/test_body.py::test_"
 
 LIST = (
@@ -1102,6 +1103,27 @@ LIST = (
         "AND parent.key = one.parent_key AND",
         "AND parent.key = one.parent_key AND false AND",
         SAGA_ENDLESS + "a_closed_saga_goes_away_and_its_start_event_read_again_begins_nothing[sqlite]",
+    ),
+    Sabotage(
+        "a saga from before a change goes the old way",
+        "sagas/journal.py",
+        "        _answer_old(body, known, left)\n",
+        "",
+        SAGA_DEPLOY + "it_goes_on_or_is_parked_and_check_foretells_it[sqlite-added_as_a_change]",
+    ),
+    Sabotage(
+        "check foretells what will be parked",
+        "sagas/check.py",
+        "        if failed is not None and not is_outcome(failed, definition.failures):",
+        "        if False:",
+        SAGA_DEPLOY + "it_goes_on_or_is_parked_and_check_foretells_it[sqlite-broken]",
+    ),
+    Sabotage(
+        "a saga isn't migrated while somebody has it",
+        "store/sagas.py",
+        '" key = ? AND version = ? AND epoch = ? AND worker IS NULL"',
+        '" key = ? AND version = ? AND epoch <> -1 - ? AND worker IS NULL"',
+        SAGA_DEPLOY + "an_instance_that_fits_goes_on_with_another_version[sqlite]",
     ),
     Sabotage(
         "a saga that was started is not started again",
