@@ -1130,14 +1130,14 @@ LIST = (
         "store/sagas.py",
         "ON CONFLICT (saga, key) DO NOTHING",
         "ON CONFLICT (saga, key) DO UPDATE SET data = excluded.data, state = 'running', due = excluded.due",
-        "tests/sagas/test_result.py::test_one_that_is_started_by_an_event_and_by_a_call_is_one[sqlite-call]",
+        SAGA_STORE + "an_event_for_nobody_is_left_alone[sqlite]",
     ),
     Sabotage(
         "who waits for a saga's result in another process is woken",
         "store/sagas.py",
         "            self._tell()\n",
         "            pass\n",
-        "tests/sagas/test_result.py::test_a_result_is_awaited_from_another_process_and_nobody_polls_for_it[postgres]",
+        "tests/sagas/test_result.py::test_who_waits_is_told_of_an_end_that_publishes_nothing[postgres]",
     ),
     Sabotage(
         "what is at its default isn't digested",

@@ -54,7 +54,9 @@ def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     names = ("saga_old", "saga_new", "saga_two", "saga_bad")
-    for name, code in zip(names, (SHOP, SHOP.replace("CHARGE", "bill"), SHOP + SECOND, SHOP + SECOND.replace("CHARGE", "bill")), strict=True):
+    for name, code in zip(
+        names, (SHOP, SHOP.replace("CHARGE", "bill"), SHOP + SECOND, SHOP + SECOND.replace("CHARGE", "bill")), strict=True
+    ):
         (tmp_path / f"{name}.py").write_text(code.replace("CHARGE", "charge"))
     asyncio.run(run())
     yield tmp_path
@@ -82,7 +84,10 @@ def test_check_lists_who_can_not_go_on_and_exits_with_1(shop: Path, tidings: Tid
     assert "checkout 1 (version 1): the journal says that the body called charge here, and now it calls bill" in bad
     assert "2 instances under way, 2 that can't go on" in bad
     found = said(tidings("saga", "check", "saga_new:app", "--json", store=None, code=1))
-    assert [(one["key"], one["step"], "saga_new.py:" in one["line"]) for one in found["problems"]] == [("1", "charge", True), ("2", "charge", True)]
+    assert [(one["key"], one["step"], "saga_new.py:" in one["line"]) for one in found["problems"]] == [
+        ("1", "charge", True),
+        ("2", "charge", True),
+    ]
 
 
 def test_migrate_moves_those_that_fit(shop: Path, tidings: Tidings) -> None:

@@ -119,6 +119,24 @@ async def test_a_result_is_awaited_from_another_process_and_nobody_polls_for_it(
     other.close()
 
 
+async def test_who_waits_is_told_of_an_end_that_publishes_nothing(store_url: str) -> None:
+    worker, other = shop(store_url), shop(store_url)
+
+    async def nap(order: Placed, saga: Saga) -> int:
+        await saga.sleep(0.3)
+        return order.order_id
+
+    worker.saga(Placed)(nap)
+    other.saga(Placed)(nap)
+    async with worker:
+        other.open()
+        await worker.start_saga("nap", Placed(order_id=1), tx="own")
+        began = asyncio.get_running_loop().time()
+        assert await other.saga_result("nap", 1, within=20) == 1
+        assert asyncio.get_running_loop().time() - began < 1.6, "the poll behind it takes two seconds"
+    other.close()
+
+
 async def _of(app: App, saga: Any) -> Any:
     return await app.saga_result(saga, 1, within=20)
 
