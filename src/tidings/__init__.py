@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from .errors import (
+    ActionRefused,
     BrokerError,
     BrokerUnavailable,
     ConfigurationError,
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
     from .relay.intake import Intake
     from .relay.relay import Relay
     from .retry import Retry
+    from .sagas.operator import Operator
     from .sagas.saga import Saga
     from .sagas.step import Unknown
     from .store.postgres import PostgresStore
@@ -67,6 +69,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "ActionRefused",
     "App",
     "Backlog",
     "BrokerError",
@@ -94,6 +97,7 @@ __all__ = [
     "NotFound",
     "NotInTime",
     "OffsetLost",
+    "Operator",
     "OutsideTransaction",
     "PartitionTaken",
     "PlainJSON",
@@ -145,6 +149,7 @@ _AT_FIRST_USE = {
     "Intake": ".relay.intake",
     "KafkaBroker": ".brokers.kafka",
     "ManualClock": ".clock",
+    "Operator": ".sagas.operator",
     "PlainJSON": ".relay.formats",
     "PostgresStore": ".store.postgres",
     "Receipt": ".publish.publisher",

@@ -20,6 +20,7 @@ from .publish.publishing import Publishing, Receipt
 from .relay.intake import Intake, RunningIntake
 from .relay.relay import Relay, RunningRelay
 from .retry import Retry
+from .sagas.operator import Operator
 from .sagas.runner import RunningSagas
 from .sagas.saga import Main, SagaDefinition, define
 from .store import store_at
@@ -354,6 +355,11 @@ class App:
                 self.sagas.hurry()
 
         return arrive
+
+    def operator(self, actor: str) -> Operator:
+        """Somebody who acts on this app's sagas by hand: retry, skip, supply, compensate, cancel, pause, resume. ``actor`` is kept."""
+        self.open()
+        return Operator(self.store, actor, sagas=self._sagas, type_of=self.type_of)
 
     def provide(self, wanted: type[T], value: T | Callable[[], T]) -> None:
         """Handlers that ask for ``wanted`` by type get ``value``; if it is a function, what it returns at each call."""

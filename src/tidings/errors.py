@@ -36,6 +36,7 @@
     ├── SagaError                  about one instance of a saga
     │   ├── Refused                    a step's business refusal: it is not tried again, and not undone
     │   ├── StepFailed                 a step used up its attempts
+    │   ├── ActionRefused              an operator's action makes no sense as the instance stands
     │   ├── NotInTime                  no event came within the time given
     │   ├── JournalMismatch            the code does something else than the journal says it did
     │   └── ForeignAwait               the body awaits what is no call of its saga
@@ -197,6 +198,10 @@ class Refused(SagaError):
 
 class StepFailed(SagaError):
     """A step used up its attempts, and nobody knows whether it happened. ``step``, ``error``."""
+
+
+class ActionRefused(SagaError):
+    """An operator's action makes no sense as the instance stands. Nothing was changed. ``saga``, ``key``, ``action``."""
 
 
 class NotInTime(SagaError):

@@ -12,7 +12,7 @@ from ..codec import decode_json
 from ..errors import Fenced, ForeignAwait, JournalMismatch, Refused, SagaDefinitionError, TidingsError
 from ..store.sagas import CLOSED, Entry, Hold, SagaRow
 from ..subscribe.parking import describe
-from . import compensation
+from . import compensation, operating
 from .attempt import StoreTrouble
 from .body import Body, Call
 from .journal import key_of, matured, read_to, words
@@ -39,6 +39,8 @@ class Driver:
         self.row = row
         self.hold = Hold(row.saga, row.key, row.worker or "", row.epoch)
         self.lapses = sagas.lapses
+        self.asked = False
+        """An operator may have ordered something."""
         self.task: asyncio.Task[None] | None = None
         self._body: Body
         self._entries: list[Entry] = []
@@ -81,19 +83,23 @@ class Driver:
         await _alone(lambda: body.begin(event, saga))
         await _alone(lambda: read_to(body, self._entries))
         undone = any(entry.kind == "undo" for entry in self._entries)
-        if (undone or row.state in ("compensating", "stuck")) and not (body.ended and body.error is not None):
+        back = any(entry.kind == "back" for entry in self._entries)
+        if (undone or row.state in operating.UNDOING) and not back and not (body.ended and body.error is not None):
             raise JournalMismatch(
                 "the instance is being compensated, and the body doesn't fail there any more: put back what it was",
                 step="",
                 line=body.where(),
             )
-        while not body.ended:
+        while not body.ended and not back:
             if body.fault is not None:
                 raise body.fault
             await self._sagas.owned(self)
-            if await self._answer():
+            await self._hear()
+            if self.row.back is not None:
+                break
+            if self.row.pause is None and await self._answer():
                 continue
-            if not self._sagas.stopping:
+            if not self._sagas.stopping and self.row.pause is None:
                 self._begin_steps()
             if not self._running:
                 await self._rest()
@@ -102,13 +108,18 @@ class Driver:
             await self._hand_on()
         if body.fault is not None:
             raise body.fault
-        while self._running:  # a sibling of what failed: it ends, and its body doesn't go on
+        if self.row.back is not None and not back:
+            await self._turn_back()
+        while self._running:  # a sibling of what failed, or what ran when an operator turned it back: it ends, and its body doesn't go on
             await self._next()
             self._recorded.clear()
-        if body.error is None:
+        if self.row.back is not None:
+            actions = await self._sagas.query(lambda unit: unit.sagas().actions(row.saga, row.key))
+            await self._compensate(operating.ordered(self.row, actions))
+        elif body.error is None:
             await self._release("completed")
         else:
-            await self._compensate(body.error)
+            await self._compensate(describe(body.error))
 
     async def _load(self) -> None:
         saga, key = self.row.saga, self.row.key
@@ -118,7 +129,7 @@ class Driver:
             return sagas.row(saga, key), sagas.journal(saga, key), sagas.arrivals(saga, key)
 
         row, self._entries, arrivals = await self._sagas.query(read)
-        self._count = row.arrived
+        self._count, self.row.back, self.row.pause = row.arrived, row.back, row.pause
         self._seq = count(max((entry.seq for entry in self._entries if entry.seq is not None), default=0) + 1)
         self._heard(arrivals)
         self._taken = {
@@ -128,6 +139,25 @@ class Driver:
     def _heard(self, arrivals: list[Any]) -> None:
         self._arrived = [(one.position, one.type) for one in arrivals]
         self._data = {one.position: (one.type, one.data) for one in arrivals}
+
+    async def _hear(self) -> None:
+        """What operators have ordered meanwhile."""
+        if self.asked:
+            self.asked = False
+            row = await self._sagas.query(lambda unit: unit.sagas().row(self.row.saga, self.row.key))
+            self.row.back, self.row.pause = row.back, row.pause
+
+    async def _turn_back(self) -> None:
+        """An operator wants it undone. From this line on the body is handed nothing, at each run: what it calls is what is undone."""
+        now, seq = self._sagas.now(), next(self._seq)
+        await self._sagas.attempts.record(self.hold, Entry("back", "0", self.row.back or "", 1, seq, "done", started=now, ended=now))
+        while self._running:
+            await self._next()
+        for call, entry in sorted(self._recorded, key=lambda one: one[1].seq or 0):
+            if (entry.seq or 0) < seq and not self._body.ended:
+                await _alone(lambda call=call, entry=entry: self._body.hand(call, entry))  # type: ignore[misc]
+        if self._body.fault is not None:
+            raise self._body.fault
 
     # -- sleeps and waits
 
@@ -285,20 +315,23 @@ class Driver:
 
     # -- back
 
-    async def _compensate(self, error: BaseException) -> None:
-        text, state = describe(error), self.row.state
-        if state not in ("compensating", "stuck"):
+    async def _compensate(self, text: str) -> None:
+        """``text``: why."""
+        state = self.row.state
+        if state not in operating.UNDOING:
             state = "compensating"
             now = self._sagas.now()
             if not await self._sagas.write(lambda unit: unit.sagas().turn(self.hold, "compensating", text, now)):
                 raise Fenced(f"another worker holds {self.hold.saga} {self.hold.key} now; nothing was written")
         done = {key_of(entry)[1:]: entry for entry in self._entries if entry.kind == "undo"}
-        for call in compensation.due(self._body.calls.values()):
+        due = compensation.due(self._body.calls.values())
+        for number, call in enumerate(due):
             entry = done.get(call.key[1:])
-            if entry is not None and entry.state == "done":
+            if entry is not None and entry.state in ("done", "skipped"):
                 continue
             await self._sagas.owned(self)
-            if self._sagas.stopping:
+            await self._hear()
+            if self._sagas.stopping or self.row.pause is not None:
                 await self._release(state, due=self._sagas.now(), error=text)
                 return
             if entry is None or entry.due is None or entry.due <= self._sagas.now():
@@ -309,10 +342,12 @@ class Driver:
                 waits = [
                     {
                         "for": f"undo {call.undo.name}",
+                        "call": ["undo", *call.key[1:]],
                         "since": entry.started,
                         "until": entry.due,
                         "attempts": entry.attempts,
                         "error": entry.error,
+                        "then": [words(later.key) for later in due[number + 1 :]],
                     }
                 ]
                 await self._release(state, due=entry.due, waits=waits, error=text)
@@ -328,7 +363,7 @@ class Driver:
         _, branch, name, number = call.key
         attempt = 1 if before is None else before.attempts + 1
         started = sagas.now() if before is None else before.started
-        known = call.entry is not None and call.entry.state == "done" and call.entry.seq is not None
+        known = call.entry is not None and call.entry.state in ("done", "skipped") and call.entry.seq is not None
         result = call.fn.restored(call.entry.result) if known and call.entry is not None else UNKNOWN
         ctx = sagas.attempts.context(self.row.saga, self.row.envelope, f"{branch}:{name}:{number}:undo", attempt)
 
@@ -363,7 +398,7 @@ def _due(call: Call) -> int | None:
 
 def _wait(call: Call) -> dict[str, Any]:
     """What it waits for, as ``tidings saga show`` tells it."""
-    facts: dict[str, Any] = {"for": words(call.key), "since": call.began, "until": _due(call), "line": call.line}
+    facts: dict[str, Any] = {"for": words(call.key), "call": list(call.key), "since": call.began, "until": _due(call), "line": call.line}
     if call.entry is not None:
         facts |= {"for": f"another attempt at {words(call.key)}", "attempts": call.entry.attempts, "error": call.entry.error}
     return facts

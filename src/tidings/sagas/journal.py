@@ -30,8 +30,10 @@ def read_to(body: Body, entries: Sequence[Entry]) -> None:
     Raises:
         JournalMismatch: it does something else than what the journal says that it did.
     """
+    back = False
     for entry in entries:
-        if entry.kind == "undo":
+        if entry.kind in ("undo", "back"):
+            back = back or entry.kind == "back"  # from there on it was handed nothing
             continue
         if body.fault is not None:
             return
@@ -46,7 +48,7 @@ def read_to(body: Body, entries: Sequence[Entry]) -> None:
                 line=call.line,
             )
         call.entry = entry
-        if entry.seq is not None and not body.ended:
+        if entry.seq is not None and not body.ended and not back:
             body.hand(call, entry)
 
 

@@ -609,7 +609,7 @@ class PostgresUnit:
 
     def sagas(self) -> SagaUnit:
         living = f"SELECT worker FROM tidings_workers WHERE until > {_CLOCK}"
-        return SagaUnit(self._conn, Dialect("%s", "FOR SHARE", "FOR UPDATE SKIP LOCKED", living, (self._seconds(),)))
+        return SagaUnit(self._conn, Dialect("%s", "FOR SHARE", "FOR UPDATE", "FOR UPDATE SKIP LOCKED", living, (self._seconds(),)))
 
     # -- a log that went back in time
 
