@@ -356,6 +356,11 @@ class App:
 
         return arrive
 
+    @property
+    def sagas_known(self) -> Mapping[tuple[str, int], SagaDefinition]:
+        """This app's sagas by name and version."""
+        return self._sagas
+
     def operator(self, actor: str) -> Operator:
         """Somebody who acts on this app's sagas by hand: retry, skip, supply, compensate, cancel, pause, resume. ``actor`` is kept."""
         self.open()

@@ -58,8 +58,8 @@ def refusal(action: str, row: SagaRow) -> str | None:
 
 
 def skippable(row: SagaRow, journal: Sequence[Entry]) -> list[Entry]:
-    """Lines that an operator may write in place of a worker: what is tried again, a sleep, and what was skipped with a result that doesn't
-    fit, if the instance is parked for it. Of an instance that is being undone, undos only."""
+    """Lines that an operator may write in place of a worker: what is tried again, a sleep, and, if the instance is parked, what was skipped
+    (with a result that doesn't fit, perhaps). Of an instance that is being undone, undos only."""
     if underlying(row) in UNDOING:
         return [entry for entry in journal if entry.kind == "undo" and entry.state == "retrying"]
     found = [entry for entry in journal if entry.kind == "step" and entry.state == "retrying"]
@@ -84,7 +84,8 @@ def to_skip(row: SagaRow, journal: Sequence[Entry], step: str) -> Entry | str:
     events = [wait["for"] for wait in waits(row) if wait["call"][0] == "wait"]
     if step in events or any(step in name.split(" | ") for name in events):
         return f"{row.saga} {row.key} waits for an event there; `tidings saga supply` supplies it"
-    return f"{row.saga} {row.key} has no {step!r} that could be skipped; " + (f"there is {names}" if there else "nothing of it waits to be tried again")
+    hint = f"there is {names}" if there else "nothing of it waits to be tried again"
+    return f"{row.saga} {row.key} has no {step!r} that could be skipped; {hint}"
 
 
 def done_by_hand(entry: Entry, result: str | None, now: int) -> Entry:

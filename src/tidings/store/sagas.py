@@ -375,7 +375,7 @@ class SagaUnit:
             " DO UPDATE SET seq = excluded.seq, state = excluded.state, result = excluded.result, ended = excluded.ended, due = NULL",
             saga, key, *_values(entry),
         )  # fmt: skip
-        self._run("UPDATE tidings_sagas SET due = ? WHERE saga = ? AND key = ? AND worker IS NULL AND state <> 'paused'", now, saga, key)
+        self._run("UPDATE tidings_sagas SET due = ?, waits = NULL WHERE saga = ? AND key = ? AND worker IS NULL AND state <> 'paused'", now, saga, key)
 
     def supply(self, saga: str, key: str, type_: str, version: int, data: bytes, now: int) -> None:
         """Keep an event that is not in the log for an instance, as if it had come before all others."""
