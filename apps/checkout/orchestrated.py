@@ -1,6 +1,6 @@
 """The checkout as a saga: the same services' functions, called one after another by one that knows the whole.
 
-Fraud check, stock, payment and parcel are steps; what was done is undone, last first, when one of them says no. The mails are not: the email
+Fraud check and stock, payment, parcel and booking are steps; what was done is undone, last first, when one of them says no. The mails are not: the email
 service reacts to the same events as ever, and nobody here knows of it. `tidings run apps.checkout.orchestrated:app apps.checkout.emails:app`
 """
 
@@ -10,7 +10,7 @@ from decimal import Decimal
 
 from apps.checkout import fraud, inventory, orders, payment, shipping
 from apps.checkout.settings import GATEWAY, LEASE, STORE, WAREHOUSE
-from apps.checkout.tables import Tx, run
+from apps.checkout.tables import Tx
 from tidings import App, Context, Event, Refused, Retry, Saga
 
 app = App("checkout", store=STORE, lease=LEASE)
@@ -46,36 +46,30 @@ warehouse = shipping.Warehouse(WAREHOUSE)
 async def checkout(order: OrderPlaced, saga: Saga) -> None:
     number, total, pieces = order.order_id, order.total, order.quantity
     try:
-        if not await saga.step(check, number, order.customer_id, total):
-            raise Refused("rejected as fraud")
-        if not await saga.step(reserve, number, order.sku, pieces, undo=release):
-            raise Refused("out of stock")
+        if no := await saga.step(accept, number, order.customer_id, total, order.sku, pieces, undo=release):
+            raise Refused(no)
         await saga.step(charge, number, total, undo=refund, retry=OUTSIDE)
-        await saga.step(book, number, total, undo=unbook)
         await saga.step(send, number, pieces, retry=OUTSIDE)
     except Refused as no:
-        await saga.step(turn_down, number, total, str(no))
+        await saga.step(turn_down, number, str(no))
         raise
-    await saga.step(close, number, pieces)
+    await saga.step(close, number, total, pieces)
 
 
-# -- the services' functions as steps
+# -- the services' functions as steps: with a transaction, rows and journal entry are one commit; without, the other side knows the key
 
 
-def check(order_id: int, customer_id: int, total: Decimal, ctx: Context, tx: Tx) -> bool:
+def accept(order_id: int, customer_id: int, total: Decimal, sku: str, quantity: int, ctx: Context, tx: Tx) -> str | None:
+    """Why not, if not: fraud, or no stock."""
     said = fraud.check(fraud.OrderPlaced(order_id=order_id, customer_id=customer_id, total=total), ctx, tx)
-    return isinstance(said, fraud.OrderApproved)
+    if isinstance(said, fraud.OrderRejected):
+        return "rejected as fraud"
+    found = inventory.reserve(inventory.OrderPlaced(order_id=order_id, sku=sku, quantity=quantity), ctx, tx)
+    return "out of stock" if isinstance(found, inventory.OutOfStock) else None
 
 
-def reserve(order_id: int, sku: str, quantity: int, ctx: Context, tx: Tx) -> bool:
-    said = inventory.reserve(inventory.OrderPlaced(order_id=order_id, sku=sku, quantity=quantity), ctx, tx)
-    return isinstance(said, inventory.StockReserved)
-
-
-def release(order_id: int, sku: str, quantity: int, ctx: Context, tx: Tx) -> None:
+def release(order_id: int, customer_id: int, total: Decimal, sku: str, quantity: int, ctx: Context, tx: Tx) -> None:
     inventory.release(inventory.OrderCancelled(order_id=order_id), ctx, tx)
-    if run(tx, "SELECT 1 FROM payment_orders WHERE order_id = ? AND state = 'refunding'", (order_id,)).fetchone() is not None:
-        payment.refunded(payment.PaymentRefunded(order_id=order_id, total=Decimal(0)), ctx, tx)  # `refund` is behind us
 
 
 async def charge(order_id: int, total: Decimal, ctx: Context) -> None:
@@ -88,29 +82,19 @@ async def refund(order_id: int, total: Decimal, ctx: Context) -> None:
     ctx.publish(PaymentRefunded(order_id=order_id))
 
 
-def book(order_id: int, total: Decimal, ctx: Context, tx: Tx) -> None:
-    payment.approved(payment.OrderApproved(order_id=order_id, total=total), ctx, tx)
-    payment.charged(payment.PaymentCharged(order_id=order_id, total=total), ctx, tx)
-
-
-def unbook(order_id: int, total: Decimal, ctx: Context, tx: Tx) -> None:
-    payment.cancelled(payment.OrderCancelled(order_id=order_id), ctx, tx)
-
-
 async def send(order_id: int, quantity: int, ctx: Context) -> None:
     if not await warehouse.send(order_id, quantity, key=ctx.idempotency_key):
         raise Refused("parcel refused")
 
 
-def turn_down(order_id: int, total: Decimal, reason: str, ctx: Context, tx: Tx) -> None:
-    if reason == "card declined":
-        payment.approved(payment.OrderApproved(order_id=order_id, total=total), ctx, tx)
-        payment.declined(payment.PaymentDeclined(order_id=order_id), ctx, tx)
+def turn_down(order_id: int, reason: str, ctx: Context, tx: Tx) -> None:
     if orders.cancel(order_id, reason, ctx, tx) is not None:
         ctx.publish(OrderCancelled(order_id=order_id, reason=reason))
 
 
-def close(order_id: int, quantity: int, ctx: Context, tx: Tx) -> None:
+def close(order_id: int, total: Decimal, quantity: int, ctx: Context, tx: Tx) -> None:
+    payment.approved(payment.OrderApproved(order_id=order_id, total=total), ctx, tx)
+    payment.charged(payment.PaymentCharged(order_id=order_id, total=total), ctx, tx)
     shipping.paid(shipping.PaymentCharged(order_id=order_id), ctx, tx)
     shipping.reserved(shipping.StockReserved(order_id=order_id, quantity=quantity), ctx, tx)
     shipping.shipped(shipping.OrderShipped(order_id=order_id), ctx, tx)

@@ -200,7 +200,7 @@ def main() -> int:
     parser.add_argument("--rate", type=float, help=f"orders a second; unless given, all of them within {STREAM_SECONDS:g} s")
     parser.add_argument("--workers", type=int, default=2, help="processes that run the saga and the email service")
     parser.add_argument("--refuse", type=float, default=usual.refuse, help="part of the parcels that can't be sent")
-    parser.add_argument("--patience", type=float, default=180.0, help="seconds to wait for everything to settle")
+    parser.add_argument("--patience", type=float, default=300.0, help="seconds to wait for everything to settle")
     parser.add_argument("--store", metavar="STORE", help="as in the demo: a new file, postgresql://user@host/database, or postgres")
     given = parser.parse_args()
     console, errors = Console(), Console(stderr=True)
