@@ -249,6 +249,55 @@ async def test_a_worker_that_dies_while_it_is_turned_back_is_followed_by_one_tha
         assert (shop.state(), shop.did) == ("cancelled", ["charge", "refund"])
 
 
+async def test_what_ended_behind_an_order_is_undone_and_leads_to_nothing(store_url: str) -> None:
+    """Of two steps at once, one ends behind the order: its result is handed to nobody, by the next worker neither."""
+    app, did, gates = App("shop", store=store_url), list[str](), {name: asyncio.Event() for name in ("quick", "slow")}
+    down = [True]
+
+    async def quick() -> None:
+        await gates["quick"].wait()
+
+    async def slow() -> None:
+        await gates["slow"].wait()
+        did.append("slow")
+
+    def unslow() -> None:
+        if down[0]:
+            raise ConnectionError("no answer")
+        did.append("unslow")
+
+    def third() -> None:
+        did.append("third")
+
+    def unthird() -> None:
+        did.append("unthird")
+
+    @app.saga(Placed)
+    async def checkout(order: Placed, saga: Saga) -> None:
+        await asyncio.gather(saga.step(quick), saga.step(slow, undo=unslow))
+        await saga.step(third, undo=unthird)
+
+    def ordered() -> bool:
+        journal = app.store.query(lambda unit: unit.sagas().journal("checkout", "1"))
+        return any(entry.kind == "back" for entry in journal)
+
+    async with Harness(app, store=store_url) as shops:
+        await shops.publish(Placed(order_id=1))
+        await until(lambda: app.sagas is not None and app.sagas.drivers)
+        app.operator("ann").cancel("checkout", 1, reason="no")
+        await until(lambda: app.sagas is not None and any(driver.asked for driver in app.sagas.drivers))
+        gates["quick"].set()
+        await until(ordered)
+        gates["slow"].set()
+        await shops.settle()
+        assert shops.saga("checkout", 1).state == "compensating"
+        await shops.crash()
+        await shops.restart()
+        down[0] = False
+        await shops.advance(10)
+        assert (shops.saga("checkout", 1).state, did) == ("cancelled", ["slow", "unslow"])
+
+
 async def test_what_makes_no_sense_is_refused(shop: Shop) -> None:
     async with shop.shops as shops:
         with pytest.raises(NotFound, match="there is no saga 'checkout' of key '7'"):
