@@ -1,7 +1,9 @@
 """The checkout as a saga: the same services' functions, called one after another by one that knows the whole.
 
-Fraud check and stock, payment, parcel and booking are steps; what was done is undone, last first, when one of them says no. The mails are not: the email
-service reacts to the same events as ever, and nobody here knows of it. `tidings run apps.checkout.orchestrated:app apps.checkout.emails:app`
+Fraud check and stock, payment, parcel and booking are steps; what was done is undone, last first, when one of them says no. The mails are
+not steps: the email service reacts to the same events as ever, and nobody here knows of it.
+
+    tidings run apps.checkout.orchestrated:app apps.checkout.emails:app
 """
 
 from __future__ import annotations

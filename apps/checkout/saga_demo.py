@@ -1,8 +1,9 @@
 """The checkout as sagas, live: ``python -m apps.checkout.saga_demo [--orders path.csv]``.
 
-The same orders, services and outside world as in ``demo.py``, but one saga for each order says what comes when. Workers are killed, cards are
-declined, parcels are refused; and the bank pays nothing back until all orders are placed, so that the compensations that need it get stuck.
-Then somebody does what an operator would, through the command line: looks, and has them tried again. At the end everything is added up.
+The same orders, services and outside world as in ``demo.py``, but one saga for each order says what comes when. Workers are killed, cards
+are declined, parcels are refused; and the bank pays nothing back until all orders are placed, so that the compensations that need it get
+stuck. Then somebody does what an operator would, through the command line: looks, and has them tried again. At the end everything is added
+up.
 """
 
 from __future__ import annotations
@@ -36,8 +37,7 @@ from tidings import TidingsError
 
 SERVICES = ("shop", "fraud", "payment", "inventory", "shipping", "email")
 KILL_AT = (0.25, 0.5, 0.75)
-BY_HAND_AT_ONCE = 2
-UNDOING = {"compensating", "stuck"}
+BY_HAND_AT_ONCE = 4
 
 
 class Orchestration:
@@ -80,22 +80,25 @@ class Orchestration:
             self._watch.close()
 
     async def _operate(self) -> None:
-        """What a person does about stuck sagas."""
-        stuck = json.loads(await self._tidings("saga", "list", "checkout", "--state", "stuck", "--limit", "100000", "--json"))
+        """What a person does about stuck sagas: look, and have some of them tried again, until there are none."""
+        stuck = await self._stuck()
         if not stuck:
             self.display.tell("no compensation got stuck")
             return
-        self.shown = await self._tidings("saga", "show", "order", stuck[0]["key"])
-        self.display.tell(f"{len(stuck)} sagas are stuck; an operator looks at order {stuck[0]['key']}, and has each tried again")
-        room = asyncio.Semaphore(BY_HAND_AT_ONCE)
+        self.shown = await self._tidings("saga", "show", "order", stuck[0])
+        self.display.tell(f"{len(stuck)} sagas are stuck; an operator looks at order {stuck[0]}, and has them tried again")
+        while stuck:
+            await asyncio.gather(*(self._retry(key) for key in stuck[:BY_HAND_AT_ONCE]))
+            stuck = await self._stuck()
+        self.display.tell(f"{self.by_hand} compensations tried again by hand, the others by themselves")
 
-        async def retry(key: str) -> None:
-            async with room:
-                why = ("--reason", "the bank answers again", "--actor", "operator")
-                self.by_hand += bool(await self._tidings("saga", "retry", "checkout", key, *why))
+    async def _stuck(self) -> list[str]:
+        found = await self._tidings("saga", "list", "checkout", "--state", "stuck", "--limit", "100000", "--json")
+        return [row["key"] for row in json.loads(found)]
 
-        await asyncio.gather(*(retry(row["key"]) for row in stuck))
-        self.display.tell(f"{self.by_hand} compensations tried again by hand")
+    async def _retry(self, key: str) -> None:
+        why = ("--reason", "the bank answers again", "--actor", "operator")
+        self.by_hand += bool(await self._tidings("saga", "retry", "checkout", key, *why))
 
     async def _tidings(self, *arguments: str) -> str:
         given = (*arguments, "--store", self.stage.places.store)

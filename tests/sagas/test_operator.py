@@ -217,7 +217,7 @@ async def test_an_order_while_a_step_runs_counts_behind_it(shop: Shop, action: s
         await shops.publish(Placed(order_id=1))
         await asyncio.wait_for(shop.entered.wait(), 5)
         for refused in (shop.operator.retry, lambda *a, **k: shop.operator.skip(*a, "charge", **k)):
-            with pytest.raises(ActionRefused, match="is being worked on by .*; look again in a moment"):
+            with pytest.raises(ActionRefused, match=r"is being worked on by .*; look again in a moment"):
                 refused("checkout", 1, reason="quick")
         getattr(shop.operator, action)("checkout", 1, reason="stop")
         shop.gate.set()
@@ -321,8 +321,8 @@ async def test_what_makes_no_sense_is_refused(shop: Shop) -> None:
 
 @pytest.mark.promise("effects once")
 async def test_orders_race_with_a_worker_and_what_was_accepted_holds(store_url: str) -> None:
-    """Sagas of quick transactional steps while operators cancel, pause and resume at random: an accepted cancel never ends as completed, what
-    was done is undone exactly once, and nothing is left over."""
+    """Sagas of quick transactional steps while operators cancel, pause and resume at random: an accepted cancel never ends as completed,
+    what was done is undone exactly once, and nothing is left over."""
     app, rng, mark = App("shop", store=store_url), random.Random(5), "?" if store_url.startswith("sqlite") else "%s"
     insert = f"INSERT INTO effects VALUES ({mark}, {mark})"
 

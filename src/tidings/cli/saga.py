@@ -221,7 +221,9 @@ def _print(row: SagaRow, journal: list[Entry], actions: list[Action], story: Sto
         out.print("\nBy hand", style="bold")
         for action in actions:
             detail = "" if action.detail is None else f" {action.detail}"
-            out.print(f"  {clock_time(action.time)[:19]}  {action.actor}: {action.action}{detail}, because: {action.reason}", soft_wrap=True)
+            out.print(
+                f"  {clock_time(action.time)[:19]}  {action.actor}: {action.action}{detail}, because: {action.reason}", soft_wrap=True
+            )
     if story is not None and story.roots:
         out.print("\nEvents", style="bold")
         out.print(tree_of(story, None))
@@ -243,5 +245,3 @@ def _left(due: int | None, now: int) -> str:
 def _until(times: list[int | None]) -> str:
     found = [one for one in times if one is not None]
     return clock_time(min(found))[:19] if found else ""
-
-

@@ -69,13 +69,14 @@ def retry(act: Any, reason: str) -> None:
     act(lambda operator, saga, key: operator.retry(saga, key, reason=reason), "is tried again now")
 
 
-@_action("skip checkout 42 charge --result '\"p-17\"' --reason \"paid at the counter\"")
+@_action('skip checkout 42 charge --result \'"p-17"\' --reason "paid at the counter"')
 @click.argument("step")
 @click.option("--result", default="null", metavar="JSON", help="What the step is to have returned; nothing unless given.")
 def skip(act: Any, reason: str, step: str, result: str) -> None:
     """Go on without STEP, which waits for another attempt, as if it had returned --result.
 
-    Also an undo that was done by hand, by the name of its step; or `sleep`. A result that doesn't fit parks the instance, and can be given again.
+    Also an undo that was done by hand, by the name of its step; or `sleep`. A result that doesn't fit parks the instance, and can be given
+    again.
     """
     try:
         value = msgspec.json.decode(result)
@@ -84,7 +85,7 @@ def skip(act: Any, reason: str, step: str, result: str) -> None:
     act(lambda operator, saga, key: operator.skip(saga, key, step, value, reason=reason), f"goes on without {step}")
 
 
-@_action("supply checkout 42 ShipmentDispatched '{\"parcel\": \"p1\"}' --app shop:app --reason \"the carrier's mail was lost\"")
+@_action('supply checkout 42 ShipmentDispatched \'{"parcel": "p1"}\' --app shop:app --reason "the carrier\'s mail was lost"')
 @click.argument("event_type")
 @click.argument("data", default="{}")
 def supply(act: Any, reason: str, target: Target, event_type: str, data: str) -> None:

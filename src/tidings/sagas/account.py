@@ -135,4 +135,3 @@ def undos(row: SagaRow, journal: Sequence[Entry]) -> list[Undo]:
     if underlying(row) in UNDOING:
         found += [Undo(step, "to come") for wait in waits(row) for step in wait.get("then", ())]
     return found
-

@@ -1,4 +1,4 @@
-"""An operator at work on instances: each action with its reason, checked and written in one transaction with its line in the audit trail."""
+"""An operator at work on instances: each action is checked and written in one transaction, with its reason in the audit trail."""
 
 from __future__ import annotations
 
@@ -120,7 +120,9 @@ class Operator:
 
         done = self.store.write(work).result()
         if done is None:
-            raise NotFound(f"there is no saga {saga!r} of key {str(key)!r}; `tidings saga list` shows what there is", name=saga, key=str(key))
+            raise NotFound(
+                f"there is no saga {saga!r} of key {str(key)!r}; `tidings saga list` shows what there is", name=saga, key=str(key)
+            )
         if isinstance(done, str):
             raise ActionRefused(done, saga=saga, key=str(key), action=action)
         return done

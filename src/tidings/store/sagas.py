@@ -28,7 +28,7 @@ _ENTRY = "kind, branch, step, number, seq, state, result, error, attempts, start
 
 class Dialect(NamedTuple):
     """What differs between stores. ``mark``: the placeholder. ``share``: locks the rows read, beside others who do; ``lock``: alone;
-    ``skip``: alone, and leaves out those that somebody has. ``living``: the workers whose lease lasts, with ``now``, the arguments of it."""
+    ``skip``: alone, leaving out those that somebody has. ``living``: the workers whose lease lasts, with ``now``, the arguments of it."""
 
     mark: str
     share: str
@@ -84,7 +84,8 @@ class Entry:
     """One line of a journal: what became of a call (``kind``: step, undo, sleep, wait; back: an operator ended it here).
 
     ``seq``: its place in the order in which results were handed to the body; None while it is tried again. ``state``: done, refused, failed
-    (attempts used up), late (nothing came in time), skipped (by an operator), or retrying, then ``due`` says when. ``result``: JSON. ``digest``: of the arguments.
+    (attempts used up), late (nothing came in time), skipped (by an operator), or retrying, then ``due`` says when. ``result``: JSON.
+    ``digest``: of the arguments.
     """
 
     kind: str
@@ -236,7 +237,13 @@ class SagaUnit:
         What an operator has ordered meanwhile counts: one that is to be paused is paused, one that is to be undone doesn't rest and is not
         completed (False then).
         """
-        since, becomes, due_, pause, still = "CASE WHEN state = ? THEN since ELSE CAST(? AS bigint) END", "CAST(? AS text)", _DUE, "NULL", ""
+        since, becomes, due_, pause, still = (
+            "CASE WHEN state = ? THEN since ELSE CAST(? AS bigint) END",
+            "CAST(? AS text)",
+            _DUE,
+            "NULL",
+            "",
+        )
         if state in CLOSED:
             if state == "completed":
                 still = " AND back IS NULL"
@@ -264,7 +271,8 @@ class SagaUnit:
                 "UPDATE tidings_sagas SET worker = NULL, due = CASE WHEN pause IS NULL THEN CAST(? AS bigint) END,"
                 " state = CASE WHEN pause IS NULL THEN state ELSE 'paused' END, pause = CASE WHEN pause IS NOT NULL THEN state END"
                 " WHERE saga = ? AND key = ? AND worker = ? AND epoch = ?",
-                due, *hold,
+                due,
+                *hold,
             ).rowcount
             == 1
         )
@@ -375,13 +383,16 @@ class SagaUnit:
             " DO UPDATE SET seq = excluded.seq, state = excluded.state, result = excluded.result, ended = excluded.ended, due = NULL",
             saga, key, *_values(entry),
         )  # fmt: skip
-        self._run("UPDATE tidings_sagas SET due = ?, waits = NULL WHERE saga = ? AND key = ? AND worker IS NULL AND state <> 'paused'", now, saga, key)
+        self._run(
+            "UPDATE tidings_sagas SET due = ?, waits = NULL WHERE saga = ? AND key = ? AND worker IS NULL AND state <> 'paused'",
+            now,
+            saga,
+            key,
+        )
 
     def supply(self, saga: str, key: str, type_: str, version: int, data: bytes, now: int) -> None:
         """Keep an event that is not in the log for an instance, as if it had come before all others."""
-        row = self._run(
-            "SELECT max(position) FROM tidings_saga_events WHERE saga = ? AND key = ? AND position < 0", saga, key
-        ).fetchone()
+        row = self._run("SELECT max(position) FROM tidings_saga_events WHERE saga = ? AND key = ? AND position < 0", saga, key).fetchone()
         position = -(2**62) if row[0] is None else int(row[0]) + 1
         due = "CASE WHEN worker IS NULL AND state = 'waiting' THEN CAST(? AS bigint) ELSE due END"
         self._run(f"UPDATE tidings_sagas SET arrived = arrived + 1, due = {due} WHERE saga = ? AND key = ?", now, saga, key)

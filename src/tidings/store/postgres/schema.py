@@ -321,8 +321,8 @@ CREATE INDEX tidings_saga_actions_key ON tidings_saga_actions (saga, key);
         7,
         "operators of sagas",
         """
--- back: compensate or cancel, once an operator wants an instance undone; pause: the state that it goes on with, if it is or shall be paused;
--- detail: what exactly was done by hand.
+-- back: compensate or cancel, once an operator wants an instance undone; pause: the state that one goes on with that is paused, or shall
+-- be; detail: what exactly was done by hand.
 ALTER TABLE tidings_sagas ADD COLUMN back text;
 ALTER TABLE tidings_sagas ADD COLUMN pause text;
 ALTER TABLE tidings_saga_actions ADD COLUMN detail text;
