@@ -136,7 +136,8 @@ def release(store: Store, row: SagaRow, state: str) -> bool:
 
 
 def row_of(store: Store) -> SagaRow:
-    row: SagaRow = store.query(lambda unit: unit.sagas().row("checkout", "1"))
+    row = store.query(lambda unit: unit.sagas().row("checkout", "1"))
+    assert row is not None
     return row
 
 

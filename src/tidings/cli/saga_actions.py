@@ -106,6 +106,7 @@ def _event(app: App, operator: Operator, saga: str, key: str, name: str, data: s
     if event_type is None:
         raise ActionRefused(f"the saga {saga!r} waits for {', '.join(sorted(waited)) or 'no event'}, not for {name}")
     row = operator.store.query(lambda unit: unit.sagas().row(saga, key))
+    assert row is not None  # it was found by the same key
     key_name = str(row.envelope.key_name)
     try:
         given = msgspec.json.decode(data, type=dict[str, Any])
