@@ -58,6 +58,7 @@ SAGA_ONCE = "tests/sagas/test_at_most_once.py::test_"
 SAGA_CHILD = "tests/sagas/test_children.py::test_"
 SAGA_ENDLESS = "tests/sagas/test_endless.py::test_"
 SAGA_DEPLOY = "tests/sagas/test_deploys.py::test_"
+OPERATOR = "tests/sagas/test_operator.py::test_"
 SAGA_BODY = "tests/sagas/test_body.py::test_"
 
 LIST = (
@@ -904,8 +905,8 @@ LIST = (
     Sabotage(
         "a saga whose step is being committed is not taken over",
         "store/postgres/unit.py",
-        '"%s", "FOR SHARE", "FOR UPDATE SKIP LOCKED"',
-        '"%s", "", "FOR UPDATE SKIP LOCKED"',
+        '"%s", "FOR SHARE", "FOR UPDATE", "FOR UPDATE SKIP LOCKED"',
+        '"%s", "", "FOR UPDATE", "FOR UPDATE SKIP LOCKED"',
         SAGA_STORE + "nobody_takes_an_instance_whose_step_is_being_committed[postgres]",
     ),
     Sabotage(
@@ -918,8 +919,8 @@ LIST = (
     Sabotage(
         "an event that comes while a saga is let go of makes it due",
         "store/sagas.py",
-        "due = CASE WHEN arrived <> CAST(? AS bigint)",
-        "due = CASE WHEN 1 = 0 AND arrived <> CAST(? AS bigint)",
+        '_DUE = "CASE WHEN arrived <> CAST(? AS bigint)',
+        '_DUE = "CASE WHEN 1 = 0 AND arrived <> CAST(? AS bigint)',
         SAGA_STORE + "an_event_that_comes_while_an_instance_is_let_go_of_makes_it_due[sqlite-0]",
     ),
     Sabotage(
@@ -1156,6 +1157,55 @@ LIST = (
         "            if not self._store.write(lambda unit: self._record(unit, hold, entry, outputs)).result():\n"
         "                raise _fenced(hold)\n            return entry\n\n        future",
         "tests/sagas/test_killed.py::test_a_saga_killed_at_every_point_ends_as_one_that_was_not[sqlite-forward]",
+    ),
+    Sabotage(
+        "an operator's order: a saga that is to be undone is not completed",
+        "store/sagas.py",
+        'still = " AND back IS NULL"',
+        'still = ""',
+        SAGA_STORE + "one_that_is_to_be_undone_is_neither_completed_nor_rests[sqlite]",
+    ),
+    Sabotage(
+        "an operator's order: a saga that is to be undone doesn't rest",
+        "store/sagas.py",
+        'at_once = f"WHEN back IS NOT NULL THEN',
+        'at_once = f"WHEN 1 = 0 THEN',
+        SAGA_STORE + "one_that_is_to_be_undone_is_neither_completed_nor_rests[sqlite]",
+    ),
+    Sabotage(
+        "an operator's order: a saga that is to be paused is paused when it is let go of",
+        "store/sagas.py",
+        """becomes = "CASE WHEN pause IS NOT NULL THEN 'paused' ELSE""",
+        """becomes = "CASE WHEN 1 = 0 THEN 'paused' ELSE""",
+        SAGA_STORE + "one_that_is_to_be_paused_is_paused_by_whoever_lets_go_of_it[sqlite-False]",
+    ),
+    Sabotage(
+        "an operator's order: the driver hears of it between steps",
+        "sagas/driver.py",
+        "            if self.row.back is not None:\n                break",
+        "            if False:\n                break",
+        OPERATOR + "an_order_while_a_step_runs_counts_behind_it[sqlite-cancel]",
+    ),
+    Sabotage(
+        "an operator's order: behind it the body is handed nothing, by the next worker neither",
+        "sagas/journal.py",
+        'back = back or entry.kind == "back"',
+        "back = False",
+        OPERATOR + "what_ended_behind_an_order_is_undone_and_leads_to_nothing[sqlite]",
+    ),
+    Sabotage(
+        "an operator's action: nobody writes a step's line while a worker is at it",
+        "sagas/operating.py",
+        'if action in ("retry", "skip") and row.worker is not None:',
+        "if False:",
+        OPERATOR + "an_order_while_a_step_runs_counts_behind_it[sqlite-cancel]",
+    ),
+    Sabotage(
+        "an operator's action: what is closed stays closed",
+        "sagas/operating.py",
+        "    if row.state in CLOSED:\n        return",
+        "    if False:\n        return",
+        OPERATOR + "what_makes_no_sense_is_refused[sqlite]",
     ),
 )
 

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from .errors import (
+    ActionRefused,
     BodyFailed,
     BrokerError,
     BrokerUnavailable,
@@ -63,6 +64,7 @@ if TYPE_CHECKING:
     from .relay.intake import Intake
     from .relay.relay import Relay
     from .retry import Retry
+    from .sagas.operator import Operator
     from .sagas.saga import Saga
     from .sagas.step import Unknown
     from .store.postgres import PostgresStore
@@ -74,6 +76,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "ActionRefused",
     "App",
     "Backlog",
     "BodyFailed",
@@ -105,6 +108,7 @@ __all__ = [
     "NotFound",
     "NotInTime",
     "OffsetLost",
+    "Operator",
     "OutcomeUnknown",
     "OutsideTransaction",
     "PartitionTaken",
@@ -159,6 +163,7 @@ _AT_FIRST_USE = {
     "Intake": ".relay.intake",
     "KafkaBroker": ".brokers.kafka",
     "ManualClock": ".clock",
+    "Operator": ".sagas.operator",
     "PlainJSON": ".relay.formats",
     "PostgresStore": ".store.postgres",
     "Receipt": ".publish.publisher",

@@ -30,6 +30,7 @@ from .publish.publishing import Publishing, Receipt
 from .relay.intake import Intake, RunningIntake
 from .relay.relay import Relay, RunningRelay
 from .retry import Retry
+from .sagas.operator import Operator
 from .sagas.result import Result, Watches, decoder_of
 from .sagas.runner import RunningSagas
 from .sagas.saga import Late, Main, SagaDefinition, define
@@ -459,6 +460,11 @@ class App:
             await late(event, ctx)
         else:
             await asyncio.to_thread(late, event, ctx)
+
+    def operator(self, actor: str) -> Operator:
+        """Somebody who acts on this app's sagas by hand: retry, skip, supply, compensate, cancel, pause, resume. ``actor`` is kept."""
+        self.open()
+        return Operator(self.store, actor, sagas=self._sagas, type_of=self.type_of)
 
     def provide(self, wanted: type[T], value: T | Callable[[], T]) -> None:
         """Handlers that ask for ``wanted`` by type get ``value``; if it is a function, what it returns at each call."""

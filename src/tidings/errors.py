@@ -39,6 +39,7 @@
     │   ├── StepFailed                 a step used up its attempts
     │   ├── ChildFailed                a child was compensated, or couldn't be begun
     │   ├── NotInTime                  no event, or no result, came within the time given
+    │   ├── ActionRefused              an operator's action makes no sense as the instance stands
     │   ├── SagaFailed                 whose result was awaited was compensated or cancelled
     │   ├── SagaParked                 whose result was awaited waits for its code to be mended
     │   ├── BodyFailed                 the body raised what is no outcome of the business
@@ -212,6 +213,10 @@ class OutcomeUnknown(SagaError):
 
 class StepFailed(SagaError):
     """A step used up its attempts, and nobody knows whether it happened. ``step``, ``error``."""
+
+
+class ActionRefused(SagaError):
+    """An operator's action makes no sense as the instance stands. Nothing was changed. ``saga``, ``key``, ``action``."""
 
 
 class ChildFailed(SagaError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -116,3 +117,56 @@ def test_an_event_for_nobody_is_left_alone(store: Store) -> None:
     other = App("shop", store=store).envelope(Placed(order_id=2))
     assert not store.write(lambda unit: unit.sagas().deliver("checkout", other, 1)).result()
     assert not store.write(lambda unit: unit.sagas().start("checkout", 1, "shop", other._replace(key="1"), 1)).result()
+
+
+def order(store: Store, what: str) -> None:
+    def write(unit: Any) -> None:
+        if what == "pause":
+            unit.sagas().pause("checkout", "1", 1500)
+        else:
+            unit.sagas().turn_back("checkout", "1", what, 1500)
+
+    store.write(write).result()
+
+
+def release(store: Store, row: SagaRow, state: str) -> bool:
+    return store.write(
+        lambda unit: unit.sagas().release(hold_of(row), state, due=9000, waits=None, error=None, arrived=0, now=2000)
+    ).result()
+
+
+def row_of(store: Store) -> SagaRow:
+    row = store.query(lambda unit: unit.sagas().row("checkout", "1"))
+    assert row is not None
+    return row
+
+
+def test_one_that_is_to_be_undone_is_neither_completed_nor_rests(store: Store) -> None:
+    (row,) = claim(store, "a")
+    order(store, "cancel")
+    assert not release(store, row, "completed")
+    assert release(store, row, "waiting")
+    assert store.query(lambda unit: unit.sagas().look(KNOWN, 3000)) == (True, 2000)
+    (again,) = claim(store, "b", 3000)
+    assert again.back == "cancel"
+    assert release(store, again, "compensated")
+    assert row_of(store).state == "cancelled"
+
+
+@pytest.mark.parametrize("freed", [False, True])
+def test_one_that_is_to_be_paused_is_paused_by_whoever_lets_go_of_it(store: Store, freed: bool) -> None:
+    (row,) = claim(store, "a")
+    order(store, "pause")
+    assert row_of(store).state == "running"
+    if freed:
+        assert store.write(lambda unit: unit.sagas().free(hold_of(row), 2000)).result()
+    else:
+        assert release(store, row, "waiting")
+    found = row_of(store)
+    assert (found.state, found.due, found.pause) == ("paused", None, "running" if freed else "waiting")
+    event = App("shop", store=store).envelope(Placed(order_id=1))
+    assert store.write(lambda unit: unit.sagas().deliver("checkout", event, 3000)).result()
+    assert store.query(lambda unit: unit.sagas().look(KNOWN, 9999)) == (False, None)
+    store.write(lambda unit: unit.sagas().resume("checkout", "1", 4000)).result()
+    found = row_of(store)
+    assert (found.state, found.due, found.pause) == ("running" if freed else "waiting", 4000, None)

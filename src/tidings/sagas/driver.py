@@ -19,12 +19,11 @@ from ..errors import (
     OutcomeUnknown,
     Refused,
     SagaDefinitionError,
-    SagaError,
     TidingsError,
 )
 from ..store.sagas import CLOSED, Entry, Hold, SagaRow, starting
 from ..subscribe.parking import describe
-from . import compensation
+from . import compensation, operating
 from .attempt import StoreTrouble
 from .body import Body, Call, Past
 from .journal import key_of, matured, read_to, words
@@ -52,6 +51,8 @@ class Driver:
         self.row = row
         self.hold = Hold(row.saga, row.key, row.worker or "", row.epoch)
         self.lapses = sagas.lapses
+        self.asked = False
+        """An operator may have ordered something."""
         self.task: asyncio.Task[None] | None = None
         self._body: Body
         self._entries: list[Entry] = []
@@ -94,25 +95,24 @@ class Driver:
         event = definition.start.decode(row.envelope.data)
         await _alone(lambda: body.begin(event, saga))
         await _alone(lambda: read_to(body, self._entries))
-        if row.undo is not None and body.fault is None:
-            if body.pivoted:
-                raise BodyFailed(f"{row.undo}, but it is behind its pivot, where nothing is undone any more", line=body.where())
-            await self._compensate(SagaError(row.undo))
-            return
         undone = any(entry.kind == "undo" for entry in self._entries)
-        if (undone or row.state in ("compensating", "stuck")) and not (body.ended and body.error is not None):
+        back = any(entry.kind == "back" for entry in self._entries)
+        if (undone or row.state in operating.UNDOING) and not back and not (body.ended and body.error is not None):
             raise JournalMismatch(
                 "the instance is being compensated, and the body doesn't fail there any more: put back what it was",
                 step="",
                 line=body.where(),
             )
-        while not body.ended:
+        while not body.ended and not back:
             if body.fault is not None:
                 raise body.fault
             await self._sagas.owned(self)
-            if await self._answer() or await self._children():
+            await self._hear()
+            if self.row.back is not None:
+                break
+            if self.row.pause is None and (await self._answer() or await self._children()):
                 continue
-            if not self._sagas.stopping:
+            if not self._sagas.stopping and self.row.pause is None:
                 self._begin_steps()
             if not self._running:
                 await self._rest()
@@ -121,17 +121,30 @@ class Driver:
             await self._hand_on()
         if body.fault is not None:
             raise body.fault
-        while self._running:  # a sibling of what failed: it ends, and its body doesn't go on
+        if self.row.back is not None and body.pivoted:
+            raise BodyFailed(f"{await self._ordered()}, but it is behind its pivot, where nothing is undone any more", line=body.where())
+        if self.row.back is not None and not back:
+            await self._turn_back()
+        while self._running:  # a sibling of what failed, or what ran when an operator turned it back: it ends, and its body doesn't go on
             await self._next()
             self._recorded.clear()
-        if body.again is not None:
+        if self.row.back is not None:
+            await self._compensate(await self._ordered())
+        elif body.again is not None:
             await self._restart(body.again)
         elif body.error is None:
             await self._release("completed", result=stored(definition.main, body.result))
         elif compensation.is_outcome(body.error, definition.failures) and not body.pivoted:
-            await self._compensate(body.error)
+            await self._compensate(describe(body.error))
         else:
             raise body.failure(body.error) from body.error
+
+    async def _ordered(self) -> str:
+        """Who wants it undone, and why."""
+        row = self.row
+        if row.undo is not None:
+            return row.undo
+        return operating.ordered(row, await self._sagas.query(lambda unit: unit.sagas().actions(row.saga, row.key)))
 
     async def _restart(self, data: bytes) -> None:
         """Begin anew. What would be to be undone is kept, with what began it."""
@@ -185,7 +198,7 @@ class Driver:
             return sagas.row(saga, key), sagas.journal(saga, key), sagas.arrivals(saga, key)
 
         row, entries, arrivals = await self._sagas.query(read)
-        self._count = row.arrived
+        self._count, self.row.back, self.row.pause, self.row.undo = row.arrived, row.back, row.pause, row.undo
         self._past = [entry for entry in entries if entry.branch.startswith("g")]
         self._entries = [entry for entry in entries if not entry.branch.startswith("g")]
         self._seq = count(max((entry.seq for entry in entries if entry.seq is not None), default=0) + 1)
@@ -197,6 +210,25 @@ class Driver:
     def _heard(self, arrivals: list[Any]) -> None:
         self._arrived = [(one.position, one.type) for one in arrivals]
         self._data = {one.position: (one.type, one.data) for one in arrivals}
+
+    async def _hear(self) -> None:
+        """What operators have ordered meanwhile."""
+        if self.asked:
+            self.asked = False
+            row = await self._sagas.query(lambda unit: unit.sagas().row(self.row.saga, self.row.key))
+            self.row.back, self.row.pause = row.back, row.pause
+
+    async def _turn_back(self) -> None:
+        """An operator wants it undone. From this line on the body is handed nothing, at each run: what it calls is what is undone."""
+        now, seq = self._sagas.now(), next(self._seq)
+        await self._sagas.attempts.record(self.hold, Entry("back", "0", self.row.back or "", 1, seq, "done", started=now, ended=now))
+        while self._running:
+            await self._next()
+        for call, entry in sorted(self._recorded, key=lambda one: one[1].seq or 0):
+            if (entry.seq or 0) < seq and not self._body.ended:
+                await _alone(lambda call=call, entry=entry: self._body.hand(call, entry))  # type: ignore[misc]
+        if self._body.fault is not None:
+            raise self._body.fault
 
     # -- sleeps and waits
 
@@ -461,9 +493,10 @@ class Driver:
 
     # -- back
 
-    async def _compensate(self, error: BaseException) -> None:
-        text, state = describe(error), self.row.state
-        if state not in ("compensating", "stuck"):
+    async def _compensate(self, text: str) -> None:
+        """``text``: why."""
+        state = self.row.state
+        if state not in operating.UNDOING:
             state = "compensating"
             now = self._sagas.now()
             if not await self._sagas.write(lambda unit: unit.sagas().turn(self.hold, "compensating", text, now)):
@@ -472,29 +505,36 @@ class Driver:
         rounds = compensation.rounds(self._body.calls.values())
         for past in self._runs_before():
             rounds += compensation.rounds(await self._calls_before(past))
-        for together in rounds:
+        for turn, together in enumerate(rounds):
             before = {call: done.get(_undo_key(call)) for call in together}
-            left = [call for call, entry in before.items() if entry is None or entry.state != "done"]
+            left = [call for call, entry in before.items() if entry is None or entry.state not in ("done", "skipped")]
             if not left:
                 continue
             await self._sagas.owned(self)
-            if self._sagas.stopping:
+            await self._hear()
+            if self._sagas.stopping or self.row.pause is not None:
                 await self._release(state, due=self._sagas.now(), error=text)
                 return
             now = self._sagas.now()
             tried = await asyncio.gather(*(self._tried(call, before[call], now) for call in left), return_exceptions=True)
             if trouble := [one for one in tried if isinstance(one, BaseException)]:
                 raise trouble[0]
-            failed = [(call, one) for call, one in zip(left, tried, strict=True) if isinstance(one, Entry) and one.state != "done"]
+            failed = [
+                (call, one)
+                for call, one in zip(left, tried, strict=True)
+                if isinstance(one, Entry) and one.state not in ("done", "skipped")
+            ]
             if failed:
                 state = compensation.state_after(max(entry.attempts for _, entry in failed))
                 waits = [
                     {
                         "for": f"undo {call.undo.name if call.undo is not None else ' '.join(call.child or call.key[2:3])}",
+                        "call": ["undo", *_undo_key(call)],
                         "since": entry.started,
                         "until": entry.due,
                         "attempts": entry.attempts,
                         "error": entry.error,
+                        "then": [words(later.key) for later_turn in rounds[turn + 1 :] for later in later_turn],
                     }
                     for call, entry in failed
                 ]
@@ -519,7 +559,7 @@ class Driver:
         envelope = self.row.envelope if call.past is None else call.past.envelope
         attempt = 1 if before is None else before.attempts + 1
         started = sagas.now() if before is None else before.started
-        known = call.entry is not None and call.entry.state == "done" and call.entry.seq is not None
+        known = call.entry is not None and call.entry.state in ("done", "skipped") and call.entry.seq is not None
         result = call.fn.restored(call.entry.result) if known and call.entry is not None else UNKNOWN
         ctx = sagas.attempts.context(self.row.saga, envelope, f"{branch}:{name}:{number}:undo", attempt)
 
@@ -573,7 +613,7 @@ def _due(call: Call) -> int | None:
 
 def _wait(call: Call) -> dict[str, Any]:
     """What it waits for, as ``tidings saga show`` tells it."""
-    facts: dict[str, Any] = {"for": words(call.key), "since": call.began, "until": _due(call), "line": call.line}
+    facts: dict[str, Any] = {"for": words(call.key), "call": list(call.key), "since": call.began, "until": _due(call), "line": call.line}
     if call.child is not None:
         facts["for"] = f"the child {' '.join(call.child)}"
     elif call.entry is not None:

@@ -31,9 +31,11 @@ def read_to(body: Body, entries: Sequence[Entry]) -> None:
         JournalMismatch: it does something else than what the journal says that it did.
     """
     known = {key_of(entry) for entry in entries}
-    left = sum(entry.kind != "undo" for entry in entries)
+    left = sum(entry.kind not in ("undo", "back") for entry in entries)
+    back = False
     for entry in entries:
-        if entry.kind == "undo":
+        if entry.kind in ("undo", "back"):
+            back = back or entry.kind == "back"  # from there on it was handed nothing
             continue
         _answer_old(body, known, left)
         left -= 1
@@ -52,7 +54,7 @@ def read_to(body: Body, entries: Sequence[Entry]) -> None:
                 line=call.line,
             )
         call.entry = entry
-        if entry.seq is not None and not body.ended:
+        if entry.seq is not None and not body.ended and not back:
             body.hand(call, entry)
 
 

@@ -99,6 +99,8 @@ class RunningSagas:
     def noted(self, facts: Mapping[str, str]) -> None:
         if facts.get("control") != self._control:
             self._control = facts.get("control")
+            for driver in self.drivers:
+                driver.asked = True
             self.hurry()
 
     def start(self, worker: str, lease: float, reached_head: Callable[[], None]) -> None:

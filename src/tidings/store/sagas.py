@@ -10,7 +10,7 @@ Both stores speak the same statements here; what differs is said in ``Dialect``.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from ..envelope import Envelope
@@ -24,6 +24,7 @@ _EVENT = (
 _ROW = (
     f"saga, version, app, state, since, started, due, worker, epoch, arrived, waits, error, {_EVENT}, result, parent_saga, parent_key, undo"
 )
+_READ = f"{_ROW}, back, pause"
 _ENTRY = "kind, branch, step, number, seq, state, result, error, attempts, started, ended, due, digest"
 
 START = f"INSERT INTO tidings_sagas ({_ROW}) VALUES ({', '.join('?' * 31)}) ON CONFLICT (saga, key) DO NOTHING"
@@ -31,11 +32,12 @@ START = f"INSERT INTO tidings_sagas ({_ROW}) VALUES ({', '.join('?' * 31)}) ON C
 
 
 class Dialect(NamedTuple):
-    """What differs between stores. ``mark``: the placeholder. ``share``: locks the rows read, beside others who do; ``skip``: locks them
-    alone, and leaves out those that somebody has. ``living``: the workers whose lease lasts, with ``now``, the arguments of it."""
+    """What differs between stores. ``mark``: the placeholder. ``share``: locks the rows read, beside others who do; ``lock``: alone;
+    ``skip``: alone, leaving out those that somebody has. ``living``: the workers whose lease lasts, with ``now``, the arguments of it."""
 
     mark: str
     share: str
+    lock: str
     skip: str
     living: str
     now: tuple[Any, ...]
@@ -54,9 +56,11 @@ class Hold(NamedTuple):
 class SagaRow:
     """An instance. Times are microseconds since 1970.
 
-    ``state``: running, waiting, compensating, stuck, parked, completed or compensated, ``since`` when. ``due``: when it is to be looked at.
-    ``arrived``: how many events came for it. ``waits``: JSON list of what it waits for. ``envelope``: the event that began it. ``result``:
-    JSON, of one that is completed. ``parent``: saga and key of the instance whose child it is. ``undo``: why it is to be undone.
+    ``state``: running, waiting, compensating, stuck, parked, paused, completed, compensated, cancelled or gone, ``since`` when. ``due``: when
+    it is to be looked at. ``arrived``: how many events came for it. ``waits``: JSON list of what it waits for. ``envelope``: the event that
+    began it. ``result``: JSON, of one that is completed. ``parent``: saga and key of the instance whose child it is. ``back``: ``compensate``
+    or ``cancel``, once an operator or the parent has ordered it; ``undo``: why, in the parent's words. ``pause``: the state that a paused one
+    goes on with; not None while a worker has it: it is paused as soon as that one lets go of it.
     """
 
     saga: str
@@ -75,6 +79,8 @@ class SagaRow:
     result: str | None = None
     parent: tuple[str, str] | None = None
     undo: str | None = None
+    back: str | None = None
+    pause: str | None = None
 
     @property
     def key(self) -> str:
@@ -84,11 +90,12 @@ class SagaRow:
 
 @dataclass(slots=True)
 class Entry:
-    """One line of a journal: what became of a call (``kind``: step, undo, sleep, wait, pivot, child, changed, restart).
+    """One line of a journal: what became of a call (``kind``: step, undo, sleep, wait, pivot, child, changed, restart; back: it was ordered
+    to be undone from here).
 
     ``seq``: its place in the order in which results were handed to the body; None while it is tried again. ``state``: done, refused, failed
-    (attempts used up), late (nothing came in time), retrying, then ``due`` says when, or begun: it is tried once at most, and what became of
-    it isn't known. ``result``: JSON. ``digest``: of the arguments.
+    (attempts used up), late (nothing came in time), skipped (by an operator), retrying, then ``due`` says when, or begun: it is tried once at
+    most, and what became of it isn't known. ``result``: JSON. ``digest``: of the arguments.
     """
 
     kind: str
@@ -119,12 +126,13 @@ class Arrival:
 
 @dataclass(slots=True)
 class Action:
-    """What somebody did about an instance, and why."""
+    """What somebody did about an instance, and why. ``detail``: to what, with which result."""
 
     time: int
     actor: str
     action: str
     reason: str
+    detail: str | None = None
 
 
 class SagaUnit:
@@ -212,6 +220,8 @@ class SagaUnit:
         marks: tuple[Any, ...] = ()
         if (mark := getattr(self._conn, "mark", None)) is not None:  # a handler's transaction, and it must still be that one
             still, marks = " AND current_setting('tidings.tx', true) = ?", (mark,)
+        if entry.kind == "pivot":  # who ordered it to be undone before counts
+            still += " AND back IS NULL"
         done = self._run(
             f"INSERT INTO tidings_saga_journal (saga, key, {_ENTRY}) SELECT {places} FROM tidings_sagas"
             f" WHERE saga = ? AND key = ? AND worker = ? AND epoch = ?{still} {self._dialect.share}"
@@ -237,12 +247,31 @@ class SagaUnit:
         result: str | None = None, parent: tuple[str, str] | None = None,
     ) -> bool:  # fmt: skip
         """Let go of the instance until ``due``, or an event comes; at once if more than ``arrived`` events have come (None: never mind).
-        What is asked to be undone isn't completed. ``parent``: is told when it is closed."""
+
+        What was ordered meanwhile counts: one that is to be paused is paused, one that is to be undone doesn't rest and is not completed
+        (False then). ``parent``: is told when it is closed.
+        """
+        since, becomes, due_, pause, still = (
+            "CASE WHEN state = ? THEN since ELSE CAST(? AS bigint) END",
+            "CAST(? AS text)",
+            _DUE,
+            "NULL",
+            "",
+        )
+        if state in CLOSED:
+            if state == "completed":
+                still = " AND back IS NULL"
+            elif state == "compensated":
+                becomes = "CASE WHEN back = 'cancel' THEN 'cancelled' ELSE CAST(? AS text) END"
+        else:
+            since = f"CASE WHEN pause IS NOT NULL THEN {now:d} ELSE {since} END"
+            becomes = "CASE WHEN pause IS NOT NULL THEN 'paused' ELSE CAST(? AS text) END"
+            pause = f"CASE WHEN pause IS NOT NULL THEN '{state}' END"
+            at_once = f"WHEN back IS NOT NULL THEN {now:d} " if state in ("running", "waiting") else ""
+            due_ = f"CASE WHEN pause IS NOT NULL THEN NULL {at_once}ELSE {_DUE} END"
         done = self._run(
-            "UPDATE tidings_sagas SET since = CASE WHEN state = ? THEN since ELSE CAST(? AS bigint) END, state = ?,"
-            " due = CASE WHEN arrived <> CAST(? AS bigint) THEN CAST(? AS bigint) ELSE CAST(? AS bigint) END, waits = ?, error = ?,"
-            " result = ?, worker = NULL WHERE saga = ? AND key = ? AND worker = ? AND epoch = ?"
-            + (" AND undo IS NULL" if state == "completed" else ""),
+            f"UPDATE tidings_sagas SET since = {since}, state = {becomes}, due = {due_}, pause = {pause}, waits = ?, error = ?, result = ?,"
+            f" worker = NULL WHERE saga = ? AND key = ? AND worker = ? AND epoch = ?{still}",
             state, now, state, arrived, now, due, waits, error, result, *hold,
         )  # fmt: skip
         if state in CLOSED and parent is not None and done.rowcount == 1:
@@ -265,7 +294,7 @@ class SagaUnit:
         done = self._run(
             "UPDATE tidings_sagas SET version = ?, type = ?, version_ = ?, event_id = ?, time = ?, data = ?, state = 'running', since = ?,"
             " started = ?, due = ?, waits = NULL, error = NULL, worker = NULL WHERE saga = ? AND key = ? AND worker = ? AND epoch = ? AND"
-            " undo IS NULL",
+            " back IS NULL",
             version, envelope.type, envelope.version, envelope.event_id, envelope.time, envelope.data, now, now, now, *hold,
         )  # fmt: skip
         if done.rowcount != 1:
@@ -331,9 +360,9 @@ class SagaUnit:
     def ask_undo(self, child: tuple[str, str], reason: str, now: int) -> None:
         """An instance is to be undone, whatever its body would do; nothing if it was asked already, or is undone."""
         self._run(
-            "UPDATE tidings_sagas SET undo = ?, arrived = arrived + 1, since = ?, state = CASE WHEN state = 'completed' THEN 'compensating'"
-            " ELSE state END, due = CASE WHEN worker IS NULL THEN CAST(? AS bigint) ELSE due END WHERE saga = ? AND key = ? AND undo IS NULL"
-            " AND state NOT IN ('compensated', 'cancelled', 'gone')",
+            "UPDATE tidings_sagas SET undo = ?, back = coalesce(back, 'compensate'), arrived = arrived + 1, since = ?, state = CASE WHEN"
+            " state = 'completed' THEN 'compensating' ELSE state END, due = CASE WHEN worker IS NULL AND state <> 'paused' THEN"
+            " CAST(? AS bigint) ELSE due END WHERE saga = ? AND key = ? AND undo IS NULL AND state NOT IN ('compensated', 'cancelled', 'gone')",
             reason, now, now, *child,
         )  # fmt: skip
 
@@ -341,7 +370,11 @@ class SagaUnit:
         """Let go of the instance as it is, until then."""
         return bool(
             self._run(
-                "UPDATE tidings_sagas SET worker = NULL, due = ? WHERE saga = ? AND key = ? AND worker = ? AND epoch = ?", due, *hold
+                "UPDATE tidings_sagas SET worker = NULL, due = CASE WHEN pause IS NULL THEN CAST(? AS bigint) END,"
+                " state = CASE WHEN pause IS NULL THEN state ELSE 'paused' END, pause = CASE WHEN pause IS NOT NULL THEN state END"
+                " WHERE saga = ? AND key = ? AND worker = ? AND epoch = ?",
+                due,
+                *hold,
             ).rowcount
             == 1
         )
@@ -353,14 +386,16 @@ class SagaUnit:
 
     # -- what is known
 
-    def row(self, saga: str, key: str) -> SagaRow | None:
-        row = self._run(f"SELECT {_ROW} FROM tidings_sagas WHERE saga = ? AND key = ?", saga, key).fetchone()
+    def row(self, saga: str, key: str, *, lock: bool = False) -> SagaRow | None:
+        """``lock``: nobody else changes it until this transaction ends."""
+        locked = self._dialect.lock if lock else ""
+        row = self._run(f"SELECT {_READ} FROM tidings_sagas WHERE saga = ? AND key = ? {locked}", saga, key).fetchone()
         return None if row is None else _row(row)
 
     def named(self, name: str, key: str) -> list[SagaRow]:
         """Instances of this key, ``name`` being the saga's, or its key's, without ``_id`` too."""
         rows = self._run(
-            f"SELECT {_ROW} FROM tidings_sagas WHERE key = ? AND (saga = ? OR key_name = ? OR key_name = ?)", key, name, name, name + "_id"
+            f"SELECT {_READ} FROM tidings_sagas WHERE key = ? AND (saga = ? OR key_name = ? OR key_name = ?)", key, name, name, name + "_id"
         )
         return [_row(row) for row in rows.fetchall()]
 
@@ -377,8 +412,15 @@ class SagaUnit:
             found += [(row[0], row[1], row[2], row[3], row[4]) for row in rows.fetchall()]
         return found
 
-    def rows(self, saga: str | None, states: Sequence[str], limit: int) -> list[SagaRow]:
-        """The oldest first."""
+    def rows(
+        self, saga: str | None, states: Sequence[str], limit: int, *, version: int | None = None, before: int | None = None,
+        waits: str | None = None, after: SagaRow | None = None,
+    ) -> list[SagaRow]:  # fmt: skip
+        """The oldest first; behind ``after``.
+
+        Args:
+            before: started no later. waits: a text that stands in what it waits for.
+        """
         where, values = ["1 = 1"], list[Any]()
         if saga is not None:
             where.append("saga = ?")
@@ -388,8 +430,28 @@ class SagaUnit:
         else:
             where.append(f"state IN ({', '.join('?' * len(states))})")
             values += states
+        if version is not None:
+            where.append("version = ?")
+            values.append(version)
+        if before is not None:
+            where.append("started <= ?")
+            values.append(before)
+        if waits is not None:
+            where.append("worker IS NULL AND waits LIKE ? ESCAPE '!'")
+            values.append("%" + waits.replace("!", "!!").replace("%", "!%").replace("_", "!_") + "%")
+        if after is not None:
+            where.append("(started, saga, key) > (?, ?, ?)")
+            values += (after.started, after.saga, after.key)
         rows = self._run(
-            f"SELECT {_ROW} FROM tidings_sagas WHERE {' AND '.join(where)} ORDER BY started, saga, key LIMIT ?", *values, limit
+            f"SELECT {_READ} FROM tidings_sagas WHERE {' AND '.join(where)} ORDER BY started, saga, key LIMIT ?", *values, limit
+        )
+        return [_row(row) for row in rows.fetchall()]
+
+    def timers(self, saga: str | None, limit: int) -> list[SagaRow]:
+        """Those that go on by themselves, the next one first."""
+        where, values = ("AND saga = ?", (saga,)) if saga is not None else ("", ())
+        rows = self._run(
+            f"SELECT {_READ} FROM tidings_sagas WHERE due IS NOT NULL AND worker IS NULL {where} ORDER BY due LIMIT ?", *values, limit
         )
         return [_row(row) for row in rows.fetchall()]
 
@@ -397,7 +459,7 @@ class SagaUnit:
         """Instances that aren't closed, by saga and key, behind this one."""
         closed = ", ".join(f"'{state}'" for state in CLOSED)
         rows = self._run(
-            f"SELECT {_ROW} FROM tidings_sagas WHERE (saga, key) > (?, ?) AND state NOT IN ({closed}) ORDER BY saga, key LIMIT ?",
+            f"SELECT {_READ} FROM tidings_sagas WHERE (saga, key) > (?, ?) AND state NOT IN ({closed}) ORDER BY saga, key LIMIT ?",
             *after, limit,
         )  # fmt: skip
         return [_row(row) for row in rows.fetchall()]
@@ -439,30 +501,85 @@ class SagaUnit:
         return [Arrival(row[0], row[1], row[2], row[3], bytes(row[4])) for row in rows.fetchall()]
 
     def actions(self, saga: str, key: str) -> list[Action]:
-        rows = self._run("SELECT time, actor, action, reason FROM tidings_saga_actions WHERE saga = ? AND key = ? ORDER BY time", saga, key)
+        rows = self._run(
+            "SELECT time, actor, action, reason, detail FROM tidings_saga_actions WHERE saga = ? AND key = ? ORDER BY time", saga, key
+        )
         return [Action(*row) for row in rows.fetchall()]
 
-    # -- operators
+    # -- operators: what they may do, and when, says sagas/operating.py. The row is locked by whoever asks that.
 
-    def retry(self, saga: str, key: str, actor: str, reason: str, now: int) -> bool:
-        """Make it due now, and what it tries again with it; False if somebody is at work on it, or it is closed."""
-        done = self._run(
-            f"UPDATE tidings_sagas SET due = ? WHERE saga = ? AND key = ? AND worker IS NULL AND state NOT IN {CLOSED}", now, saga, key
-        )
-        if done.rowcount != 1:
-            return False
+    def again(self, saga: str, key: str, now: int) -> None:
+        """Make it due now, and what it tries again with it."""
+        self._run("UPDATE tidings_sagas SET due = ? WHERE saga = ? AND key = ? AND worker IS NULL AND state <> 'paused'", now, saga, key)
         self._run("UPDATE tidings_saga_journal SET due = ? WHERE saga = ? AND key = ? AND state = 'retrying'", now, saga, key)
+
+    def skip(self, saga: str, key: str, entry: Entry, now: int) -> None:
+        """Write what an operator says about a call, as the last line of the journal, and go on."""
+        row = self._run("SELECT max(seq) FROM tidings_saga_journal WHERE saga = ? AND key = ?", saga, key).fetchone()
+        if entry.seq is None:
+            entry = replace(entry, seq=int(row[0] or 0) + 1)
+        places = ", ".join(["?"] * (2 + len(_values(entry))))
         self._run(
-            "INSERT INTO tidings_saga_actions (saga, key, time, actor, action, reason) VALUES (?, ?, ?, ?, 'retry', ?)",
-            saga, key, now, actor, reason,
+            f"INSERT INTO tidings_saga_journal (saga, key, {_ENTRY}) VALUES ({places}) ON CONFLICT (saga, key, kind, branch, step, number)"
+            " DO UPDATE SET seq = excluded.seq, state = excluded.state, result = excluded.result, ended = excluded.ended, due = NULL",
+            saga, key, *_values(entry),
+        )  # fmt: skip
+        self._run(
+            "UPDATE tidings_sagas SET due = ?, waits = NULL WHERE saga = ? AND key = ? AND worker IS NULL AND state <> 'paused'",
+            now,
+            saga,
+            key,
+        )
+
+    def supply(self, saga: str, key: str, type_: str, version: int, data: bytes, now: int) -> None:
+        """Keep an event that is not in the log for an instance, as if it had come before all others."""
+        row = self._run("SELECT max(position) FROM tidings_saga_events WHERE saga = ? AND key = ? AND position < 0", saga, key).fetchone()
+        position = -(2**62) if row[0] is None else int(row[0]) + 1
+        due = "CASE WHEN worker IS NULL AND state = 'waiting' THEN CAST(? AS bigint) ELSE due END"
+        self._run(f"UPDATE tidings_sagas SET arrived = arrived + 1, due = {due} WHERE saga = ? AND key = ?", now, saga, key)
+        self._run(
+            "INSERT INTO tidings_saga_events (saga, key, position, type, version, time, data) VALUES (?, ?, ?, ?, ?, ?, ?)",
+            saga, key, position, type_, version, now, data,
+        )  # fmt: skip
+
+    def turn_back(self, saga: str, key: str, how: str, now: int) -> None:
+        """Order that it be undone (``how``: compensate or cancel); one that is paused goes on for that."""
+        self._run(
+            "UPDATE tidings_sagas SET back = ?, state = CASE WHEN state = 'paused' THEN pause ELSE state END, pause = NULL,"
+            " due = CASE WHEN worker IS NULL THEN CAST(? AS bigint) ELSE due END WHERE saga = ? AND key = ?",
+            how, now, saga, key,
+        )  # fmt: skip
+
+    def pause(self, saga: str, key: str, now: int) -> None:
+        """At once if nobody has it; else whoever has it will let go of it so."""
+        self._run(
+            "UPDATE tidings_sagas SET pause = state, state = CASE WHEN worker IS NULL THEN 'paused' ELSE state END,"
+            " since = CASE WHEN worker IS NULL THEN CAST(? AS bigint) ELSE since END, due = CASE WHEN worker IS NULL THEN NULL ELSE due END"
+            " WHERE saga = ? AND key = ?",
+            now, saga, key,
+        )  # fmt: skip
+
+    def resume(self, saga: str, key: str, now: int) -> None:
+        self._run(
+            "UPDATE tidings_sagas SET state = CASE WHEN state = 'paused' THEN pause ELSE state END, pause = NULL,"
+            " since = CASE WHEN state = 'paused' THEN CAST(? AS bigint) ELSE since END,"
+            " due = CASE WHEN worker IS NULL THEN CAST(? AS bigint) ELSE due END WHERE saga = ? AND key = ?",
+            now, now, saga, key,
+        )  # fmt: skip
+
+    def act(self, saga: str, key: str, action: Action) -> None:
+        """Keep who did what and why, and tell the workers that there is something to be read."""
+        self._run(
+            "INSERT INTO tidings_saga_actions (saga, key, time, actor, action, reason, detail) VALUES (?, ?, ?, ?, ?, ?, ?)",
+            saga, key, action.time, action.actor, action.action, action.reason, action.detail,
         )  # fmt: skip
         self._run("UPDATE tidings_meta SET value = CAST(CAST(value AS bigint) + 1 AS text) WHERE name = 'control'")
-        return True
 
 
 _RETAINED = "(SELECT CAST(value AS bigint) FROM tidings_meta WHERE name = 'retained')"
 """Of the log, rows up to there may be gone."""
 
+_DUE = "CASE WHEN arrived <> CAST(? AS bigint) THEN CAST(? AS bigint) ELSE CAST(? AS bigint) END"
 _NUMBERS = frozenset({5, 6, 10, 11, 12, 13})
 """Which of a journal line's values are numbers: number, seq, attempts, started, ended, due."""
 
@@ -482,7 +599,7 @@ def starting(saga: str, version: int, app: str, envelope: Envelope, now: int, pa
 def _row(row: Sequence[Any]) -> SagaRow:
     event: Any = (*row[12:22], bytes(row[22]), *row[23:27])
     parent = None if row[28] is None else (row[28], row[29])
-    facts: Any = (*row[:12], Envelope(*event), row[27], parent, row[30])
+    facts: Any = (*row[:12], Envelope(*event), row[27], parent, *row[30:33])
     return SagaRow(*facts)
 
 

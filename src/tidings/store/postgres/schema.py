@@ -332,6 +332,17 @@ CREATE INDEX tidings_sagas_closed ON tidings_sagas (since) WHERE state IN ('comp
 CREATE INDEX tidings_sagas_gone ON tidings_sagas (position) WHERE state = 'gone';
 """,
     ),
+    (
+        8,
+        "operators of sagas",
+        """
+-- back: compensate or cancel, once an operator wants an instance undone; pause: the state that one goes on with that is paused, or shall
+-- be; detail: what exactly was done by hand.
+ALTER TABLE tidings_sagas ADD COLUMN back text;
+ALTER TABLE tidings_sagas ADD COLUMN pause text;
+ALTER TABLE tidings_saga_actions ADD COLUMN detail text;
+""",
+    ),
 )
 
 NEWEST = MIGRATIONS[-1][0]

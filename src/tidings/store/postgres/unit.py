@@ -609,7 +609,7 @@ class PostgresUnit:
 
     def sagas(self) -> SagaUnit:
         living = f"SELECT worker FROM tidings_workers WHERE until > {_CLOCK}"
-        dialect = Dialect("%s", "FOR SHARE", "FOR UPDATE SKIP LOCKED", living, (self._seconds(),))
+        dialect = Dialect("%s", "FOR SHARE", "FOR UPDATE", "FOR UPDATE SKIP LOCKED", living, (self._seconds(),))
         return SagaUnit(self._conn, dialect, lambda: setattr(self, "told", True))
 
     # -- a log that went back in time
