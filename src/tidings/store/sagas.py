@@ -87,8 +87,8 @@ class Entry:
     """One line of a journal: what became of a call (``kind``: step, undo, sleep, wait, pivot, child, changed, restart).
 
     ``seq``: its place in the order in which results were handed to the body; None while it is tried again. ``state``: done, refused, failed
-    (attempts used up), late (nothing came in time), retrying, then ``due`` says when, or begun: it is tried once at most, and what became of
-    it isn't known. ``result``: JSON. ``digest``: of the arguments.
+    (attempts used up), late (nothing came in time), retrying, then ``due`` says when, or begun: it is tried once at most, and what became
+    of it isn't known. ``result``: JSON. ``digest``: of the arguments.
     """
 
     kind: str
@@ -291,13 +291,16 @@ class SagaUnit:
     # -- going away
 
     def forget(self, before: int, now: int, limit: int) -> int:
-        """Let go of instances that were closed before that time; how many. A tombstone stays: the row, with nothing in it, so that its start
-        event, read once more, begins nothing. It goes once the log has let go of that event. A child is kept until its parent is closed."""
+        """Let go of instances that were closed before that time; how many.
+
+        A tombstone stays: the row, with nothing in it, so that its start event, read once more, begins nothing. It goes once the log has let
+        go of that event. A child is kept until its parent is closed.
+        """
         closed = ", ".join(f"'{state}'" for state in CLOSED)
         found = self._run(
             "SELECT saga, key FROM tidings_sagas one WHERE state IN ('completed', 'compensated', 'cancelled') AND since < ? AND NOT EXISTS"
-            " (SELECT 1 FROM tidings_sagas parent WHERE parent.saga = one.parent_saga AND parent.key = one.parent_key AND parent.state NOT IN"
-            f" ({closed})) ORDER BY since LIMIT ? {self._dialect.skip}",
+            " (SELECT 1 FROM tidings_sagas parent WHERE parent.saga = one.parent_saga AND parent.key = one.parent_key AND parent.state NOT"
+            f" IN ({closed})) ORDER BY since LIMIT ? {self._dialect.skip}",
             before, limit,
         ).fetchall()  # fmt: skip
         for saga, key in found:
@@ -332,8 +335,8 @@ class SagaUnit:
         """An instance is to be undone, whatever its body would do; nothing if it was asked already, or is undone."""
         self._run(
             "UPDATE tidings_sagas SET undo = ?, arrived = arrived + 1, since = ?, state = CASE WHEN state = 'completed' THEN 'compensating'"
-            " ELSE state END, due = CASE WHEN worker IS NULL THEN CAST(? AS bigint) ELSE due END WHERE saga = ? AND key = ? AND undo IS NULL"
-            " AND state NOT IN ('compensated', 'cancelled', 'gone')",
+            " ELSE state END, due = CASE WHEN worker IS NULL THEN CAST(? AS bigint) ELSE due END WHERE saga = ? AND key = ? AND undo IS"
+            " NULL AND state NOT IN ('compensated', 'cancelled', 'gone')",
             reason, now, now, *child,
         )  # fmt: skip
 
@@ -369,8 +372,9 @@ class SagaUnit:
         found: list[tuple[str, str, str, str | None, str | None]] = []
         for start in range(0, len(asked), 200):
             some = asked[start : start + 200]
+            pairs = ", ".join(["(?, ?)"] * len(some))
             rows = self._run(
-                f"SELECT saga, key, state, result, error FROM tidings_sagas WHERE (saga, key) IN (VALUES {', '.join(['(?, ?)'] * len(some))})"
+                f"SELECT saga, key, state, result, error FROM tidings_sagas WHERE (saga, key) IN (VALUES {pairs})"
                 f" AND state IN {(*CLOSED, 'parked')}",
                 *(value for pair in some for value in pair),
             )
