@@ -293,8 +293,8 @@ class SagaUnit:
     def forget(self, before: int, now: int, limit: int) -> int:
         """Let go of instances that were closed before that time; how many.
 
-        A tombstone stays: the row, with nothing in it, so that its start event, read once more, begins nothing. It goes once the log has let
-        go of that event. A child is kept until its parent is closed.
+        A tombstone stays: the row, with nothing in it, so that its start event, read once more, begins nothing. It goes once the log has
+        let go of that event. A child is kept until its parent is closed.
         """
         closed = ", ".join(f"'{state}'" for state in CLOSED)
         found = self._run(
