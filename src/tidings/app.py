@@ -326,7 +326,7 @@ class App:
             failures: exceptions of your own that say that the business can't go on. When the body lets one of them pass, or a failed step,
                 a refusal, or a wait's time-out, what was done is undone. Any other exception is a mistake in the code: the instance is
                 parked, and goes on once it is mended.
-            late: what becomes of such an event that comes when the instance is closed: ``"ignore"``, ``"dead"`` (a dead letter of the saga's
+            late: what becomes of such an event that comes too late: ``"ignore"``, ``"dead"`` (a dead letter of the saga's
                 subscription), or a function of (event, ctx) that handles it.
 
         Raises:

@@ -220,7 +220,7 @@ class ActionRefused(SagaError):
 
 
 class ChildFailed(SagaError):
-    """A child saga was compensated by itself, or there is an instance of its key that isn't this one's child. ``saga``, ``key``, ``error``."""
+    """A child was compensated by itself, or there is an instance of its key that isn't this one's child. ``saga``, ``key``, ``error``."""
 
 
 class NotInTime(SagaError):

@@ -92,9 +92,9 @@ async def test_an_outcome_of_the_business_is_undone(store_url: str, what: str) -
         await saga.step(charge, order.order_id, undo=refund)
         if what == "declared":
             raise Declined("card")
-        elif what == "derived":
+        if what == "derived":
             raise Broke("card")
-        elif what == "late":
+        if what == "late":
             await saga.wait(Shipped, within=10)
         elif what == "failed":
             await saga.step(fail, retry=ONCE)

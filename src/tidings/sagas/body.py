@@ -209,7 +209,7 @@ class Body:
                 line=line,
             )
         return BodyFailed(
-            f"{line}: the body raised {kind}: {error}{last}, which is no outcome of the business, so nothing is undone: mend the code; or, if"
+            f"{line}: the body raised {kind}: {error}{last}, which is no outcome of the business, so nothing is undone: mend it; or, if"
             f" it is one, declare it: @app.saga(…, failures=({kind},))",
             line=line,
         )

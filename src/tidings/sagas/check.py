@@ -91,7 +91,7 @@ def _read(
 
 
 def warnings_of(definition: SagaDefinition, type_of: Callable[[type], EventType]) -> list[str]:
-    """Steps without an undo that stand before one that may fail, and waits that aren't declared. Nothing, where there is no text to read."""
+    """Steps without an undo that stand before one that may fail, and waits that aren't declared. Nothing, without a text to read."""
     try:
         source = textwrap.dedent(inspect.getsource(definition.main))
         (function,) = ast.parse(source).body

@@ -176,8 +176,8 @@ def stored(main: Callable[..., Any], value: Any) -> str | None:
         decoder_of(main)(data)
     except (TypeError, ValueError, msgspec.MsgspecError) as error:
         raise SagaDefinitionError(
-            f"{name} returned {type(value).__name__}, which can't be kept ({error}): return plain values, a dataclass or a Struct, and say so"
-            " in its annotation"
+            f"{name} returned {type(value).__name__}, which can't be kept ({error}): return plain values, a dataclass or a Struct, and say"
+            " so in its annotation"
         ) from error
     if len(data) > RESULT_BYTES:
         raise SagaDefinitionError(f"{name} returned {len(data):,} bytes of JSON; a result may have {RESULT_BYTES:,}")

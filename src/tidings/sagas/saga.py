@@ -80,7 +80,7 @@ def define(
     for failure in failures:
         if not (isinstance(failure, type) and issubclass(failure, Exception)) or failure is Exception:
             raise SagaDefinitionError(
-                f"the saga {name!r}: failures={failure!r} must be classes of exceptions of your own, such as say that the business can't go on",
+                f"the saga {name!r}: failures={failure!r} must be classes of exceptions of your own that say that the business can't go on",
                 saga=name,
             )
     return SagaDefinition(name, version, main, start, {waited.name: waited for waited in waits}, tuple(failures), late)
@@ -116,19 +116,19 @@ class Saga:
 
     @overload
     async def step(
-        self, fn: Callable[..., Coroutine[Any, Any, T]], /, *args: Any, undo: Callable[..., Any] | None = None, undo_group: str | None = None,
-        retry: Retry | None = None, timeout: float | None = None, at_most_once: bool = False,
+        self, fn: Callable[..., Coroutine[Any, Any, T]], /, *args: Any, undo: Callable[..., Any] | None = None,
+        undo_group: str | None = None, retry: Retry | None = None, timeout: float | None = None, at_most_once: bool = False,
         reconcile: Callable[..., Any] | None = None, **kwargs: Any,
     ) -> T: ...  # fmt: skip
     @overload
     async def step(
-        self, fn: Callable[..., T], /, *args: Any, undo: Callable[..., Any] | None = None, undo_group: str | None = None,
-        retry: Retry | None = None, timeout: float | None = None, at_most_once: bool = False,
+        self, fn: Callable[..., T], /, *args: Any, undo: Callable[..., Any] | None = None,
+        undo_group: str | None = None, retry: Retry | None = None, timeout: float | None = None, at_most_once: bool = False,
         reconcile: Callable[..., Any] | None = None, **kwargs: Any,
     ) -> T: ...  # fmt: skip
     async def step(
-        self, fn: Callable[..., Any], /, *args: Any, undo: Callable[..., Any] | None = None, undo_group: str | None = None,
-        retry: Retry | None = None, timeout: float | None = None, at_most_once: bool = False,
+        self, fn: Callable[..., Any], /, *args: Any, undo: Callable[..., Any] | None = None,
+        undo_group: str | None = None, retry: Retry | None = None, timeout: float | None = None, at_most_once: bool = False,
         reconcile: Callable[..., Any] | None = None, **kwargs: Any,
     ) -> Any:  # fmt: skip
         """Call a function once, and remember what it returned.
@@ -160,8 +160,8 @@ class Saga:
             if at_most_once:
                 if retry is not None or function.tx is not None:
                     raise SagaDefinitionError(
-                        f"{function.name}: at_most_once=True is for a step without a transaction (in one it counts once anyway), and without"
-                        " retry="
+                        f"{function.name}: at_most_once=True is for a step without a transaction (in one it counts once anyway), and"
+                        " without retry="
                     )
             elif reconcile is not None:
                 raise SagaDefinitionError(f"{function.name}: reconcile= goes with at_most_once=True")
@@ -241,7 +241,7 @@ class Saga:
         return await call.future
 
     def restart(self, event: Any) -> NoReturn:
-        """Begin anew with another event of the class that starts it, of the same key: for a process that has no end. The journal begins anew
+        """Begin anew with another event of the class that starts it, of the same key: for a process without end. The journal begins anew
         too; what is to be undone if it can't go on later stays so.
 
         Only where nothing else of the body is under way.
@@ -263,8 +263,8 @@ class Saga:
         raise Again
 
     async def changed(self, name: str) -> bool:
-        """Whether this instance is to go the new way of a change to the code: False if its journal goes on behind this point from before the
-        change, True otherwise. The same at each run. Once no instance from before is left, it can be taken out."""
+        """Whether this instance is to go the new way of a change to the code: False if its journal goes on behind this point from before
+        the change, True otherwise. The same at each run. Once no instance from before is left, it can be taken out."""
         return bool(await self._body.call("changed", name).future)
 
     async def pivot(self) -> None:

@@ -657,8 +657,8 @@ class Store(Protocol):
         ...
 
     def insertion(self, statement: str) -> str:
-        """Any other INSERT into a table of the store's, for a ``Row`` that counts as scheduled: ``INSERT INTO … VALUES (?, …) …``. The first
-        value is never NULL."""
+        """Any other INSERT into a table of the store's, for a ``Row`` that counts as scheduled: ``INSERT INTO … VALUES (?, …) …``. The
+        first value is never NULL."""
         ...
 
     def is_async(self, tx: Any) -> bool:

@@ -56,11 +56,11 @@ class Hold(NamedTuple):
 class SagaRow:
     """An instance. Times are microseconds since 1970.
 
-    ``state``: running, waiting, compensating, stuck, parked, paused, completed, compensated, cancelled or gone, ``since`` when. ``due``: when
-    it is to be looked at. ``arrived``: how many events came for it. ``waits``: JSON list of what it waits for. ``envelope``: the event that
-    began it. ``result``: JSON, of one that is completed. ``parent``: saga and key of the instance whose child it is. ``back``: ``compensate``
-    or ``cancel``, once an operator or the parent has ordered it; ``undo``: why, in the parent's words. ``pause``: the state that a paused one
-    goes on with; not None while a worker has it: it is paused as soon as that one lets go of it.
+    ``state``: running, waiting, compensating, stuck, parked, paused, completed, compensated, cancelled or gone, ``since`` when. ``due``:
+    when it is to be looked at. ``arrived``: how many events came for it. ``waits``: JSON list of what it waits for. ``envelope``: the event
+    that began it. ``result``: JSON, of one that is completed. ``parent``: saga and key of the instance whose child it is. ``back``:
+    ``compensate`` or ``cancel``, once an operator or the parent has ordered it; ``undo``: why, in the parent's words. ``pause``: the state
+    that a paused one goes on with; not None while a worker has it: it is paused as soon as that one lets go of it.
     """
 
     saga: str
@@ -94,8 +94,8 @@ class Entry:
     to be undone from here).
 
     ``seq``: its place in the order in which results were handed to the body; None while it is tried again. ``state``: done, refused, failed
-    (attempts used up), late (nothing came in time), skipped (by an operator), retrying, then ``due`` says when, or begun: it is tried once at
-    most, and what became of it isn't known. ``result``: JSON. ``digest``: of the arguments.
+    (attempts used up), late (nothing came in time), skipped (by an operator), retrying, then ``due`` says when, or begun: it is tried once
+    at most, and what became of it isn't known. ``result``: JSON. ``digest``: of the arguments.
     """
 
     kind: str
@@ -320,13 +320,16 @@ class SagaUnit:
     # -- going away
 
     def forget(self, before: int, now: int, limit: int) -> int:
-        """Let go of instances that were closed before that time; how many. A tombstone stays: the row, with nothing in it, so that its start
-        event, read once more, begins nothing. It goes once the log has let go of that event. A child is kept until its parent is closed."""
+        """Let go of instances that were closed before that time; how many.
+
+        A tombstone stays: the row, with nothing in it, so that its start event, read once more, begins nothing. It goes once the log has
+        let go of that event. A child is kept until its parent is closed.
+        """
         closed = ", ".join(f"'{state}'" for state in CLOSED)
         found = self._run(
             "SELECT saga, key FROM tidings_sagas one WHERE state IN ('completed', 'compensated', 'cancelled') AND since < ? AND NOT EXISTS"
-            " (SELECT 1 FROM tidings_sagas parent WHERE parent.saga = one.parent_saga AND parent.key = one.parent_key AND parent.state NOT IN"
-            f" ({closed})) ORDER BY since LIMIT ? {self._dialect.skip}",
+            " (SELECT 1 FROM tidings_sagas parent WHERE parent.saga = one.parent_saga AND parent.key = one.parent_key AND parent.state NOT"
+            f" IN ({closed})) ORDER BY since LIMIT ? {self._dialect.skip}",
             before, limit,
         ).fetchall()  # fmt: skip
         for saga, key in found:
@@ -362,7 +365,8 @@ class SagaUnit:
         self._run(
             "UPDATE tidings_sagas SET undo = ?, back = coalesce(back, 'compensate'), arrived = arrived + 1, since = ?, state = CASE WHEN"
             " state = 'completed' THEN 'compensating' ELSE state END, due = CASE WHEN worker IS NULL AND state <> 'paused' THEN"
-            " CAST(? AS bigint) ELSE due END WHERE saga = ? AND key = ? AND undo IS NULL AND state NOT IN ('compensated', 'cancelled', 'gone')",
+            " CAST(? AS bigint) ELSE due END WHERE saga = ? AND key = ? AND undo IS NULL AND state NOT IN"
+            " ('compensated', 'cancelled', 'gone')",
             reason, now, now, *child,
         )  # fmt: skip
 
@@ -404,8 +408,9 @@ class SagaUnit:
         found: list[tuple[str, str, str, str | None, str | None]] = []
         for start in range(0, len(asked), 200):
             some = asked[start : start + 200]
+            pairs = ", ".join(["(?, ?)"] * len(some))
             rows = self._run(
-                f"SELECT saga, key, state, result, error FROM tidings_sagas WHERE (saga, key) IN (VALUES {', '.join(['(?, ?)'] * len(some))})"
+                f"SELECT saga, key, state, result, error FROM tidings_sagas WHERE (saga, key) IN (VALUES {pairs})"
                 f" AND state IN {(*CLOSED, 'parked')}",
                 *(value for pair in some for value in pair),
             )
