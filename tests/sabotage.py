@@ -1159,6 +1159,13 @@ LIST = (
         "tests/sagas/test_killed.py::test_a_saga_killed_at_every_point_ends_as_one_that_was_not[sqlite-forward]",
     ),
     Sabotage(
+        "a saga that is due is found by its index",
+        "store/sagas.py",
+        "coalesce(saga, '') = ? AND version = ?",
+        "saga = ? AND version = ?",
+        SAGA_STORE + "what_is_due_is_found_by_its_index_and_not_among_all_that_wait[sqlite]",
+    ),
+    Sabotage(
         "an operator's order: a saga that is to be undone is not completed",
         "store/sagas.py",
         'still = " AND back IS NULL"',

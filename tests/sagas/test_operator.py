@@ -253,12 +253,14 @@ async def test_a_worker_that_dies_while_it_is_turned_back_is_followed_by_one_tha
 async def test_what_ended_behind_an_order_is_undone_and_leads_to_nothing(store_url: str) -> None:
     """Of two steps at once, one ends behind the order: its result is handed to nobody, by the next worker neither."""
     app, did, gates = App("shop", store=store_url), list[str](), {name: asyncio.Event() for name in ("quick", "slow")}
-    down = [True]
+    down, entered = [True], set[str]()
 
     async def quick() -> None:
+        entered.add("quick")
         await gates["quick"].wait()
 
     async def slow() -> None:
+        entered.add("slow")
         await gates["slow"].wait()
         did.append("slow")
 
@@ -284,7 +286,7 @@ async def test_what_ended_behind_an_order_is_undone_and_leads_to_nothing(store_u
 
     async with Harness(app, store=store_url) as shops:
         await shops.publish(Placed(order_id=1))
-        await until(lambda: app.sagas is not None and app.sagas.drivers)
+        await until(lambda: len(entered) == 2)
         app.operator("ann").cancel("checkout", 1, reason="no")
         await until(lambda: app.sagas is not None and any(driver.asked for driver in app.sagas.drivers))
         gates["quick"].set()

@@ -11,7 +11,7 @@ from tidings import App, Event
 from tidings.clock import ManualClock
 from tidings.store import store_at
 from tidings.store.port import Store, WorkerRow
-from tidings.store.sagas import Entry, Hold, SagaRow
+from tidings.store.sagas import Entry, Hold, SagaRow, SagaUnit
 
 KNOWN = [("checkout", 1)]
 
@@ -170,3 +170,25 @@ def test_one_that_is_to_be_paused_is_paused_by_whoever_lets_go_of_it(store: Stor
     store.write(lambda unit: unit.sagas().resume("checkout", "1", 4000)).result()
     found = row_of(store)
     assert (found.state, found.due, found.pause) == ("running" if freed else "waiting", 4000, None)
+
+
+@pytest.mark.promise("bounded")
+@pytest.mark.parametrize("store_url", ["sqlite"], indirect=True)
+def test_what_is_due_is_found_by_its_index_and_not_among_all_that_wait(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, tuple[Any, ...]]] = []
+    run = SagaUnit._run
+
+    def note(unit: SagaUnit, statement: str, *arguments: Any) -> Any:
+        asked.append((statement, arguments))
+        return run(unit, statement, *arguments)
+
+    monkeypatch.setattr(SagaUnit, "_run", note)
+    store.query(lambda unit: unit.sagas().look(KNOWN, 1000))
+    store.write(lambda unit: unit.sagas().claim(KNOWN, "a", 0, 10)).result()
+    monkeypatch.undo()
+    assert len(asked) == 3
+    for statement, arguments in asked:
+        plan = store.query(lambda unit: unit.sagas()._run(f"EXPLAIN QUERY PLAN {statement}", *arguments).fetchall())  # noqa: B023
+        used = [str(row[3]) for row in plan if "tidings_sagas" in str(row[3])]
+        assert used
+        assert all("INDEX tidings_sagas_due" in one or "INDEX tidings_sagas_worker" in one for one in used), used

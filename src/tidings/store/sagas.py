@@ -179,8 +179,8 @@ class SagaUnit:
         """Whether ``claim`` would find anything, and when the next instance is due. One statement."""
         mine, names = _among(known)
         row = self._run(
-            f"SELECT (SELECT min(due) FROM tidings_sagas WHERE due IS NOT NULL AND worker IS NULL AND {mine}), (SELECT count(*) FROM"
-            f" tidings_sagas WHERE worker IS NOT NULL AND worker NOT IN ({self._dialect.living}) AND {mine})",
+            f"SELECT (SELECT due FROM tidings_sagas WHERE due IS NOT NULL AND worker IS NULL AND {mine} ORDER BY due LIMIT 1),"
+            f" (SELECT count(*) FROM tidings_sagas WHERE worker IS NOT NULL AND worker NOT IN ({self._dialect.living}) AND {mine})",
             *names, *self._dialect.now, *names,
         ).fetchone()  # fmt: skip
         due = None if row[0] is None else int(row[0])
@@ -609,5 +609,11 @@ def _row(row: Sequence[Any]) -> SagaRow:
 
 
 def _among(known: Sequence[tuple[str, int]]) -> tuple[str, tuple[Any, ...]]:
-    """A condition that it is one of these sagas, in this version."""
-    return "(" + " OR ".join(["saga = ? AND version = ?"] * len(known)) + ")", tuple(value for pair in known for value in pair)
+    """A condition that it is one of these sagas, in this version.
+
+    Not one that the primary key could answer: SQLite, which has no statistics here, would read all instances of a saga instead of the few
+    that are due.
+    """
+    return "(" + " OR ".join(["coalesce(saga, '') = ? AND version = ?"] * len(known)) + ")", tuple(
+        value for pair in known for value in pair
+    )
