@@ -343,6 +343,13 @@ LIST = (
     ),
     # -- handlers' transactions
     Sabotage(
+        "checkpoints that take long are written seldom",
+        "subscribe/checkpointing.py",
+        "max(QUIET_SECONDS, QUIET_TIMES * self._took)",
+        "QUIET_SECONDS",
+        "tests/subscribe/test_runner.py::test_a_trickle_of_events_is_not_a_trickle_of_checkpoints[0.02-0.2]",
+    ),
+    Sabotage(
         "a savepoint for each chunk",
         "subscribe/serial.py",
         "with transaction.savepoint(), transaction.guard.closed(chunk[0].handler.name):",
