@@ -31,7 +31,7 @@ FLUSH_SIZE = 5000
 QUIET_SECONDS = 0.05
 """A reader with nothing in flight writes at once, but not again sooner than this: a trickle would hold the file half of the time."""
 QUIET_TIMES = 10
-"""Nor sooner than so many times what the last one took, by its age at the latest: of fifty readers each writes seldom, and several together."""
+"""Nor sooner than so many times what the last one took, by its age at the latest: each of fifty readers writes seldom."""
 AGAIN_SECONDS = 0.5
 """After a store that failed (a full disk, a locked file), the same is written again."""
 

@@ -20,7 +20,7 @@ _AGAIN = (0.0002,) * 10 + (0.001,) * 6 + (0.004,) * 3
 class Waker:
     """Calls ``woken`` on the loop when the file has changed; ``conn`` is its own from now on.
 
-    Armed by whoever goes idle, so that a busy worker pays nothing for it; ``armed`` is told. It listens on behind a wake, since who is woken
+    Armed by whoever goes idle, so that a busy worker pays nothing for it; ``armed`` is told. It listens on behind a wake, as who is woken
     by a trickle is idle again in a moment, until it hears of a write that nobody waits for.
     """
 
