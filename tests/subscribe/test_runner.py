@@ -97,7 +97,7 @@ async def test_keys_side_by_side_events_of_one_key_one_after_another(app: App) -
     async with Harness(app) as harness:
         await publish(harness, *(Placed(order=order, number=number) for number in range(10) for order in range(12)))
         assert harness.dead(handle) == []
-    assert len(seen) == 60
+    assert len(seen) == 120
     for order in range(12):
         assert [number for key, number in seen if key == order] == list(range(10))
 
