@@ -287,7 +287,7 @@ LIST = (
     Sabotage(
         "a failure in a shared transaction parks its key there too",
         "subscribe/serial.py",
-        "failed.add(ctx.key_id)",
+        "failed.add(chunk[0].key_id)",
         "pass",
         HANDLING + "each_key_in_its_order_whatever_fails[1-shared tx]",
     ),
@@ -349,6 +349,13 @@ LIST = (
     ),
     # -- handlers' transactions
     Sabotage(
+        "checkpoints that take long are written seldom",
+        "subscribe/checkpointing.py",
+        "max(QUIET_SECONDS, QUIET_TIMES * self._took)",
+        "QUIET_SECONDS",
+        "tests/subscribe/test_runner.py::test_a_trickle_of_events_is_not_a_trickle_of_checkpoints[0.02-0.2]",
+    ),
+    Sabotage(
         "a savepoint for each chunk",
         "subscribe/serial.py",
         "with transaction.savepoint(), transaction.guard.closed(chunk[0].handler.name):",
@@ -356,10 +363,10 @@ LIST = (
         HANDLING + "a_failed_handler_leaves_nothing_and_its_neighbours_everything[True]",
     ),
     Sabotage(
-        "a savepoint for each event of a chunk that is done again",
+        "a chunk in which one fails is done again until that one stands alone",
         "subscribe/serial.py",
-        "with transaction.savepoint(), transaction.guard.closed(ctx.handler.name):",
-        "with transaction.guard.closed(ctx.handler.name):",
+        "                if len(chunk) > 1:\n                    again",
+        "                if False:\n                    again",
         HANDLING + "a_failed_handler_leaves_nothing_and_its_neighbours_everything[True]",
     ),
     Sabotage(

@@ -97,7 +97,8 @@ class Driver:
         await _alone(lambda: read_to(body, self._entries))
         undone = any(entry.kind == "undo" for entry in self._entries)
         back = any(entry.kind == "back" for entry in self._entries)
-        if (undone or row.state in operating.UNDOING) and not back and not (body.ended and body.error is not None):
+        ordered = back or self.row.back is not None  # then nothing of the body itself says so
+        if (undone or row.state in operating.UNDOING) and not ordered and not (body.ended and body.error is not None):
             raise JournalMismatch(
                 "the instance is being compensated, and the body doesn't fail there any more: put back what it was",
                 step="",
@@ -216,7 +217,7 @@ class Driver:
         if self.asked:
             self.asked = False
             row = await self._sagas.query(lambda unit: unit.sagas().row(self.row.saga, self.row.key))
-            self.row.back, self.row.pause = row.back, row.pause
+            self.row.back, self.row.pause, self.row.undo = row.back, row.pause, row.undo
 
     async def _turn_back(self) -> None:
         """An operator wants it undone. From this line on the body is handed nothing, at each run: what it calls is what is undone."""

@@ -101,7 +101,7 @@ class Operator:
     def _turn_back(self, how: str, saga: str, key: object, reason: str) -> SagaRow:
         def turn_back(unit: Any, row: SagaRow, now: int) -> str | None:
             if operating.is_behind_its_pivot(unit.sagas().journal(row.saga, row.key)):
-                return f"{row.saga} {row.key} is behind its pivot, where nothing is undone any more; skip what fails, or supply what it lacks"
+                return f"{row.saga} {row.key} is behind its pivot, where nothing is undone any more; skip what fails or supply what lacks"
             unit.sagas().turn_back(row.saga, row.key, how, now)
             return None
 
