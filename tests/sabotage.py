@@ -1201,6 +1201,20 @@ LIST = (
         OPERATOR + "an_order_while_a_step_runs_counts_behind_it[sqlite-cancel]",
     ),
     Sabotage(
+        "a pivot isn't passed once it was ordered to be undone",
+        "store/sagas.py",
+        'if entry.kind == "pivot":',
+        "if False:",
+        "tests/sagas/test_ordered.py::test_an_order_that_was_accepted_before_the_pivot_counts[sqlite]",
+    ),
+    Sabotage(
+        "behind its pivot nothing is undone by hand",
+        "sagas/operator.py",
+        "if operating.is_behind_its_pivot(unit.sagas().journal(row.saga, row.key)):",
+        "if False:",
+        "tests/sagas/test_ordered.py::test_behind_its_pivot_nothing_is_undone_by_hand[sqlite]",
+    ),
+    Sabotage(
         "an operator's order: behind it the body is handed nothing, by the next worker neither",
         "sagas/journal.py",
         'back = back or entry.kind == "back"',

@@ -16,6 +16,7 @@ from ..store.sagas import Entry, SagaRow
 from .body import Body
 from .compensation import is_outcome
 from .journal import read_to
+from .operating import UNDOING, underlying
 from .saga import Saga, SagaDefinition
 
 Definitions = Mapping[tuple[str, int], SagaDefinition]
@@ -56,10 +57,11 @@ def problem_of(
         seed = f"{row.saga}:{row.envelope.event_id}"
         body = _read(definition, row.key, seed, row.started, row.envelope.data, present, definitions, type_of)
         failed = body.error if body.ended and body.again is None else None
-        undone = row.state in ("compensating", "stuck") or any(one.kind == "undo" for one in present)
+        undone = underlying(row) in UNDOING or any(one.kind == "undo" for one in present)
+        ordered = row.back is not None or any(one.kind == "back" for one in present)
         if failed is not None and not is_outcome(failed, definition.failures):
             raise body.failure(failed)
-        if undone and failed is None and row.undo is None:
+        if undone and failed is None and not ordered:
             raise JournalMismatch("it is being undone, and the body doesn't fail there any more", step="", line=body.where())
     except TidingsError as error:
         facts = error.facts
