@@ -30,9 +30,10 @@ bench: setup ## every path against its raw loop and the peers, in one run
 	@scripts/setup peers
 	$(PYTHON) -m benchmarks $(ARGS)
 
-soak: setup ## a hundred writers on PostgreSQL, then workers, relays and intakes killed and frozen at random; SEEDS=n runs n seeds
+soak: setup ## a hundred writers on PostgreSQL, then workers, sagas, relays and intakes killed and frozen at random; SEEDS=n runs n seeds
 	$(PYTHON) -m tests.storm.horizon --seeds $(or $(SEEDS),3) --writers 100 --seconds 10
 	$(PYTHON) -m tests.soak --seeds $(or $(SEEDS),3) $(ARGS)
+	$(PYTHON) -m tests.storm.sagas --seeds $(or $(SEEDS),3)
 	$(PYTHON) -m tests.storm.relays --seeds $(or $(SEEDS),3) --kills 8 --freezes 3
 	$(PYTHON) -m tests.storm.intakes --seeds $(or $(SEEDS),3) --seconds 20
 

@@ -15,7 +15,7 @@ import psycopg
 
 IDLE, HANDLER, WRITTEN, EFFECT, COMMIT = range(5)
 NAMES = ("idle", "in a handler", "after its first write", "between effect and checkpoint", "in a commit")
-PLACES = ("ledger", "shared", "outside", "flaky", "aio", "follow", "orm", "other")
+PLACES = ("ledger", "shared", "outside", "flaky", "aio", "follow", "orm", "other", "saga")
 """One byte each, for every process: subscriptions, and commits in threads that belong to none of them."""
 SLOT = 16
 

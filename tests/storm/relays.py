@@ -8,7 +8,6 @@ order. Exits non-zero if it has not, on any seed.
 from __future__ import annotations
 
 import argparse
-import os
 import random
 import signal
 import subprocess
@@ -17,19 +16,17 @@ import tempfile
 import time
 from collections import Counter
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
-import psycopg
 
 from servers.kafka import Kafka
 from servers.postgres import Postgres
 from tests.brokers import reading
-from tests.promises import ROOT
 from tests.storm import database, service
+from tests.storm.rage import Rage
 from tests.storm.storm import SETTINGS
-from tidings import PostgresStore, SQLiteStore
 from tidings.errors import StoreError
 
 RELAYS = 3
@@ -37,37 +34,27 @@ PUBLISHERS = 3
 SLOTS = (1, 2, 3, 4, 6)
 
 
-@dataclass
-class RelayStorm:
+@dataclass(kw_only=True)
+class RelayStorm(Rage):
     """
     Args:
-        seed: decides who is hit, when and how. kills, freezes, slots: of relays; slots: restarts with another number of them.
-        outages: of the broker. crashes, cuts: of the database's server and its connections, if it has one.
-        postgres: version, 0 for the newest; None for SQLite.
+        slots: restarts with another number of slots. outages: of the broker. postgres: version, 0 for the newest; None for SQLite.
     """
 
-    folder: Path
-    seed: int
     kafka: Kafka
     postgres: int | None = None
-    kills: int = 10
-    freezes: int = 4
     slots: int = 2
     outages: int = 2
-    crashes: int = 2
-    cuts: int = 3
-    lease: float = 1.5
     rate: float = 15.0
-    done: Counter[str] = field(default_factory=Counter)
-    problems: list[str] = field(default_factory=list)
+    what: str = "relay"
+    log: str = "relays.log"
+    replacing: tuple[str, ...] = ("kill", "slots")
     events: int = 0
-    repeats: int = 0
 
     def run(self) -> list[str]:
         """What was broken; empty if nothing was."""
         self.rng = random.Random(self.seed)
         with ExitStack() as stack:
-            self.server: Postgres | None = None
             if self.postgres is not None:
                 self.server = stack.enter_context(Postgres(self.postgres or None, settings=SETTINGS))
             url = f"sqlite:///{self.folder / 'storm.db'}" if self.server is None else self.server.new_database()
@@ -84,18 +71,18 @@ class RelayStorm:
             if self.topic in self.kafka.admin().list_topics(timeout=20).topics:
                 self.kafka.drop_topics([self.topic])
             self.number = 3
-            running = [self._relay() for _ in range(RELAYS)]
-            publishing = [self._start("tests.storm.publisher", str(self.rng.randrange(10**6)), str(self.rate)) for _ in range(PUBLISHERS)]
+            running = [self.begin() for _ in range(RELAYS)]
+            publishing = [self.start("tests.storm.publisher", str(self.rng.randrange(10**6)), str(self.rate)) for _ in range(PUBLISHERS)]
             try:
-                self._rage(running)
+                self.rage(self.rng, running, ["slots"] * self.slots + ["outage"] * self.outages)
                 (self.folder / "stop").touch()
                 for process in publishing:
-                    self._end(process, "a publisher")
+                    self.end(process, "a publisher")
                 self._settle()
                 for process in running:
                     process.send_signal(signal.SIGTERM)
                 for process in running:
-                    self._end(process, "a relay")
+                    self.end(process, "a relay")
             finally:
                 for process in (*running, *publishing):
                     if process.poll() is None:
@@ -104,107 +91,24 @@ class RelayStorm:
             self._judge()
         return self.problems
 
-    def _start(self, module: str, *arguments: str) -> subprocess.Popen[bytes]:
-        with (self.folder / "errors").open("ab") as errors:
-            return subprocess.Popen(
-                [sys.executable, "-m", module, str(self.folder), *arguments],
-                cwd=ROOT,
-                env={**os.environ, "PYTHONPATH": str(ROOT)},
-                stdin=subprocess.DEVNULL,
-                stderr=errors,
-            )
+    def begin(self) -> subprocess.Popen[bytes]:
+        return self.start("tests.storm.relaying", self.kafka.url, str(self.lease), str(self.number))
 
-    def _relay(self) -> subprocess.Popen[bytes]:
-        return self._start("tests.storm.relaying", self.kafka.url, str(self.lease), str(self.number))
+    def blow(self, kind: str) -> None:
+        assert kind == "outage"
+        self.kafka.kill()
+        time.sleep(self.rng.uniform(0.0, 1.0))
+        self.kafka.start()
 
-    def _ready(self, process: subprocess.Popen[bytes]) -> bool:
-        return (self.folder / f"ready-{process.pid}").exists()
-
-    def _end(self, process: subprocess.Popen[bytes], what: str) -> None:
-        try:
-            code = process.wait(60)
-        except subprocess.TimeoutExpired:
-            self.problems.append(f"{what} did not end when it was asked to")
-            self._say_last_words("relays.log")
-            return
-        # One that was still starting knew nothing of signals yet, and had begun nothing.
-        if code != 0 and not (code == -signal.SIGTERM and not self._ready(process)):
-            self.problems.append(f"{what} ended with {code}; see {self.folder / 'errors'}")
-
-    def _rage(self, running: list[subprocess.Popen[bytes]]) -> None:
-        rng = self.rng
-        plan = ["kill"] * self.kills + ["freeze"] * self.freezes + ["slots"] * self.slots + ["outage"] * self.outages
-        if self.server is not None:
-            plan += ["crash"] * self.crashes + ["cut"] * self.cuts
-        rng.shuffle(plan)
-        frozen: dict[int, float] = {}
-        for blow in plan:
-            until = time.monotonic() + rng.uniform(0.3, 1.5)
-            while time.monotonic() < until:
-                self._thaw(frozen)
-                time.sleep(0.02)
-            for place, process in enumerate(running):
-                if (code := process.poll()) is not None:
-                    self.problems.append(f"a relay ended by itself with {code}; see {self.folder / 'errors'}")
-                    running[place] = self._relay()
-            if blow == "outage":
-                self.kafka.kill()
-                time.sleep(rng.uniform(0.0, 1.0))
-                self.kafka.start()
-            elif blow == "crash":
-                assert self.server is not None
-                self.server.restart("immediate")
-            elif blow == "cut":
-                self._cut()
-            else:
-                patience = time.monotonic() + 30
-                while not (grown := [one for one in running if self._ready(one) and one.pid not in frozen]):
-                    self._thaw(frozen)
-                    time.sleep(0.05)
-                    if time.monotonic() > patience:
-                        break
-                if not grown:
-                    self.problems.append("no relay was ready within 30 s")
-                    continue
-                victim = rng.choice(grown)
-                if blow == "freeze":
-                    victim.send_signal(signal.SIGSTOP)
-                    frozen[victim.pid] = time.monotonic() + self.lease * rng.uniform(1.3, 3.0)
-                else:
-                    if blow == "slots":
-                        self.number = rng.choice([number for number in SLOTS if number != self.number])
-                    victim.kill()
-                    victim.wait()
-                    running[running.index(victim)] = self._relay()
-            self.done[blow] += 1
-        while frozen:
-            self._thaw(frozen)
-            time.sleep(0.02)
-
-    def _thaw(self, frozen: dict[int, float]) -> None:
-        for pid, when in list(frozen.items()):
-            if time.monotonic() > when:
-                del frozen[pid]
-                os.kill(pid, signal.SIGCONT)
-
-    def _cut(self) -> None:
-        try:
-            with database.connected(self.db) as conn:
-                conn.execute(
-                    "SELECT pg_terminate_backend(pid) FROM (SELECT pid FROM pg_stat_activity WHERE datname = current_database()"
-                    " AND pid <> pg_backend_pid() AND application_name LIKE 'tidings%' ORDER BY random() LIMIT 3) few"
-                )
-        except psycopg.OperationalError:
-            return
-
-    def _store(self) -> PostgresStore | SQLiteStore:
-        return SQLiteStore(self.db.url) if self.server is None else PostgresStore(self.db.url)
+    def hit(self, kind: str, victim: subprocess.Popen[bytes]) -> None:
+        if kind == "slots":  # whoever comes in its place
+            self.number = self.rng.choice([number for number in SLOTS if number != self.number])
 
     def _settle(self) -> None:
         """Until the store says that nothing is left; what stands still for a minute will not move."""
         last, since = -1, time.monotonic()
         while True:
-            store = self._store()
+            store = self.store()
             try:
                 store.open_to_read()
                 left = store.query(lambda unit: unit.behind("relay-storm").events)
@@ -222,17 +126,12 @@ class RelayStorm:
                 store.close()
                 places = sorted({(lane.worker or "nobody", lane.position) for lane in lanes})
                 self.problems.append(f"stands still: by the store, {left} events are not sent; lanes of {places}")
-                self._say_last_words("relays.log")
+                self.say_last_words()
                 return
             time.sleep(0.2)
 
-    def _say_last_words(self, name: str) -> None:
-        """The folder may be gone when somebody wants to know."""
-        lines = (self.folder / name).read_text(errors="replace").splitlines() if (self.folder / name).exists() else []
-        print(f"the last of {name}:", *lines[-40:], sep="\n  ", flush=True)
-
     def _judge(self) -> None:
-        store = self._store()
+        store = self.store()
         store.open_to_read()
         log = store.query(lambda unit: unit.select(limit=1_000_000))
         store.close()
@@ -274,7 +173,14 @@ def main() -> int:
             folder = Path(tempfile.mkdtemp(prefix=f"tidings-relays-{seed}-"))
             began, kind = time.monotonic(), stores[place % len(stores)]
             storm = RelayStorm(
-                folder, seed, kafka, 0 if kind == "postgres" else None, kills=given.kills, freezes=given.freezes, slots=3, outages=3
+                folder=folder,
+                seed=seed,
+                kafka=kafka,
+                postgres=0 if kind == "postgres" else None,
+                kills=given.kills,
+                freezes=given.freezes,
+                slots=3,
+                outages=3,
             )
             problems = storm.run()
             done = ", ".join(f"{count} {what}" for what, count in sorted(storm.done.items()))

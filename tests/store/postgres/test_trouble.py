@@ -352,3 +352,37 @@ def test_who_reads_while_the_store_is_closed_leaves_no_connection(postgres_url: 
     assert store._idle == []
     with pytest.raises(StoreError):
         PostgresStore(postgres_url.rpartition("/")[0] + "/nothing").open_to_read()
+
+
+def test_a_connection_that_is_lost_while_a_store_is_opened_is_told_in_our_words(postgres_url: str) -> None:
+    """And nothing is left of it: neither a thread nor a connection."""
+    first = PostgresStore(postgres_url)
+    first.open()
+    first.close()
+    done, told = threading.Event(), list[str]()
+
+    def cut() -> None:
+        with psycopg.connect(postgres_url, autocommit=True) as conn:
+            while not done.is_set():
+                conn.execute(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database()"
+                    " AND application_name LIKE 'tidings%'"
+                )
+
+    cutting = threading.Thread(target=cut)
+    cutting.start()
+    try:
+        until = time.monotonic() + 20
+        while len(told) < 40 and time.monotonic() < until:
+            store = PostgresStore(postgres_url)
+            try:
+                store.open()
+            except StoreError as error:
+                told.append(str(error))
+                assert (store._opened, store._writer, store._notifier, store._idle) == (0, None, None, [])
+            else:
+                store.close()
+    finally:
+        done.set()
+        cutting.join()
+    assert len(told) > 5

@@ -114,10 +114,12 @@ class PostgresStore:
         self._opened += 1
         try:
             yield
-        except BaseException:
+        except BaseException as error:
             self._opened -= 1
             if not self._opened:
-                self._close_idle()
+                self._end()
+            if isinstance(error, psycopg.Error):  # the server went away in the middle
+                raise explain(error, self.url) from error
             raise
 
     def close(self) -> None:
@@ -126,15 +128,18 @@ class PostgresStore:
             if self._opened > 0:
                 return
             self._opened = 0
-            if self._writer is not None:
-                self._writer.close()
-                self._writer = None
-            if self._notifier is not None:
-                self._notifier.close()
-                self._notifier = None
-            with self._reading_lock:
-                self._stop_reading()
-            self._close_idle()
+            self._end()
+
+    def _end(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+        if self._notifier is not None:
+            self._notifier.close()
+            self._notifier = None
+        with self._reading_lock:
+            self._stop_reading()
+        self._close_idle()
 
     def _close_idle(self) -> None:
         with self._idle_lock:
