@@ -246,7 +246,7 @@ class Transactional(_Sending):
         """The last record of the slot's partition that was committed. Nobody writes it now, so its end stands still."""
         from confluent_kafka import Consumer, KafkaException, TopicPartition
 
-        from .kafka import SECONDS, _made
+        from .kafka import _made
 
         reading = {
             "group.id": self._positions,  # never joined, and nothing is committed
@@ -261,7 +261,7 @@ class Transactional(_Sending):
         consumer = _made(Consumer, {**mine, **reading})
         try:
             partition = TopicPartition(self._positions, self._slot)
-            first, end = consumer.get_watermark_offsets(partition, timeout=SECONDS)
+            first, end = _range_of(consumer, partition)
             span = TAIL
             while end > first:
                 start = max(first, end - span)
@@ -295,6 +295,24 @@ class Transactional(_Sending):
             elif not record.error().retriable():
                 raise KafkaException(record.error())
         raise BrokerUnavailable(f"{self._broker.label}, {self._what}: its position could not be read in {SECONDS:.0f} seconds")
+
+
+def _range_of(consumer: Any, partition: Any) -> tuple[int, int]:
+    """First offset, and the one behind the last. A topic that was made a moment ago may not be known everywhere yet."""
+    from confluent_kafka import KafkaError, KafkaException
+
+    from .kafka import SECONDS
+
+    until = time.monotonic() + SECONDS
+    new = (KafkaError._UNKNOWN_PARTITION, KafkaError._UNKNOWN_TOPIC, KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError.LEADER_NOT_AVAILABLE)
+    while True:
+        try:
+            first, end = consumer.get_watermark_offsets(partition, timeout=SECONDS)
+            return first, end
+        except KafkaException as error:
+            if error.args[0].code() not in new or time.monotonic() > until:
+                raise
+        time.sleep(0.05)
 
 
 class OneByOne(_Sending):
