@@ -337,10 +337,8 @@ class App:
 
         async def start(event: Any, ctx: Context) -> None:
             version = max(number for saga, number in self._sagas if saga == name)
-            envelope, now = ctx.envelope, int(self.clock.time() * 1_000_000)
-            await asyncio.wrap_future(self.store.write(lambda unit: unit.sagas().start(name, version, self.name, envelope, now)))
-            if self.sagas is not None:
-                self.sagas.hurry()
+            assert self.sagas is not None  # it runs beside its subscription
+            await self.sagas.begin(name, version, ctx.envelope)
 
         return start
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..codec import decode_json
 from ..errors import Fenced, ForeignAwait, JournalMismatch, Refused, SagaDefinitionError, TidingsError
-from ..store.sagas import CLOSED, Entry, Hold, SagaRow
+from ..store.sagas import CLOSED, Arrival, Entry, Hold, Release, SagaRow
 from ..subscribe.parking import describe
 from . import compensation
 from .attempt import StoreTrouble
@@ -33,7 +33,9 @@ ARRIVALS_SECONDS = 1.0
 class Driver:
     """Runs one instance until it waits, ends, or is lost."""
 
-    def __init__(self, sagas: RunningSagas, definition: SagaDefinition, row: SagaRow) -> None:
+    def __init__(
+        self, sagas: RunningSagas, definition: SagaDefinition, row: SagaRow, entries: list[Entry], arrivals: list[Arrival]
+    ) -> None:
         self._sagas = sagas
         self._definition = definition
         self.row = row
@@ -41,15 +43,16 @@ class Driver:
         self.lapses = sagas.lapses
         self.task: asyncio.Task[None] | None = None
         self._body: Body
-        self._entries: list[Entry] = []
+        self._entries = entries
         self._arrived: list[tuple[int, str]] = []
         self._data: dict[int, tuple[str, bytes]] = {}
         self._count = row.arrived
-        self._taken: set[int] = set()
         self._running: dict[asyncio.Task[Entry], Call] = {}
         self._recorded: list[tuple[Call, Entry]] = []
-        self._seq = count(1)
+        self._seq = count(max((entry.seq for entry in entries if entry.seq is not None), default=0) + 1)
         self._open: set[int] = set()
+        self._heard(arrivals)
+        self._taken = {decode_json((entry.result or "").encode())["position"] for entry in entries if entry.kind == "wait" and entry.result}
 
     async def run(self) -> None:
         """Never raises: what goes wrong with the store is tried again by whoever takes the instance then."""
@@ -74,7 +77,6 @@ class Driver:
 
     async def _drive(self) -> None:
         row, definition = self.row, self._definition
-        await self._load()
         self._body = body = Body(definition.main, f"{row.saga}:{row.envelope.event_id}", row.started)
         saga = Saga(definition, row.key, body, self._sagas.type_of)
         event = definition.start.decode(row.envelope.data)
@@ -110,22 +112,7 @@ class Driver:
         else:
             await self._compensate(body.error)
 
-    async def _load(self) -> None:
-        saga, key = self.row.saga, self.row.key
-
-        def read(unit: Any) -> Any:
-            sagas = unit.sagas()
-            return sagas.row(saga, key), sagas.journal(saga, key), sagas.arrivals(saga, key)
-
-        row, self._entries, arrivals = await self._sagas.query(read)
-        self._count = row.arrived
-        self._seq = count(max((entry.seq for entry in self._entries if entry.seq is not None), default=0) + 1)
-        self._heard(arrivals)
-        self._taken = {
-            decode_json((entry.result or "").encode())["position"] for entry in self._entries if entry.kind == "wait" and entry.result
-        }
-
-    def _heard(self, arrivals: list[Any]) -> None:
+    def _heard(self, arrivals: list[Arrival]) -> None:
         self._arrived = [(one.position, one.type) for one in arrivals]
         self._data = {one.position: (one.type, one.data) for one in arrivals}
 
@@ -264,10 +251,7 @@ class Driver:
     async def _release(self, state: str, *, due: int | None = None, waits: list[Any] | None = None, error: str | None = None) -> None:
         now, text = self._sagas.now(), None if waits is None else encode(waits).decode()
         arrived = self._count if state == "waiting" else None
-        released = await self._sagas.write(
-            lambda unit: unit.sagas().release(self.hold, state, due=due, waits=text, error=error, arrived=arrived, now=now)
-        )
-        if not released:
+        if not await self._sagas.let_go(Release(self.hold, state, due, text, error, arrived, now)):
             raise Fenced(f"another worker holds {self.hold.saga} {self.hold.key} now; nothing was written")
         if due is not None or arrived is not None:
             self._sagas.expect(due)

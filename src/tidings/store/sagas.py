@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from ..envelope import Envelope
@@ -18,11 +19,22 @@ from ..envelope import Envelope
 CLOSED = ("completed", "compensated")
 """States in which nothing will happen any more."""
 
-_EVENT = (
+EVENT = (
     "position, lane, topic, type, version_, key_name, key, event_id, time, source, data, correlation_id, causation_id, traceparent, headers"
 )
-_ROW = f"saga, version, app, state, since, started, due, worker, epoch, arrived, waits, error, {_EVENT}"
-_ENTRY = "kind, branch, step, number, seq, state, result, error, attempts, started, ended, due, digest"
+AGAIN = (
+    "ON CONFLICT (saga, key, kind, branch, step, number) DO UPDATE SET seq = excluded.seq, state = excluded.state, result = excluded.result,"
+    " error = excluded.error, attempts = excluded.attempts, ended = excluded.ended, due = excluded.due"
+    " WHERE tidings_saga_journal.state = 'retrying'"
+)
+"""What a line of the journal does where one stands that is to be tried again."""
+ROW = f"saga, version, app, state, since, started, due, worker, epoch, arrived, waits, error, {EVENT}"
+ENTRY = "kind, branch, step, number, seq, state, result, error, attempts, started, ended, due, digest"
+
+
+@lru_cache(maxsize=256)
+def _marked(statement: str, mark: str) -> str:
+    return statement.replace("?", mark)
 
 
 class Dialect(NamedTuple):
@@ -96,6 +108,29 @@ class Entry:
     digest: str | None = None
 
 
+class Start(NamedTuple):
+    """An instance to be made: due at once, or in the hands of ``worker`` from the first."""
+
+    saga: str
+    version: int
+    app: str
+    envelope: Envelope
+    now: int
+    worker: str | None = None
+
+
+class Release(NamedTuple):
+    """How an instance is let go of; see ``SagaUnit.release``."""
+
+    hold: Hold
+    state: str
+    due: int | None
+    waits: str | None
+    error: str | None
+    arrived: int | None
+    now: int
+
+
 @dataclass(slots=True)
 class Arrival:
     """An event that came for an instance."""
@@ -125,17 +160,21 @@ class SagaUnit:
         self._dialect = dialect
 
     def _run(self, statement: str, *arguments: Any) -> Any:
-        return self._conn.execute(statement.replace("?", self._dialect.mark), arguments)
+        return self._conn.execute(_marked(statement, self._dialect.mark), arguments)
 
     # -- events come
 
-    def start(self, saga: str, version: int, app: str, envelope: Envelope, now: int) -> bool:
-        """Make an instance, due at once; False if there is one of this key."""
+    def start(self, saga: str, version: int, app: str, envelope: Envelope, now: int, worker: str | None = None) -> bool:
+        """Make an instance, due at once, or in the hands of ``worker``; False if there is one of this key."""
         places = ", ".join("?" * 27)
-        values = (saga, version, app, "running", now, now, now, None, 0, 0, None, None, *envelope)
+        values = start_values(Start(saga, version, app, envelope, now, worker))
         return bool(
-            self._run(f"INSERT INTO tidings_sagas ({_ROW}) VALUES ({places}) ON CONFLICT (saga, key) DO NOTHING", *values).rowcount == 1
+            self._run(f"INSERT INTO tidings_sagas ({ROW}) VALUES ({places}) ON CONFLICT (saga, key) DO NOTHING", *values).rowcount == 1
         )
+
+    def start_all(self, starts: Sequence[Start]) -> list[bool]:
+        """``start`` of each; no two are of one instance."""
+        return [self.start(*one) for one in starts]
 
     def deliver(self, saga: str, envelope: Envelope, now: int) -> bool:
         """Keep an event for its instance, and make that one due if it waits; False if there is none, or it is closed."""
@@ -158,7 +197,7 @@ class SagaUnit:
 
     def look(self, known: Sequence[tuple[str, int]], now: int) -> tuple[bool, int | None]:
         """Whether ``claim`` would find anything, and when the next instance is due. One statement."""
-        mine, names = _among(known)
+        mine, names = among(known)
         row = self._run(
             f"SELECT (SELECT min(due) FROM tidings_sagas WHERE due IS NOT NULL AND worker IS NULL AND {mine}), (SELECT count(*) FROM"
             f" tidings_sagas WHERE worker IS NOT NULL AND worker NOT IN ({self._dialect.living}) AND {mine})",
@@ -169,7 +208,7 @@ class SagaUnit:
 
     def claim(self, known: Sequence[tuple[str, int]], worker: str, now: int, limit: int) -> list[SagaRow]:
         """Take instances that are due, and those whose worker's lease ran out, the longest due first."""
-        mine, names = _among(known)
+        mine, names = among(known)
         orphans = self._run(
             f"SELECT saga, key FROM tidings_sagas WHERE worker IS NOT NULL AND worker NOT IN ({self._dialect.living}) AND {mine}"
             f" LIMIT ? {self._dialect.skip}",
@@ -179,13 +218,20 @@ class SagaUnit:
             f"SELECT saga, key FROM tidings_sagas WHERE due <= ? AND worker IS NULL AND {mine} ORDER BY due LIMIT ? {self._dialect.skip}",
             now, *names, max(0, limit - len(orphans)),
         ).fetchall()  # fmt: skip
+        return self._take([(row[0], row[1]) for row in (*orphans, *due)], worker)
+
+    def _take(self, found: Sequence[tuple[str, str]], worker: str) -> list[SagaRow]:
         taken: list[SagaRow] = []
-        for saga, key in (*orphans, *due):
+        for saga, key in found:
             self._run("UPDATE tidings_sagas SET worker = ?, epoch = epoch + 1, due = NULL WHERE saga = ? AND key = ?", worker, saga, key)
             row = self.row(saga, key)
             assert row is not None
             taken.append(row)
         return taken
+
+    def known(self, rows: Sequence[SagaRow]) -> list[tuple[list[Entry], list[Arrival]]]:
+        """Journal and arrivals of each. In the transaction that took them nobody can write another line beside."""
+        return [(self.journal(row.saga, row.key), self.arrivals(row.saga, row.key) if row.arrived else []) for row in rows]
 
     def held(self, worker: str) -> set[tuple[str, str, int]]:
         """Saga, key and epoch of what the worker holds."""
@@ -194,22 +240,15 @@ class SagaUnit:
 
     def record(self, hold: Hold, entry: Entry) -> bool:
         """Write a line of the journal, if the instance is still held; a line that was to be tried again is replaced. One statement."""
-        texts, numbers = "CAST(? AS text)", "CAST(? AS bigint)"
-        values = (hold.saga, hold.key, *_values(entry))
-        places = ", ".join(numbers if isinstance(value, int) or number in _NUMBERS else texts for number, value in enumerate(values))
-        still = ""
-        marks: tuple[Any, ...] = ()
+        still, marks = "", tuple[Any, ...]()
         if (mark := getattr(self._conn, "mark", None)) is not None:  # a handler's transaction, and it must still be that one
             still, marks = " AND current_setting('tidings.tx', true) = ?", (mark,)
-        done = self._run(
-            f"INSERT INTO tidings_saga_journal (saga, key, {_ENTRY}) SELECT {places} FROM tidings_sagas"
-            f" WHERE saga = ? AND key = ? AND worker = ? AND epoch = ?{still} {self._dialect.share}"
-            " ON CONFLICT (saga, key, kind, branch, step, number) DO UPDATE SET seq = excluded.seq, state = excluded.state,"
-            " result = excluded.result, error = excluded.error, attempts = excluded.attempts, ended = excluded.ended, due = excluded.due"
-            " WHERE tidings_saga_journal.state = 'retrying'",
-            *values, *hold, *marks,
-        )  # fmt: skip
+        done = self._run(_record(still, self._dialect.share), hold.saga, hold.key, *entry_values(entry), *hold, *marks)
         return bool(done.rowcount == 1)
+
+    def record_all(self, lines: Sequence[tuple[Hold, Entry]]) -> list[bool]:
+        """``record`` of each: who lost his instance loses his own lines only. No two are of one call."""
+        return [self.record(hold, entry) for hold, entry in lines]
 
     def turn(self, hold: Hold, state: str, error: str | None, now: int) -> bool:
         """Go over into another state, and keep the instance."""
@@ -235,6 +274,13 @@ class SagaUnit:
             self._run("DELETE FROM tidings_saga_events WHERE saga = ? AND key = ?", hold.saga, hold.key)
         return bool(done.rowcount == 1)
 
+    def release_all(self, releases: Sequence[Release]) -> list[bool]:
+        """``release`` of each; no two are of one instance."""
+        return [
+            self.release(one.hold, one.state, due=one.due, waits=one.waits, error=one.error, arrived=one.arrived, now=one.now)
+            for one in releases
+        ]
+
     def free(self, hold: Hold, due: int) -> bool:
         """Let go of the instance as it is, until then."""
         return bool(
@@ -246,21 +292,21 @@ class SagaUnit:
 
     def unpark(self, known: Sequence[tuple[str, int]], now: int) -> None:
         """A worker starts, perhaps with mended code: what is parked is tried once more."""
-        mine, names = _among(known)
+        mine, names = among(known)
         self._run(f"UPDATE tidings_sagas SET due = ? WHERE state = 'parked' AND worker IS NULL AND {mine}", now, *names)
 
     # -- what is known
 
     def row(self, saga: str, key: str) -> SagaRow | None:
-        row = self._run(f"SELECT {_ROW} FROM tidings_sagas WHERE saga = ? AND key = ?", saga, key).fetchone()
-        return None if row is None else _row(row)
+        row = self._run(f"SELECT {ROW} FROM tidings_sagas WHERE saga = ? AND key = ?", saga, key).fetchone()
+        return None if row is None else saga_row(row)
 
     def named(self, name: str, key: str) -> list[SagaRow]:
         """Instances of this key, ``name`` being the saga's, or its key's, without ``_id`` too."""
         rows = self._run(
-            f"SELECT {_ROW} FROM tidings_sagas WHERE key = ? AND (saga = ? OR key_name = ? OR key_name = ?)", key, name, name, name + "_id"
+            f"SELECT {ROW} FROM tidings_sagas WHERE key = ? AND (saga = ? OR key_name = ? OR key_name = ?)", key, name, name, name + "_id"
         )
-        return [_row(row) for row in rows.fetchall()]
+        return [saga_row(row) for row in rows.fetchall()]
 
     def rows(self, saga: str | None, states: Sequence[str], limit: int) -> list[SagaRow]:
         """The oldest first."""
@@ -272,9 +318,9 @@ class SagaUnit:
             where.append(f"state IN ({', '.join('?' * len(states))})")
             values += states
         rows = self._run(
-            f"SELECT {_ROW} FROM tidings_sagas WHERE {' AND '.join(where)} ORDER BY started, saga, key LIMIT ?", *values, limit
+            f"SELECT {ROW} FROM tidings_sagas WHERE {' AND '.join(where)} ORDER BY started, saga, key LIMIT ?", *values, limit
         )
-        return [_row(row) for row in rows.fetchall()]
+        return [saga_row(row) for row in rows.fetchall()]
 
     def alarms(self) -> list[tuple[str, str, int]]:
         """Saga, state and how many: those that wait for a person."""
@@ -286,7 +332,7 @@ class SagaUnit:
     def journal(self, saga: str, key: str) -> list[Entry]:
         """In the order in which results were handed on; what is tried again stands behind."""
         rows = self._run(
-            f"SELECT {_ENTRY} FROM tidings_saga_journal WHERE saga = ? AND key = ? ORDER BY coalesce(seq, 9223372036854775807), started",
+            f"SELECT {ENTRY} FROM tidings_saga_journal WHERE saga = ? AND key = ? ORDER BY coalesce(seq, 9223372036854775807), started",
             saga, key,
         )  # fmt: skip
         return [Entry(*row) for row in rows.fetchall()]
@@ -319,23 +365,37 @@ class SagaUnit:
         return True
 
 
-_NUMBERS = frozenset({5, 6, 10, 11, 12, 13})
-"""Which of a journal line's values are numbers: number, seq, attempts, started, ended, due."""
+@lru_cache(maxsize=8)
+def _record(still: str, share: str) -> str:
+    """The line, if the instance is still held; where one stands that is tried again, it takes its place."""
+    numbers = {"number", "seq", "attempts", "started", "ended", "due"}
+    places = [f"CAST(? AS {'bigint' if name in numbers else 'text'})" for name in f"saga, key, {ENTRY}".split(", ")]
+    return (
+        f"INSERT INTO tidings_saga_journal (saga, key, {ENTRY}) SELECT {', '.join(places)} FROM tidings_sagas"
+        f" WHERE saga = ? AND key = ? AND worker = ? AND epoch = ?{still} {share} {AGAIN}"
+    )
 
 
-def _values(entry: Entry) -> tuple[Any, ...]:
+def entry_values(entry: Entry) -> tuple[Any, ...]:
     return (
         entry.kind, entry.branch, entry.step, entry.number, entry.seq, entry.state, entry.result, entry.error, entry.attempts,
         entry.started, entry.ended, entry.due, entry.digest,
     )  # fmt: skip
 
 
-def _row(row: Sequence[Any]) -> SagaRow:
+def start_values(start: Start) -> tuple[Any, ...]:
+    """An instance's row before anything was done for it, in the order of ``ROW``."""
+    saga, version, app, envelope, now, worker = start
+    held = (None, worker, 1) if worker is not None else (now, None, 0)
+    return (saga, version, app, "running", now, now, *held, 0, None, None, *envelope)
+
+
+def saga_row(row: Sequence[Any]) -> SagaRow:
     event: Any = (*row[12:22], bytes(row[22]), *row[23:])
     facts: Any = (*row[:12], Envelope(*event))
     return SagaRow(*facts)
 
 
-def _among(known: Sequence[tuple[str, int]]) -> tuple[str, tuple[Any, ...]]:
+def among(known: Sequence[tuple[str, int]]) -> tuple[str, tuple[Any, ...]]:
     """A condition that it is one of these sagas, in this version."""
     return "(" + " OR ".join(["saga = ? AND version = ?"] * len(known)) + ")", tuple(value for pair in known for value in pair)
