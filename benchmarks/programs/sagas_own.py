@@ -1,7 +1,7 @@
 """Five-step sagas for ``benchmarks.sagas``: ``sagas_own.py STORE KIND``; STORE is a URL, KIND is plain or tx.
 
-``alone N`` runs N, one after the other: milliseconds of each, from before the publish to the committed end. ``together N SECONDS`` runs N at
-once, each task one after the other: how many a second. ``counts`` what the ledger and the table of instances say.
+``alone N`` runs N, one after the other: milliseconds of each, from before the publish to the committed end. ``together N
+SECONDS`` runs N at once, each task one after the other: how many a second. ``counts`` what the ledger and the table of instances say.
 """
 
 from __future__ import annotations
@@ -85,17 +85,16 @@ async def main(store: str, kind: str) -> None:
                     await asyncio.sleep(0.002)
                 print(json.dumps(times), flush=True)
             elif line[0] == "together":
-                until = time.perf_counter() + float(line[2])
-                done = 0
 
-                async def many() -> None:
-                    nonlocal done
+                async def many(until: float) -> int:
+                    done = 0
                     while time.perf_counter() < until:
                         await one()
                         done += 1
+                    return done
 
                 began = time.perf_counter()
-                await asyncio.gather(*(many() for _ in range(int(line[1]))))
+                done = sum(await asyncio.gather(*(many(began + float(line[2])) for _ in range(int(line[1])))))
                 print(json.dumps(done / (time.perf_counter() - began)), flush=True)
             elif line[0] == "counts":
                 found = app.store.query(lambda unit: [len(unit.sagas().rows(None, [state], 10**9)) for state in ("completed", "parked")])

@@ -14,8 +14,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..clock import Clock, SystemClock
-from ..errors import Fenced, StoreError
 from ..envelope import Envelope
+from ..errors import Fenced, StoreError
 from ..event import EventType
 from ..store.port import KeyState, Lane
 from ..store.sagas import Arrival, Entry, Hold, Release, SagaRow, Start, saga_row, start_values
@@ -298,7 +298,7 @@ class RunningSagas:
     # -- what begins here
 
     async def begin(self, saga: str, version: int, envelope: Envelope) -> None:
-        """Make an instance. If there is room it is in this worker's hands from the first: nobody has to look for it, and nothing is read."""
+        """Make an instance. If there is room it is in this worker's hands from the first: nobody looks for it, and nothing is read."""
         now, instance = self.now(), (saga, str(envelope.key))
         mine = not (
             self.stopping

@@ -23,8 +23,8 @@ EVENT = (
     "position, lane, topic, type, version_, key_name, key, event_id, time, source, data, correlation_id, causation_id, traceparent, headers"
 )
 AGAIN = (
-    "ON CONFLICT (saga, key, kind, branch, step, number) DO UPDATE SET seq = excluded.seq, state = excluded.state, result = excluded.result,"
-    " error = excluded.error, attempts = excluded.attempts, ended = excluded.ended, due = excluded.due"
+    "ON CONFLICT (saga, key, kind, branch, step, number) DO UPDATE SET seq = excluded.seq, state = excluded.state, "
+    " result = excluded.result, error = excluded.error, attempts = excluded.attempts, ended = excluded.ended, due = excluded.due"
     " WHERE tidings_saga_journal.state = 'retrying'"
 )
 """What a line of the journal does where one stands that is to be tried again."""
@@ -317,9 +317,7 @@ class SagaUnit:
         if states:
             where.append(f"state IN ({', '.join('?' * len(states))})")
             values += states
-        rows = self._run(
-            f"SELECT {ROW} FROM tidings_sagas WHERE {' AND '.join(where)} ORDER BY started, saga, key LIMIT ?", *values, limit
-        )
+        rows = self._run(f"SELECT {ROW} FROM tidings_sagas WHERE {' AND '.join(where)} ORDER BY started, saga, key LIMIT ?", *values, limit)
         return [saga_row(row) for row in rows.fetchall()]
 
     def alarms(self) -> list[tuple[str, str, int]]:

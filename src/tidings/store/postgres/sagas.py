@@ -1,4 +1,4 @@
-"""What sagas ask of a server for many instances in one statement, each of which can stand alone as its own commit (``Store.write_plainly``).
+"""What sagas ask of a server for many instances in one statement, each of which can be its own commit (``Store.write_plainly``).
 
 Rows are locked in the order of their keys, so that two who need several of them can't wait for each other.
 """
