@@ -1,7 +1,7 @@
 """A three-step order saga in real processes, killed at every point in turn, and finished by another process.
 
-``python -m tests.sagas.killing URL FOLDER forward|back|claimed`` prints one JSON line for each point: where it was, and what the database and the
-world outside hold when the saga has ended. A point lies before and behind each durable write of a saga, and each call outside.
+``python -m tests.sagas.killing URL FOLDER forward|back|claimed`` prints one JSON line for each point: where it was, and what the database
+and the world outside hold when the saga has ended. A point lies before and behind each durable write of a saga, and each call outside.
 
 Each process is forked from this one, which has no thread and no loop of its own.
 """
