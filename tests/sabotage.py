@@ -53,6 +53,7 @@ OUTBOX = "tests/relay/test_outbox.py::"
 CDC = "tests/relay/test_cdc.py::"
 SAGA = "tests/sagas/test_saga.py::test_"
 SAGA_STORE = "tests/sagas/test_store.py::test_"
+SAGA_GROUP = "tests/sagas/test_journal_writer.py::test_"
 SAGA_BODY = "tests/sagas/test_body.py::test_"
 
 LIST = (
@@ -871,15 +872,15 @@ LIST = (
     Sabotage(
         "a saga's step is written only by who holds the instance",
         "store/sagas.py",
-        'f" WHERE saga = ? AND key = ? AND worker = ? AND epoch = ?{still} {self._dialect.share}"',
-        'f" WHERE saga = ? AND key = ? AND (worker = ? OR true) AND (epoch = ? OR true){still} {self._dialect.share}"',
+        'f" WHERE saga = ? AND key = ? AND worker = ? AND epoch = ?{still} {share} {AGAIN}"',
+        'f" WHERE saga = ? AND key = ? AND (worker = ? OR true) AND (epoch = ? OR true){still} {share} {AGAIN}"',
         "tests/sagas/test_fencing.py::test_a_transaction_whose_instance_is_another_workers_leaves_nothing[sqlite]",
     ),
     Sabotage(
         "a saga's frozen worker is fenced by the INSERT of its entry",
         "store/sagas.py",
-        'f" WHERE saga = ? AND key = ? AND worker = ? AND epoch = ?{still} {self._dialect.share}"',
-        'f" WHERE saga = ? AND key = ? AND (true OR worker = ?) AND (true OR epoch = ?){still} {self._dialect.share}"',
+        'f" WHERE saga = ? AND key = ? AND worker = ? AND epoch = ?{still} {share} {AGAIN}"',
+        'f" WHERE saga = ? AND key = ? AND (true OR worker = ?) AND (true OR epoch = ?){still} {share} {AGAIN}"',
         SAGA_STORE + "an_earlier_hold_of_the_same_worker_is_not_a_later_one[sqlite]",
     ),
     Sabotage(
@@ -902,6 +903,41 @@ LIST = (
         " WHERE tidings_saga_journal.state = 'retrying'",
         "",
         SAGA_STORE + "a_line_is_written_once_but_for_one_that_is_tried_again[sqlite]",
+    ),
+    Sabotage(
+        "sagas in a group: who lost his instance writes no line",
+        "store/postgres/sagas.py",
+        "ON s.saga = h.saga AND s.key = h.key AND s.worker = h.worker AND s.epoch = h.epoch ORDER",
+        "ON s.saga = h.saga AND s.key = h.key AND s.worker = h.worker ORDER",
+        SAGA_GROUP + "who_lost_his_instance_loses_only_his_own_lines[postgres]",
+    ),
+    Sabotage(
+        "sagas in a group: who lost his instance ends nothing",
+        "store/postgres/sagas.py",
+        "ON s.saga = r.saga AND s.key = r.key AND s.worker = r.worker AND s.epoch = r.epoch ORDER",
+        "ON s.saga = r.saga AND s.key = r.key AND s.worker = r.worker ORDER",
+        SAGA_GROUP + "who_lost_his_instance_loses_only_his_own_lines[postgres]",
+    ),
+    Sabotage(
+        "sagas in a group: a line that is refused is tried alone",
+        "sagas/journal_writer.py",
+        "if error is not None and len(items) > 1 and",
+        "if error is not None and len(items) > 1000 and",
+        SAGA_GROUP + "a_line_that_the_store_refuses_is_nobody_elses_trouble[postgres]",
+    ),
+    Sabotage(
+        "sagas in a group: an instance that begins is told of though nobody waits",
+        "sagas/journal_writer.py",
+        "if self.settled is not None:",
+        "if self.settled is not None and not self.future.done():",
+        SAGA_GROUP + "whoever_stopped_waiting_an_instance_that_begins_is_told_of[sqlite]",
+    ),
+    Sabotage(
+        "after trouble a worker frees the sagas that nobody drives",
+        "sagas/runner.py",
+        "        if self._doubt:\n            await",
+        "        if False:\n            await",
+        "tests/sagas/test_cut.py::test_no_saga_is_lost_or_done_twice_when_connections_are_cut",
     ),
     Sabotage(
         "an event that comes while a saga is let go of makes it due",
