@@ -61,7 +61,12 @@ class Grouped:
                     if rows := [values for text, values, _ in group if text == statement]:
                         cursor.executemany(statement, rows)
             self.conn.execute("COMMIT")
-            self.loop.call_soon_threadsafe(lambda group=group: [future.set_result(None) for _, _, future in group])
+            self.loop.call_soon_threadsafe(settle, group)
+
+
+def settle(group: list[Work]) -> None:
+    for _, _, future in group:
+        future.set_result(None)
 
 
 async def main(url: str) -> None:
