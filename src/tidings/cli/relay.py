@@ -12,6 +12,7 @@ from ..relay.sender import Question, note_of, slots_note
 from ..store.port import EVERYTHING, Store
 from .options import Target, store_options
 from .output import console, count, print_json, table
+from .relay_lag import relay_lag
 from .relay_table import relay_table
 
 CHOICES = ("broker", "store", "start")
@@ -35,6 +36,7 @@ def relay() -> None:
 
 
 relay.add_command(relay_table)
+relay.add_command(relay_lag)
 
 
 @relay.command("list", epilog="Example: tidings relay list --store sqlite:///shop.db")

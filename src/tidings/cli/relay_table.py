@@ -24,19 +24,49 @@ if TYPE_CHECKING:
 PROGRESS_SECONDS = 5.0
 
 
+_COMMON = (
+    click.option(
+        "--database", required=True, metavar="URL", envvar="TIDINGS_DATABASE", help="The application's database [TIDINGS_DATABASE]."
+    ),
+    click.option("--table", default="outbox", show_default=True, help="The table, as SQL names it."),
+    click.option(
+        "--layout", type=click.Choice(["simple", "debezium"]), default="simple", show_default=True, help="How the table is laid out."
+    ),
+    click.option(
+        "--columns",
+        multiple=True,
+        metavar="NAME=COLUMN",
+        help="Another column for id, key, payload, type, time, published or route, or header.NAME; several with commas or again.",
+    ),
+    click.option(
+        "--mode",
+        type=click.Choice(["poll", "cdc"]),
+        default="poll",
+        show_default=True,
+        help="Read the table, or the server's stream of changes.",
+    ),
+    click.option(
+        "--after",
+        type=click.Choice(["flag", "delete", "nothing"]),
+        help="What is done to rows that were sent; flag where there is a column for it.",
+    ),
+    click.option("--name", help="Of the relay; one leader at a time has it. The table's name unless given."),
+    click.option("--slot", help="CDC: the replication slot; tidings_NAME unless given."),
+)
+
+
+def common_options(command: Any) -> Any:
+    """Which table, and whose relay."""
+    for option in reversed(_COMMON):
+        command = option(command)
+    return command
+
+
 @click.command(
     "table",
     epilog="Example: tidings relay table --database postgresql://shop@127.0.0.1/shop --broker kafka://127.0.0.1:9092 --create-topics 8",
 )
-@click.option("--database", required=True, metavar="URL", envvar="TIDINGS_DATABASE", help="The application's database [TIDINGS_DATABASE].")
-@click.option("--table", default="outbox", show_default=True, help="The table, as SQL names it.")
-@click.option("--layout", type=click.Choice(["simple", "debezium"]), default="simple", show_default=True, help="How the table is laid out.")
-@click.option(
-    "--columns",
-    multiple=True,
-    metavar="NAME=COLUMN",
-    help="Another column for id, key, payload, type, time, published or route, or header.NAME; several with commas or again.",
-)
+@common_options
 @click.option(
     "--broker", "broker_url", required=True, metavar="URL", envvar="TIDINGS_BROKER", help="Where to: kafka://host:9092 [TIDINGS_BROKER]."
 )
@@ -46,27 +76,13 @@ PROGRESS_SECONDS = 5.0
     help="Where rows go; {route} and {type} stand for what is in those columns. The table's name, or outbox.event.{route}, unless given.",
 )
 @click.option("--create-topics", type=click.IntRange(1), metavar="N", help="Make topics that aren't there, with so many partitions.")
-@click.option(
-    "--mode",
-    type=click.Choice(["poll", "cdc"]),
-    default="poll",
-    show_default=True,
-    help="Read the table, or the server's stream of changes.",
-)
-@click.option(
-    "--after",
-    type=click.Choice(["flag", "delete", "nothing"]),
-    help="What is done to rows that were sent; flag where there is a column for it.",
-)
-@click.option("--name", help="Of the relay; one leader at a time has it. The table's name unless given.")
-@click.option("--source", help="The CloudEvents source; database/table unless given.")
+@click.option("--source", default="", help="The CloudEvents source; database/table unless given.")
 @click.option("--skip-unsendable", is_flag=True, help="Report rows that can't be sent, and leave them out, instead of stopping.")
 @click.option(
     "--resume-from",
     type=click.Choice(["table", "broker"]),
     help="The answer where the relay asks how to go on after a failover, a restore or a lost slot.",
 )
-@click.option("--slot", help="CDC: the replication slot; tidings_NAME unless given.")
 @click.option("--publication", help="CDC: the publication; tidings_NAME unless given.")
 @click.option("--unlimited-wal", is_flag=True, help="CDC: accept that a relay that is down keeps WAL without limit.")
 @click.option(
@@ -74,14 +90,14 @@ PROGRESS_SECONDS = 5.0
 )
 @click.option("--json", "as_json", is_flag=True, help="Print what happens as JSON lines.")
 @debug_option
-def relay_table(database: str, broker_url: str, columns: tuple[str, ...], name: str | None, as_json: bool, **given: Any) -> None:
+def relay_table(broker_url: str, as_json: bool, **given: Any) -> None:
     """Relay an outbox table to a broker, each row once and in order, without a change to the application that writes it.
 
     Rows are sent as CloudEvents (layout simple) or as Debezium's outbox event router sends them (layout debezium). Rows that are already
     there go first. It can be stopped and started at any time; several with one --name stand by for each other. Ctrl-C drains.
     """
     logging.basicConfig(level="WARNING", format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    options = _options(database, columns, name, **given)
+    options = options_of(**given)
     broker = _broker(broker_url)
     try:
         _run(options, broker, as_json)
@@ -89,7 +105,8 @@ def relay_table(database: str, broker_url: str, columns: tuple[str, ...], name: 
         broker.close()
 
 
-def _options(database: str, columns: tuple[str, ...], name: str | None, **given: Any) -> Any:
+def options_of(*, database: str, columns: tuple[str, ...], name: str | None, **given: Any) -> Any:
+    """As ``relay.outbox.Options``; what was not given is as it is there."""
     from ..relay.layout import LAYOUTS
     from ..relay.outbox import Options
     from ..store.postgres.connect import check_url
@@ -99,7 +116,7 @@ def _options(database: str, columns: tuple[str, ...], name: str | None, **given:
     table: str = given["table"]
     plain = table.rpartition(".")[2].strip('"')
     name = name or plain
-    layout = LAYOUTS[given["layout"]].naming(named, given["topic"] or (plain if given["layout"] == "simple" else None))
+    layout = LAYOUTS[given["layout"]].naming(named, given.get("topic") or (plain if given["layout"] == "simple" else None))
     after = given["after"] or ("flag" if layout.published else "nothing")
     if after == "flag" and layout.published is None:
         raise ConfigurationError("--after flag needs a boolean column for it; name one with --columns published=…")
@@ -109,16 +126,15 @@ def _options(database: str, columns: tuple[str, ...], name: str | None, **given:
         url=database,
         table=table,
         layout=layout,
-        source=given["source"] or "",
         mode=given["mode"],
         after=after,
-        create_topics=given["create_topics"],
-        skip_unsendable=given["skip_unsendable"],
-        resume_from=given["resume_from"],
-        batch=given["batch"],
         slot=given["slot"] or slot[:63],
-        publication=given["publication"] or slot[:63],
-        unlimited_wal=given["unlimited_wal"],
+        publication=given.get("publication") or slot[:63],
+        **{
+            one: given[one]
+            for one in ("source", "create_topics", "skip_unsendable", "resume_from", "batch", "unlimited_wal")
+            if one in given
+        },
     )
 
 

@@ -92,6 +92,97 @@ async def test_a_standby_that_lacks_the_last_transactions_is_promoted(version: i
 
 
 @pytest.mark.promise("nothing lost")
+@pytest.mark.promise("effects once")
+@pytest.mark.slow
+@pytest.mark.parametrize("version", [15, 18])
+async def test_a_failover_to_another_server_that_lags_behind(version: int) -> None:
+    """Streaming replication, asynchronous; the application knows both servers, and goes to whichever can be written to."""
+    try:
+        primary = Postgres(version)
+    except Missing as why:
+        untested("nothing lost", str(why))
+    with primary, ExitStack() as stack:
+        name = primary.new_database().rpartition("/")[2]
+        with psycopg.connect(primary.url(name)) as conn:
+            conn.execute("CREATE TABLE done (number int)")
+        standby = stack.enter_context(await asyncio.to_thread(lambda: Postgres(primary=primary)))
+        both = f"postgresql://{primary.user}@127.0.0.1:{primary.port},127.0.0.1:{standby.port}/{name}?target_session_attrs=read-write"
+        app, seen = App("shop", store=both, lease=2.0), list[int]()
+
+        @app.subscribe(Placed)
+        def pay(event: Placed, tx: psycopg.Connection[Any]) -> None:
+            tx.execute("INSERT INTO done VALUES (%s)", (event.order,))
+
+        @app.subscribe(Placed)
+        async def mail(event: Placed) -> None:
+            seen.append(event.order)
+
+        async with app:
+            for order in range(10):
+                await app.publish(Placed(order=order), tx="own")
+            await settled(app)
+            await until(lambda: reachable(standby.url(name), "SELECT count(*) FROM done") == [10], 20)
+            await asyncio.to_thread(standby.cut_off)
+            for order in range(10, 30):
+                await app.publish(Placed(order=order), tx="own")
+            await settled(app)
+            assert len(seen) == 30
+            await asyncio.to_thread(primary.kill)
+            await asyncio.to_thread(standby.promote)
+            await until(lambda: reachable(both, "SELECT max(position) FROM tidings_log") == [10], 20)
+            for order in range(30, 36):
+                await app.publish(Placed(order=order), tx="own")
+            assert rows(both, "SELECT min(position) FROM tidings_log WHERE position > 10")[0] <= 43  # a sequence is logged 32 ahead
+            await until(lambda: set(seen) >= set(range(36)), 30)
+            await until(lambda: len(rows(both, "SELECT number FROM done")) >= 16, 20)
+            await settled(app)
+        assert sorted(rows(both, "SELECT number FROM done")) == [*range(10), *range(30, 36)]
+        assert rows(both, "SELECT count(*) FROM tidings_parked") == [0]
+
+
+@pytest.mark.promise("nothing lost")
+@pytest.mark.promise("effects once")
+async def test_a_dump_that_was_made_under_load_is_restored_elsewhere(postgres: Postgres) -> None:
+    """What it holds is handled on from where it stood, and what is published then, at positions that others had, too."""
+
+    def shop(url: str) -> App:
+        app = App("shop", store=url)
+
+        @app.subscribe(Placed)
+        def pay(event: Placed, tx: psycopg.Connection[Any]) -> None:
+            tx.execute("INSERT INTO done VALUES (%s)", (event.order,))
+
+        return app
+
+    url = postgres.new_database()
+    with psycopg.connect(url) as conn:
+        conn.execute("CREATE TABLE done (number int)")
+    async with shop(url) as app:
+        publishing = asyncio.create_task(_publish(app, range(2_000)))
+        await until(lambda: rows(url, "SELECT count(*) FROM done")[0] > 100)
+        dump = await asyncio.to_thread(postgres.dump, url)
+        await publishing
+        await settled(app)
+    assert sorted(rows(url, "SELECT number FROM done")) == [*range(2_000)]
+    other = await asyncio.to_thread(postgres.restore, dump)
+    kept = rows(other, "SELECT count(*) FROM tidings_log")[0]
+    assert rows(other, "SELECT count(*) FROM done")[0] <= kept < 2_000
+    async with shop(other) as app:
+        await _publish(app, range(5_000, 5_100))
+        # The worker that the dump knows has its share of the lanes until its lease is over.
+        await until(lambda: rows(other, "SELECT count(*) FROM done")[0] >= kept + 100, 30)
+        await settled(app)
+    assert sorted(rows(other, "SELECT number FROM done")) == [*range(kept), *range(5_000, 5_100)]
+    for one in (url, other):
+        postgres.drop_database(one)
+
+
+async def _publish(app: App, orders: range) -> None:
+    for order in orders:
+        await app.publish(Placed(order=order), tx="own")
+
+
+@pytest.mark.promise("nothing lost")
 @pytest.mark.parametrize("kind", ["psycopg", "Session"])
 async def test_a_checkpoint_from_before_is_not_taken(postgres_url: str, kind: str) -> None:
     """Handlers were at work when the server became another: nothing they do counts, and it is done again."""

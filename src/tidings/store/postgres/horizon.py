@@ -85,10 +85,12 @@ def _reading(table: str, sequence: str) -> str:
 
 _OURS = f"'{LOG}'::regclass"
 
-_WHO = f"""
+
+def _who(table: str) -> str:
+    return f"""
     SELECT l.virtualtransaction, l.pid, p.gid, coalesce(a.usename, p.owner), a.application_name, a.state, a.query,
            extract(epoch FROM clock_timestamp() - coalesce(a.xact_start, p.prepared))::float8 AS seconds
-    FROM (SELECT DISTINCT virtualtransaction, pid FROM ({_lockers(_OURS)}) every) l
+    FROM (SELECT DISTINCT virtualtransaction, pid FROM ({_lockers(table)}) every) l
     LEFT JOIN pg_stat_activity a ON a.pid = l.pid
     LEFT JOIN (pg_locks x JOIN pg_prepared_xacts p ON p.transaction = x.transactionid)
            ON l.pid IS NULL AND x.pid IS NULL AND x.virtualtransaction = l.virtualtransaction
@@ -204,7 +206,7 @@ class Horizon:
         return self.safe
 
 
-def lockers(conn: psycopg.Connection[Any]) -> list[Locker]:
-    """Who holds the horizon now, oldest first: what `status` shows, and what an alarm names."""
+def lockers(conn: psycopg.Connection[Any], table: int | None = None) -> list[Locker]:
+    """Who holds the horizon now, oldest first: what `status` shows, and what an alarm names. table: of somebody else, its oid."""
     with conn.cursor(row_factory=tuple_row) as cursor:
-        return [Locker(*row) for row in cursor.execute(_WHO, prepare=False)]
+        return [Locker(*row) for row in cursor.execute(_who(_OURS if table is None else f"{table:d}::oid"), prepare=False)]

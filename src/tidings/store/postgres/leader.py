@@ -10,7 +10,7 @@ A pooler in transaction mode gives sessions to others between transactions: the 
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import psycopg
 
@@ -19,6 +19,28 @@ from .replication import SETTINGS
 
 LEASE_SECONDS = 10.0
 """After so long without a word the session of a leader is ended."""
+
+
+_LED = """
+    SELECT l.pid, a.client_addr::text, extract(epoch FROM clock_timestamp() - a.backend_start)::float8
+    FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid, hashtextextended(%s, 0) key
+    WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
+      AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+      AND (l.classid::bigint << 32 | l.objid::bigint) = key"""
+
+
+class Led(NamedTuple):
+    """Who leads. pid: of the server's process. address: where from, None by a local socket. seconds: since it connected."""
+
+    pid: int
+    address: str | None
+    seconds: float | None
+
+
+def leader_of(conn: psycopg.Connection[Any], name: str) -> Led | None:
+    """Who leads the relay of this name now; None if nobody does."""
+    row = conn.execute(_LED, (f"tidings relay {name}",)).fetchone()
+    return None if row is None else Led(*row)
 
 
 class Leader:

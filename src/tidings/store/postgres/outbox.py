@@ -181,7 +181,10 @@ class OutboxTable:
         # A row written again since has another xmin. (age() counts back from now, so it also orders the 32 bits that a row keeps.)
         self._tick_old = f"{tick} WHERE {these} AND age(xmin) > age(%s::text::xid)"
         self._all = f"{reading} WHERE {untick} ORDER BY {order}"
-        self._count = f"SELECT count(*) FROM (SELECT FROM {table} WHERE {untick} LIMIT %s) open"
+        when = sql.Identifier(time).as_string() if time and found[time][1].startswith("timestamp") else "NULL::timestamptz"
+        self._waiting = f"""
+            SELECT count(*), extract(epoch FROM clock_timestamp() - min(at))::float8
+            FROM (SELECT {when} AS at FROM {table} WHERE {untick} ORDER BY {order} LIMIT %s) open"""
 
     # -- reading; each in a snapshot of its own
 
@@ -224,11 +227,11 @@ class OutboxTable:
         while rows := _cells(conn, f"FETCH {most:d} FROM everything", None):
             yield rows
 
-    def count(self, conn: psycopg.Connection[Any], most: int) -> int:
-        """How many rows have no tick; counts up to ``most``."""
-        row = conn.execute(self._count, (most,)).fetchone()
+    def waiting(self, conn: psycopg.Connection[Any], most: int) -> tuple[int, float | None]:
+        """How many rows have no tick, counted up to ``most``, and how long ago the oldest was written in seconds, if that can be told."""
+        row = conn.execute(self._waiting, (most,)).fetchone()
         assert row is not None
-        return int(row[0])
+        return int(row[0]), row[1]
 
     def now(self, conn: psycopg.Connection[Any]) -> int:
         """A point in the history of the server's transactions: what is written from now on is younger."""

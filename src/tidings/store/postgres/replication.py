@@ -39,7 +39,8 @@ class SlotInfo(NamedTuple):
     Attributes:
         database, plugin: it belongs to. pid: the process that streams from it; None if nobody does.
         confirmed: up to where the server may forget. wal: ``reserved``, ``extended``, ``unreserved`` or ``lost``.
-        retained: bytes of WAL that it keeps. left: bytes until it may be lost; None if that never happens, or not soon.
+        behind, retained: bytes of WAL that were not confirmed, and that it keeps.
+        left: bytes until it may be lost; None if that never happens, or not soon.
     """
 
     database: str
@@ -47,12 +48,14 @@ class SlotInfo(NamedTuple):
     pid: int | None
     confirmed: int
     wal: str
+    behind: int
     retained: int
     left: int | None
 
 
 _SLOT = """
     SELECT database, plugin, active_pid, confirmed_flush_lsn::text, wal_status,
+           pg_wal_lsn_diff(pg_current_wal_lsn(), confirmed_flush_lsn)::bigint,
            pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn)::bigint, safe_wal_size
     FROM pg_replication_slots WHERE slot_name = %s"""
 
@@ -71,8 +74,8 @@ def slot_info(conn: psycopg.Connection[Any], name: str) -> SlotInfo | None:
     row = conn.execute(_SLOT, (name,)).fetchone()
     if row is None:
         return None
-    database, plugin, pid, confirmed, wal, retained, left = row
-    return SlotInfo(database or "", plugin or "", pid, lsn(confirmed or "0/0"), wal or "lost", retained or 0, left)
+    database, plugin, pid, confirmed, wal, behind, retained, left = row
+    return SlotInfo(database or "", plugin or "", pid, lsn(confirmed or "0/0"), wal or "lost", behind or 0, retained or 0, left)
 
 
 def retention_is_limited(conn: psycopg.Connection[Any]) -> bool:
