@@ -3,7 +3,7 @@ PYTHON := .venv/bin/python
 CODE := $(foreach folder,src apps benchmarks examples servers tests,$(if $(shell find $(folder) -name '*.py' -print -quit 2>/dev/null),$(folder)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test demo demo-services compare bench soak sabotage lint format docs lock clean
+.PHONY: help setup test demo demo-saga demo-services compare bench soak sabotage lint format docs lock clean
 
 help: ## what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -16,6 +16,9 @@ test: setup ## the tests, in JOBS processes (2 unless given); ends with the list
 
 demo: setup ## the checkout application, live; ORDERS=path.csv reads real orders, STORE=path keeps the store, STORE=postgres or a URL puts it on a server
 	$(PYTHON) -m apps.checkout.demo $(if $(ORDERS),--orders "$(ORDERS)") $(if $(STORE),--store "$(STORE)") $(ARGS)
+
+demo-saga: setup ## the same shop's orders as sagas: workers killed, a bank that is closed, compensations stuck and retried by hand; ORDERS= and STORE= as above
+	$(PYTHON) -m apps.checkout.saga_demo $(if $(ORDERS),--orders "$(ORDERS)") $(if $(STORE),--store "$(STORE)") $(ARGS)
 
 demo-services: setup ## the checkout as services of their own, on a PostgreSQL with a database each and a Kafka between them; ORDERS=path.csv as above
 	$(PYTHON) -m apps.checkout.services $(if $(ORDERS),--orders "$(ORDERS)") $(ARGS)

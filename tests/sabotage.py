@@ -54,6 +54,12 @@ CDC = "tests/relay/test_cdc.py::"
 SAGA = "tests/sagas/test_saga.py::test_"
 SAGA_STORE = "tests/sagas/test_store.py::test_"
 SAGA_GROUP = "tests/sagas/test_journal_writer.py::test_"
+SAGA_OUTCOME = "tests/sagas/test_outcomes.py::test_"
+SAGA_ONCE = "tests/sagas/test_at_most_once.py::test_"
+SAGA_CHILD = "tests/sagas/test_children.py::test_"
+SAGA_ENDLESS = "tests/sagas/test_endless.py::test_"
+SAGA_DEPLOY = "tests/sagas/test_deploys.py::test_"
+OPERATOR = "tests/sagas/test_operator.py::test_"
 SAGA_BODY = "tests/sagas/test_body.py::test_"
 
 LIST = (
@@ -282,7 +288,7 @@ LIST = (
     Sabotage(
         "a failure in a shared transaction parks its key there too",
         "subscribe/serial.py",
-        "failed.add(ctx.key_id)",
+        "failed.add(chunk[0].key_id)",
         "pass",
         HANDLING + "each_key_in_its_order_whatever_fails[1-shared tx]",
     ),
@@ -344,6 +350,13 @@ LIST = (
     ),
     # -- handlers' transactions
     Sabotage(
+        "checkpoints that take long are written seldom",
+        "subscribe/checkpointing.py",
+        "max(QUIET_SECONDS, QUIET_TIMES * self._took)",
+        "QUIET_SECONDS",
+        "tests/subscribe/test_runner.py::test_a_trickle_of_events_is_not_a_trickle_of_checkpoints[0.02-0.2]",
+    ),
+    Sabotage(
         "a savepoint for each chunk",
         "subscribe/serial.py",
         "with transaction.savepoint(), transaction.guard.closed(chunk[0].handler.name):",
@@ -351,10 +364,10 @@ LIST = (
         HANDLING + "a_failed_handler_leaves_nothing_and_its_neighbours_everything[True]",
     ),
     Sabotage(
-        "a savepoint for each event of a chunk that is done again",
+        "a chunk in which one fails is done again until that one stands alone",
         "subscribe/serial.py",
-        "with transaction.savepoint(), transaction.guard.closed(ctx.handler.name):",
-        "with transaction.guard.closed(ctx.handler.name):",
+        "                if len(chunk) > 1:\n                    again",
+        "                if False:\n                    again",
         HANDLING + "a_failed_handler_leaves_nothing_and_its_neighbours_everything[True]",
     ),
     Sabotage(
@@ -900,14 +913,14 @@ LIST = (
     Sabotage(
         "a saga whose step is being committed is not taken over",
         "store/postgres/unit.py",
-        '"%s", "FOR SHARE", "FOR UPDATE SKIP LOCKED"',
-        '"%s", "", "FOR UPDATE SKIP LOCKED"',
+        '"%s", "FOR SHARE", "FOR UPDATE", "FOR UPDATE SKIP LOCKED"',
+        '"%s", "", "FOR UPDATE", "FOR UPDATE SKIP LOCKED"',
         SAGA_STORE + "nobody_takes_an_instance_whose_step_is_being_committed[postgres]",
     ),
     Sabotage(
         "a saga's line is written once",
         "store/sagas.py",
-        " WHERE tidings_saga_journal.state = 'retrying'",
+        " WHERE tidings_saga_journal.state IN ('retrying', 'begun')",
         "",
         SAGA_STORE + "a_line_is_written_once_but_for_one_that_is_tried_again[sqlite]",
     ),
@@ -949,8 +962,8 @@ LIST = (
     Sabotage(
         "an event that comes while a saga is let go of makes it due",
         "store/sagas.py",
-        "due = CASE WHEN arrived <> CAST(? AS bigint)",
-        "due = CASE WHEN 1 = 0 AND arrived <> CAST(? AS bigint)",
+        '_DUE = "CASE WHEN arrived <> CAST(? AS bigint)',
+        '_DUE = "CASE WHEN 1 = 0 AND arrived <> CAST(? AS bigint)',
         SAGA_STORE + "an_event_that_comes_while_an_instance_is_let_go_of_makes_it_due[sqlite-0]",
     ),
     Sabotage(
@@ -1038,6 +1051,146 @@ LIST = (
         SAGA + "a_step_that_ends_its_transaction_gets_an_error_and_counts_as_not_done[sqlite]",
     ),
     Sabotage(
+        "a mistake in a saga's body undoes nothing",
+        "sagas/driver.py",
+        "elif compensation.is_outcome(body.error, definition.failures):",
+        "elif True:",
+        SAGA_OUTCOME + "a_mistake_in_the_body_refunds_nothing_and_goes_on_once_mended[sqlite-plain]",
+    ),
+    Sabotage(
+        "a saga's answers are handed on behind what was recorded before",
+        "sagas/driver.py",
+        "        self._recorded.append((call, entry))\n        await self._hand_on()\n",
+        "        await _alone(lambda: self._body.hand(call, entry))\n",
+        SAGA_OUTCOME + "what_falls_due_while_a_steps_line_is_written_is_handed_on_behind_it[sqlite]",
+    ),
+    Sabotage(
+        "a step that is tried once at most is noted before",
+        "sagas/driver.py",
+        "            if call.once and not finding_out:\n",
+        "            if False:\n",
+        SAGA_ONCE + "it_is_called_once_and_what_nobody_knows_is_found_out_or_parked[sqlite-False-behind]",
+    ),
+    Sabotage(
+        "a step that was cut off is not called again",
+        "sagas/driver.py",
+        "            if _cut_off(call) and call.reconcile is None:\n                continue\n",
+        "",
+        SAGA_ONCE + "it_is_called_once_and_what_nobody_knows_is_found_out_or_parked[sqlite-False-behind]",
+    ),
+    Sabotage(
+        "behind its pivot a saga is not undone",
+        "sagas/driver.py",
+        "and not body.pivoted:",
+        "and True:",
+        SAGA_ONCE + "behind_its_pivot_it_only_goes_forward[sqlite-refused]",
+    ),
+    Sabotage(
+        "behind its pivot a saga tries without end",
+        "sagas/driver.py",
+        "if delay is None and self._body.pivoted:",
+        "if False:",
+        SAGA_ONCE + "behind_its_pivot_it_only_goes_forward[sqlite-error]",
+    ),
+    Sabotage(
+        "a child that ends wakes its parent",
+        "store/sagas.py",
+        "if state in CLOSED and parent is not None",
+        "if False and parent is not None",
+        SAGA_CHILD + "a_parent_waits_for_its_child_and_has_its_result[sqlite-False]",
+    ),
+    Sabotage(
+        "a child is undone with its parent",
+        "sagas/compensation.py",
+        'call.entry.state in ("begun", "done")',
+        'call.entry.state in ("never",)',
+        SAGA_CHILD + "a_completed_child_is_undone_through_its_own_steps_in_its_place[sqlite-False]",
+    ),
+    Sabotage(
+        "who is nobody's child stays what it is",
+        "store/sagas.py",
+        "child.parent == (hold.saga, hold.key) else refused",
+        "True else refused",
+        SAGA_CHILD + "an_instance_that_is_nobodys_child_stays_what_it_is[sqlite]",
+    ),
+    Sabotage(
+        "a child that still runs is undone where it stands",
+        "sagas/driver.py",
+        "        if row.undo is not None and body.fault is None:",
+        "        if False:",
+        SAGA_CHILD + "a_child_that_still_runs_is_undone_where_it_stands[sqlite]",
+    ),
+    Sabotage(
+        "a saga that begins anew has each event once",
+        "store/sagas.py",
+        "        for position in taken:\n",
+        "        for position in ():\n",
+        SAGA_ENDLESS + "each_event_is_had_once_in_all_runs[sqlite]",
+    ),
+    Sabotage(
+        "a saga that begins anew keeps what is to be undone",
+        "sagas/driver.py",
+        "        for past in self._runs_before():",
+        "        for past in ():",
+        SAGA_ENDLESS + "it_begins_anew_with_new_state_and_carries_on_what_is_to_be_undone[sqlite-True]",
+    ),
+    Sabotage(
+        "a closed saga leaves a tombstone",
+        "store/sagas.py",
+        "AND position <= {_RETAINED} AND (position > 0 OR since < ?)",
+        "AND (true OR position <= {_RETAINED}) AND (true OR since < ?)",
+        SAGA_ENDLESS + "a_closed_saga_goes_away_and_its_start_event_read_again_begins_nothing[sqlite]",
+    ),
+    Sabotage(
+        "a child is kept until its parent is closed",
+        "store/sagas.py",
+        "AND parent.key = one.parent_key AND",
+        "AND parent.key = one.parent_key AND false AND",
+        SAGA_ENDLESS + "a_closed_saga_goes_away_and_its_start_event_read_again_begins_nothing[sqlite]",
+    ),
+    Sabotage(
+        "a saga from before a change goes the old way",
+        "sagas/journal.py",
+        "        _answer_old(body, known, left)\n",
+        "",
+        SAGA_DEPLOY + "it_goes_on_or_is_parked_and_check_foretells_it[sqlite-added_as_a_change]",
+    ),
+    Sabotage(
+        "check foretells what will be parked",
+        "sagas/check.py",
+        "        if failed is not None and not is_outcome(failed, definition.failures):",
+        "        if False:",
+        SAGA_DEPLOY + "it_goes_on_or_is_parked_and_check_foretells_it[sqlite-broken]",
+    ),
+    Sabotage(
+        "a saga isn't migrated while somebody has it",
+        "store/sagas.py",
+        '" key = ? AND version = ? AND epoch = ? AND worker IS NULL"',
+        '" key = ? AND version = ? AND epoch <> -1 - ? AND worker IS NULL"',
+        SAGA_DEPLOY + "an_instance_that_fits_goes_on_with_another_version[sqlite]",
+    ),
+    Sabotage(
+        "a saga that was started is not started again",
+        "store/sagas.py",
+        "ON CONFLICT (saga, key) DO NOTHING",
+        "ON CONFLICT (saga, key) DO UPDATE SET data = excluded.data, state = 'running', due = excluded.due",
+        SAGA_STORE + "an_event_for_nobody_is_left_alone[sqlite]",
+    ),
+    Sabotage(
+        "who waits for a saga's result in another process is woken",
+        "store/sagas.py",
+        "            self._tell()\n",
+        "            pass\n",
+        "tests/sagas/test_result.py::test_who_waits_is_told_of_an_end_that_publishes_nothing[postgres]",
+    ),
+    Sabotage(
+        "what is at its default isn't digested",
+        "sagas/digest.py",
+        "            continue\n",
+        "            pass\n",
+        "tests/sagas/test_digest.py::test_a_field_gained_with_a_default_changes_nothing",
+    ),
+    Sabotage(
         "a saga's step and its entry are one commit",
         "sagas/attempt.py",
         "                if not self._record(self._store.unit(transaction.raw), hold, entry, outputs):\n"
@@ -1047,6 +1200,62 @@ LIST = (
         "            if not self._store.write(lambda unit: self._record(unit, hold, entry, outputs)).result():\n"
         "                raise _fenced(hold)\n            return entry\n\n        future",
         "tests/sagas/test_killed.py::test_a_saga_killed_at_every_point_ends_as_one_that_was_not[sqlite-forward]",
+    ),
+    Sabotage(
+        "a saga that is due is found by its index",
+        "store/sagas.py",
+        "coalesce(saga, '') = ? AND version = ?",
+        "saga = ? AND version = ?",
+        SAGA_STORE + "what_is_due_is_found_by_its_index_and_not_among_all_that_wait[sqlite]",
+    ),
+    Sabotage(
+        "an operator's order: a saga that is to be undone is not completed",
+        "store/sagas.py",
+        'still = " AND back IS NULL"',
+        'still = ""',
+        SAGA_STORE + "one_that_is_to_be_undone_is_neither_completed_nor_rests[sqlite]",
+    ),
+    Sabotage(
+        "an operator's order: a saga that is to be undone doesn't rest",
+        "store/sagas.py",
+        'at_once = f"WHEN back IS NOT NULL THEN',
+        'at_once = f"WHEN 1 = 0 THEN',
+        SAGA_STORE + "one_that_is_to_be_undone_is_neither_completed_nor_rests[sqlite]",
+    ),
+    Sabotage(
+        "an operator's order: a saga that is to be paused is paused when it is let go of",
+        "store/sagas.py",
+        """becomes = "CASE WHEN pause IS NOT NULL THEN 'paused' ELSE""",
+        """becomes = "CASE WHEN 1 = 0 THEN 'paused' ELSE""",
+        SAGA_STORE + "one_that_is_to_be_paused_is_paused_by_whoever_lets_go_of_it[sqlite-False]",
+    ),
+    Sabotage(
+        "an operator's order: the driver hears of it between steps",
+        "sagas/driver.py",
+        "            if self.row.back is not None:\n                break",
+        "            if False:\n                break",
+        OPERATOR + "an_order_while_a_step_runs_counts_behind_it[sqlite-cancel]",
+    ),
+    Sabotage(
+        "an operator's order: behind it the body is handed nothing, by the next worker neither",
+        "sagas/journal.py",
+        'back = back or entry.kind == "back"',
+        "back = False",
+        OPERATOR + "what_ended_behind_an_order_is_undone_and_leads_to_nothing[sqlite]",
+    ),
+    Sabotage(
+        "an operator's action: nobody writes a step's line while a worker is at it",
+        "sagas/operating.py",
+        'if action in ("retry", "skip") and row.worker is not None:',
+        "if False:",
+        OPERATOR + "an_order_while_a_step_runs_counts_behind_it[sqlite-cancel]",
+    ),
+    Sabotage(
+        "an operator's action: what is closed stays closed",
+        "sagas/operating.py",
+        "    if row.state in CLOSED:\n        return",
+        "    if False:\n        return",
+        OPERATOR + "what_makes_no_sense_is_refused[sqlite]",
     ),
 )
 

@@ -73,7 +73,8 @@ def test_the_promises_are_the_ones_that_the_tests_name() -> None:
 TITLED = re.compile(r'^```(?:python title="([^"]+)"|(console))\n(.*?)^```', re.MULTILINE | re.DOTALL)
 
 
-def test_the_tutorial_runs(tmp_path: Path) -> None:
+@pytest.mark.parametrize("page", ["tutorial.md", "tutorial-saga.md"])
+def test_the_tutorials_run(page: str, tmp_path: Path) -> None:
     """Its files are what their blocks say, one behind the other, and its commands print what stands under them."""
     environment = {
         **os.environ,
@@ -84,7 +85,7 @@ def test_the_tutorial_runs(tmp_path: Path) -> None:
         "NO_COLOR": "1",
     }
     commands = 0
-    for block in TITLED.finditer((DOCS / "tutorial.md").read_text(encoding="utf-8")):
+    for block in TITLED.finditer((DOCS / page).read_text(encoding="utf-8")):
         name, console, text = block.groups()
         if console is None:
             with (tmp_path / name).open("a", encoding="utf-8") as file:

@@ -239,7 +239,7 @@ def main() -> int:
     try:
         if given.workers < 1 or (given.rate is not None and given.rate <= 0):
             raise BadOrders("--workers and --rate must be above 0")
-        orders = _orders(given, console)
+        orders = orders_of(given, console)
         plan = Plan(
             orders=orders,
             world=replace(usual, seed=given.seed, fail=given.fail, decline=given.decline),
@@ -248,7 +248,7 @@ def main() -> int:
             patience=given.patience,
         )
         with ExitStack() as stack:
-            return 0 if play(plan, _places(given.store, stack), console) else 1
+            return 0 if play(plan, places_of(given.store, stack), console) else 1
     except (BadOrders, ProcessFailed, Missing, TidingsError) as error:
         errors.print(f"demo: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         return 2
@@ -257,7 +257,7 @@ def main() -> int:
         return 130
 
 
-def _orders(given: argparse.Namespace, console: Console) -> list[Order]:
+def orders_of(given: argparse.Namespace, console: Console) -> list[Order]:
     if given.orders is None:
         return generate_orders(given.count, given.seed)
     orders, left_out = read_orders(given.orders, skip_bad=given.skip_bad)
@@ -268,7 +268,7 @@ def _orders(given: argparse.Namespace, console: Console) -> list[Order]:
     return orders
 
 
-def _places(store: str | None, stack: ExitStack) -> Places:
+def places_of(store: str | None, stack: ExitStack) -> Places:
     """Where this run keeps what; ``stack`` takes away what isn't kept."""
     if (store is not None and "://" in store.replace("sqlite://", "")) or store == "postgres":
         if store == "postgres":

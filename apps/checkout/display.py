@@ -67,7 +67,7 @@ class Display:
             parked = sum(reader.parked for reader in snapshot.readers)
             self._console.print(
                 f"{now:5.1f} s  placed {placed}/{self._orders}, ended {snapshot.ended}, events {snapshot.events} ({rate:.0f}/s),"
-                f" deliveries behind {behind}, parked {parked}",
+                f" deliveries behind {behind}, parked {parked}{_sagas(snapshot)}",
                 highlight=False,
                 soft_wrap=True,
             )
@@ -81,7 +81,7 @@ class Display:
         states = snapshot.states
         line = (
             f"{states.get('shipped', 0):,} shipped · {states.get('cancelled', 0):,} cancelled · {snapshot.events:,} events in the log ·"
-            f" {rate:,.0f} events/s · {snapshot.scheduled:,} scheduled"
+            f" {rate:,.0f} events/s · {snapshot.scheduled:,} scheduled{_sagas(snapshot)}"
         )
         readers = Table(box=None, pad_edge=False, header_style="dim")
         for column in ("subscription", "of", "behind", "parked", "dead", "workers"):
@@ -99,6 +99,11 @@ class Display:
         for at, text in self._news:
             news.add_row(Text(f"{at:5.1f} s", style="dim"), text)
         return Panel(Group(bars, Text(line), Text(), readers, Text(), news), title=f"checkout, {self.seconds:.0f} s", border_style="dim")
+
+
+def _sagas(snapshot: Snapshot) -> str:
+    found = ", ".join(f"{count:,} {state}" for state, count in snapshot.sagas.items())
+    return f"; sagas: {found}" if found else ""
 
 
 def show_reconciliation(console: Console, result: Reconciliation, *, problems: int = 5) -> None:

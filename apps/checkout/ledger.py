@@ -42,6 +42,7 @@ class Ledger:
 
     def __init__(self, path: Path) -> None:
         # A simulator stands for somebody else's service, which doesn't crash here; so its file needn't be synced at each request.
+        self.path = path
         self._conn = sqlite3.connect(path, isolation_level=None)
         self._conn.execute("PRAGMA journal_mode = WAL")
         self._conn.execute("PRAGMA synchronous = OFF")

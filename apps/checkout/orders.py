@@ -93,22 +93,22 @@ orders = app.subscription("orders", shared_tx=True)
 
 @orders.on(OrderRejected)
 def rejected(event: OrderRejected, ctx: Context, tx: Tx) -> OrderCancelled | None:
-    return _cancel(event.order_id, "rejected as fraud", ctx, tx)
+    return cancel(event.order_id, "rejected as fraud", ctx, tx)
 
 
 @orders.on(PaymentDeclined)
 def declined(event: PaymentDeclined, ctx: Context, tx: Tx) -> OrderCancelled | None:
-    return _cancel(event.order_id, "card declined", ctx, tx)
+    return cancel(event.order_id, "card declined", ctx, tx)
 
 
 @orders.on(OutOfStock)
 def out_of_stock(event: OutOfStock, ctx: Context, tx: Tx) -> OrderCancelled | None:
-    return _cancel(event.order_id, "out of stock", ctx, tx)
+    return cancel(event.order_id, "out of stock", ctx, tx)
 
 
 @orders.on(ShipmentRefused)
 def shipment_refused(event: ShipmentRefused, ctx: Context, tx: Tx) -> OrderCancelled | None:
-    return _cancel(event.order_id, "parcel refused", ctx, tx)
+    return cancel(event.order_id, "parcel refused", ctx, tx)
 
 
 @orders.on(OrderShipped)
@@ -117,7 +117,7 @@ def shipped(event: OrderShipped, ctx: Context, tx: Tx) -> None:
     run(tx, "UPDATE shop_orders SET state = 'shipped' WHERE order_id = ? AND state = 'placed'", (event.order_id,))
 
 
-def _cancel(order_id: int, reason: str, ctx: Context, tx: Tx) -> OrderCancelled | None:
+def cancel(order_id: int, reason: str, ctx: Context, tx: Tx) -> OrderCancelled | None:
     """Cancel an order once: a second reason (no stock *and* a declined card) changes nothing."""
     saw(tx, "shop", ctx)
     row = run(

@@ -7,7 +7,7 @@ or cancelled with everything undone, the money back and the stock back on its sh
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from apps.checkout.books import Books, Logged
@@ -116,6 +116,27 @@ def outcome(books: Books) -> Reconciliation:
             _check("every mail owed was sent once", len(books.ledgers["mail"].entries), _mails(books)),
         )
     )
+
+
+def reconcile_sagas(books: Books, placed: Collection[int], sagas: Mapping[int, str]) -> Reconciliation:
+    """Of a shop whose orders are sagas; ``sagas``: the state of each order's."""
+    return Reconciliation(
+        (
+            _check("every order taken is there once", len(placed), _orders_there(books, placed)),
+            _check("no saga in limbo", len(sagas), _limbo(books, sagas)),
+            *outcome(books).checks,
+        )
+    )
+
+
+def _limbo(books: Books, sagas: Mapping[int, str]) -> Iterator[str]:
+    wanted = {"shipped": ("completed",), "cancelled": ("compensated", "cancelled")}
+    for order in books.orders:
+        state = sagas.get(order.order_id, "none")
+        if state not in wanted.get(order.state, ()):
+            yield f"order {order.order_id} is {order.state}, its saga {state}"
+    for order_id in sorted(sagas.keys() - {order.order_id for order in books.orders}):
+        yield f"there is a saga for order {order_id}, which the shop doesn't know"
 
 
 def broken_orders(books: Books) -> set[int]:

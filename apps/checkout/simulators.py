@@ -2,7 +2,8 @@
 
 Each is slow, fails now and then (half of the time *after* it has done what was asked, so that the answer is lost and not the effect) and
 says no at a given rate. Each is idempotent by key, as Stripe is: the same key gets the first answer again; the same key with another
-request is an error. Luck is drawn from the seed, the order and the how-manieth try, so two runs meet the same world.
+request is an error. While there is a file ``refunds.closed`` beside the ledgers, refunds are out of order (as with any path). Luck is
+drawn from the seed, the order and the how-manieth try, so two runs meet the same world.
 
     python -m apps.checkout.simulators --directory /tmp/world --seed 1
 
@@ -64,7 +65,7 @@ class Simulator:
         nth = self._tries[kind, order_id]
         await asyncio.sleep(self._latency(kind, order_id, nth))
         luck = chance(self.world.seed, self.name, "fail", kind, order_id, nth)
-        if luck < self.world.fail / 2:
+        if luck < self.world.fail / 2 or self.ledger.path.with_name(f"{path}.closed").exists():
             self.ledger.failed(kind, order_id)
             return Response(503, {"error": "try again"})
         response = self._once(request.key, kind, order_id, body)

@@ -5,13 +5,14 @@ Reads only. How far the subscriptions are is seen in one snapshot, the shop's ow
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from apps.checkout.books import snapshot, tables_of
 from apps.checkout.tables import run
 from tidings import StoreNotInitialised
 from tidings.store import store_at
 from tidings.store.port import Unit
+from tidings.store.sagas import CLOSED
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,7 @@ class Snapshot:
     states: dict[str, int]
     readers: tuple[Reader, ...]
     alerts: int
+    sagas: dict[str, int] = field(default_factory=dict)
 
     @property
     def orders(self) -> int:
@@ -45,7 +47,13 @@ class Snapshot:
     @property
     def settled(self) -> bool:
         """Nothing is under way, waiting for another attempt, or due later: nothing will happen any more unless somebody acts."""
-        return not self.scheduled and not any(reader.behind or reader.parked for reader in self.readers)
+        readers = any(reader.behind or reader.parked for reader in self.readers)
+        return not self.scheduled and not self.open_sagas and not readers
+
+    @property
+    def open_sagas(self) -> dict[str, int]:
+        """Those that have not come to an end, by state."""
+        return {state: count for state, count in self.sagas.items() if state not in CLOSED}
 
     def pending(self) -> str:
         """What it still waits for, in words."""
@@ -54,6 +62,7 @@ class Snapshot:
         ]
         if self.scheduled:
             parts.append(f"{self.scheduled} scheduled")
+        parts += [f"{count} sagas {state}" for state, count in self.open_sagas.items()]
         return "; ".join(parts) or "nothing"
 
 
@@ -81,7 +90,8 @@ class Watch:
             tables = tables_of(conn)
             states = dict(run(conn, "SELECT state, count(*) FROM shop_orders GROUP BY state")) if "shop_orders" in tables else {}
             alerts = run(conn, "SELECT count(*) FROM support_alerts").fetchone()[0] if "support_alerts" in tables else 0
-        return Snapshot(events, scheduled, states, readers, alerts)
+            sagas = dict(run(conn, "SELECT state, count(*) FROM tidings_sagas GROUP BY state ORDER BY state"))
+        return Snapshot(events, scheduled, states, readers, alerts, sagas)
 
 
 def _progress(unit: Unit) -> tuple[int, int, tuple[Reader, ...]]:

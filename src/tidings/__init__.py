@@ -3,8 +3,11 @@
 from typing import TYPE_CHECKING
 
 from .errors import (
+    ActionRefused,
+    BodyFailed,
     BrokerError,
     BrokerUnavailable,
+    ChildFailed,
     ConfigurationError,
     EventDefinitionError,
     Fenced,
@@ -14,11 +17,14 @@ from .errors import (
     HandlingError,
     InvalidEvent,
     JournalMismatch,
+    LateEvent,
     LogWentBack,
     NotAllowed,
+    NotDone,
     NotFound,
     NotInTime,
     OffsetLost,
+    OutcomeUnknown,
     OutsideTransaction,
     PartitionTaken,
     PositionUnclear,
@@ -27,6 +33,8 @@ from .errors import (
     Refused,
     SagaDefinitionError,
     SagaError,
+    SagaFailed,
+    SagaParked,
     SlotFenced,
     StepFailed,
     StoreBusy,
@@ -56,6 +64,7 @@ if TYPE_CHECKING:
     from .relay.intake import Intake
     from .relay.relay import Relay
     from .retry import Retry
+    from .sagas.operator import Operator
     from .sagas.saga import Saga
     from .sagas.step import Unknown
     from .store.postgres import PostgresStore
@@ -67,10 +76,13 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "ActionRefused",
     "App",
     "Backlog",
+    "BodyFailed",
     "BrokerError",
     "BrokerUnavailable",
+    "ChildFailed",
     "Clock",
     "CloudEvents",
     "ConfigurationError",
@@ -88,12 +100,16 @@ __all__ = [
     "InvalidEvent",
     "JournalMismatch",
     "KafkaBroker",
+    "LateEvent",
     "LogWentBack",
     "ManualClock",
     "NotAllowed",
+    "NotDone",
     "NotFound",
     "NotInTime",
     "OffsetLost",
+    "Operator",
+    "OutcomeUnknown",
     "OutsideTransaction",
     "PartitionTaken",
     "PlainJSON",
@@ -109,6 +125,8 @@ __all__ = [
     "Saga",
     "SagaDefinitionError",
     "SagaError",
+    "SagaFailed",
+    "SagaParked",
     "SlotFenced",
     "StepFailed",
     "StoreBusy",
@@ -145,6 +163,7 @@ _AT_FIRST_USE = {
     "Intake": ".relay.intake",
     "KafkaBroker": ".brokers.kafka",
     "ManualClock": ".clock",
+    "Operator": ".sagas.operator",
     "PlainJSON": ".relay.formats",
     "PostgresStore": ".store.postgres",
     "Receipt": ".publish.publisher",

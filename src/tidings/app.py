@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import signal
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime, timedelta
@@ -13,17 +14,29 @@ from .brokers import broker_at
 from .brokers.port import Broker
 from .clock import Clock, SystemClock
 from .envelope import Envelope
-from .errors import ConfigurationError, SagaDefinitionError, StoreBusy, SubscriptionNameTaken, UndecodableEvent
+from .errors import (
+    ConfigurationError,
+    InvalidEvent,
+    LateEvent,
+    NotFound,
+    SagaDefinitionError,
+    StoreBusy,
+    SubscriptionNameTaken,
+    UndecodableEvent,
+)
 from .event import EventType
 from .publish.publisher import Publisher
 from .publish.publishing import Publishing, Receipt
 from .relay.intake import Intake, RunningIntake
 from .relay.relay import Relay, RunningRelay
 from .retry import Retry
+from .sagas.operator import Operator
+from .sagas.result import Result, Watches, decoder_of
 from .sagas.runner import RunningSagas
-from .sagas.saga import Main, SagaDefinition, define
+from .sagas.saga import Late, Main, SagaDefinition, define
 from .store import store_at
 from .store.port import Scheduled, Store
+from .store.sagas import CLOSED, START, Start, start_values
 from .subscribe.backlog import Backlog
 from .subscribe.context import Context
 from .subscribe.handler import Decoded, Handler, tell_apart
@@ -101,6 +114,7 @@ class App:
         self.intake: RunningIntake | None = None
         self.sagas: RunningSagas | None = None
         self._sagas: dict[tuple[str, int], SagaDefinition] = {}
+        self._watches = Watches()
         self._relay_options = Relay() if relay is True else relay or None
         self._intake_options = Intake() if intake is True else intake or None
         self.use_store(self.store, transactions)
@@ -273,8 +287,6 @@ class App:
         Raises:
             ConfigurationError: an option that doesn't exist, or a value that can't be.
         """
-        import inspect
-
         known = set(inspect.signature(self.subscription).parameters) - {"name"}
         for option in options:
             if option not in known:
@@ -295,8 +307,15 @@ class App:
         return mark
 
     def saga(
-        self, start: type, *, version: int = 1, name: str | None = None, waits: Sequence[type] = ()
-    ) -> Callable[[Main], Main]:  # fmt: skip
+        self,
+        start: type,
+        *,
+        version: int = 1,
+        name: str | None = None,
+        waits: Sequence[type] = (),
+        failures: Sequence[type[Exception]] = (),
+        late: Late = "ignore",
+    ) -> Callable[[Main], Main]:
         """The decorated ``async def`` is a saga: a process of its own for each key of ``start``, begun by that event.
 
         Args:
@@ -304,13 +323,18 @@ class App:
                 begin with the highest.
             name: the function's unless given. Its subscription has the same.
             waits: the classes of events that it may wait for. They are kept for an instance from its start.
+            failures: exceptions of your own that say that the business can't go on. When the body lets one of them pass, or a failed step,
+                a refusal, or a wait's time-out, what was done is undone. Any other exception is a mistake in the code: the instance is
+                parked, and goes on once it is mended.
+            late: what becomes of such an event that comes too late: ``"ignore"``, ``"dead"`` (a dead letter of the saga's
+                subscription), or a function of (event, ctx) that handles it.
 
         Raises:
             SagaDefinitionError, SubscriptionNameTaken
         """
 
         def mark(main: Main) -> Main:
-            definition = define(name, version, main, self.type_of(start), [self.type_of(one) for one in waits])
+            definition = define(name, version, main, self.type_of(start), [self.type_of(one) for one in waits], failures, late)
             others = [one for one in self._sagas.values() if one.name == definition.name]
             if any(one.version == version or one.start.name != definition.start.name for one in others):
                 raise SagaDefinitionError(
@@ -321,7 +345,7 @@ class App:
             if others:
                 reader = self.subscriptions[definition.name]
             else:
-                retry = Retry(attempts=1_000_000, most=30.0, give_up_on=(UndecodableEvent,))
+                retry = Retry(attempts=1_000_000, most=30.0, give_up_on=(UndecodableEvent, LateEvent))
                 reader = self.subscription(definition.name, retry=retry)
                 reader.on(start)(self._starting(definition.name))
             for one in waits:
@@ -331,6 +355,70 @@ class App:
             return main
 
         return mark
+
+    @overload
+    def start_saga(self, saga: str | Main, event: Any, tx: Literal["own"]) -> Publishing: ...
+    @overload
+    def start_saga(self, saga: str | Main, event: Any, tx: sqlite3.Connection) -> Receipt: ...
+    @overload
+    def start_saga(self, saga: str | Main, event: Any, tx: Any = None) -> Any: ...
+    def start_saga(self, saga: str | Main, event: Any, tx: Any = None) -> Any:
+        """Begin an instance in the transaction that your own rows are in, without publishing an event: one INSERT. If there is an instance
+        of this key, or was, nothing happens.
+
+        Args:
+            saga: its name, or the decorated function. event: of the class that starts it. tx: as ``publish`` takes it.
+
+        Returns:
+            A Receipt, or an awaitable of it.
+
+        Raises:
+            NotFound: there is no such saga in this app. Otherwise as ``publish``.
+        """
+        if not self._opened:
+            self._open_at_first_publish()
+        definition = self._saga_called(saga)
+        if self.type_of(type(event)).name != definition.start.name:
+            raise InvalidEvent(
+                f"the saga {definition.name!r} is started by {definition.start.name}, not by {type(event).__name__}",
+                type=type(event).__name__,
+            )
+        envelope = self._publisher.envelope(event)
+        start = Start(definition.name, definition.version, self.name, envelope, int(self.clock.time() * 1_000_000))
+        result = self._publisher.insert(START, start_values(start), envelope, tx, type(event))
+        if self.worker is not None and tx != "own":
+            self.worker.hint()
+        return result
+
+    def saga_result(self, saga: str | Main, key: object, *, within: float | timedelta | None = None) -> Result:
+        """What a saga returned, once it has ended: await it, or call ``.result()`` from a thread without a loop. Any process may.
+
+        Args:
+            saga: its name, or the decorated function. within: seconds, or a timedelta.
+
+        Raises (when awaited):
+            NotInTime: it has not ended by then. SagaFailed: it was compensated or cancelled. SagaParked: its code must be mended.
+            NotFound: there is no such saga in this app, or the instance is gone after its retention.
+        """
+        definition = self._saga_called(saga)
+        self.open()
+        seconds = within.total_seconds() if isinstance(within, timedelta) else within
+        asked = (definition.name, str(key))
+        return Result(lambda: self._watches.on(self.store), asked, decoder_of(definition.main), seconds)
+
+    @property
+    def saga_definitions(self) -> Mapping[tuple[str, int], SagaDefinition]:
+        """By name and version; for tools."""
+        return self._sagas
+
+    def _saga_called(self, saga: str | Main) -> SagaDefinition:
+        """Its newest version."""
+        found = [one for one in self._sagas.values() if one.name == saga or one.main is saga]
+        if not found:
+            names = ", ".join(sorted({name for name, _ in self._sagas})) or "none"
+            name = saga if isinstance(saga, str) else getattr(saga, "__name__", saga)
+            raise NotFound(f"the app {self.name!r} has no saga {name!r}; there are: {names}", name=name)
+        return max((one for one in self._sagas.values() if one.name == found[0].name), key=lambda one: one.version)
 
     def _starting(self, name: str) -> Callable[[Any, Context], Awaitable[None]]:
         """What a saga's subscription does with the event that starts it: a row, once; doing so again is harmless."""
@@ -347,11 +435,34 @@ class App:
 
         async def arrive(event: Any, ctx: Context) -> None:
             envelope, now = ctx.envelope, int(self.clock.time() * 1_000_000)
-            await asyncio.wrap_future(self.store.write(lambda unit: unit.sagas().deliver(name, envelope, now)))
+            kept = await asyncio.wrap_future(self.store.write(lambda unit: unit.sagas().deliver(name, envelope, now)))
+            if not kept:
+                await self._late(name, event, ctx)
             if self.sagas is not None:
                 self.sagas.hurry()
 
         return arrive
+
+    async def _late(self, name: str, event: Any, ctx: Context) -> None:
+        """It came for an instance that is closed; or there is none, and it is nobody's business."""
+        late, key = self._saga_called(name).late, ctx.envelope.key or ""
+        if late == "ignore":
+            return
+        row = await asyncio.to_thread(self.store.query, lambda unit: unit.sagas().row(name, key))
+        if row is None or row.envelope.key_name != ctx.envelope.key_name or row.state not in CLOSED:
+            return
+        if late == "dead":
+            raise LateEvent(f"{name} {key} is {row.state} since before it came", saga=name, key=key, state=row.state)
+        assert callable(late)
+        if inspect.iscoroutinefunction(late):
+            await late(event, ctx)
+        else:
+            await asyncio.to_thread(late, event, ctx)
+
+    def operator(self, actor: str) -> Operator:
+        """Somebody who acts on this app's sagas by hand: retry, skip, supply, compensate, cancel, pause, resume. ``actor`` is kept."""
+        self.open()
+        return Operator(self.store, actor, sagas=self._sagas, type_of=self.type_of)
 
     def provide(self, wanted: type[T], value: T | Callable[[], T]) -> None:
         """Handlers that ask for ``wanted`` by type get ``value``; if it is a function, what it returns at each call."""
@@ -412,7 +523,9 @@ class App:
         if self.broker is not None and self._relay_options is not None:
             self.relay = RunningRelay(self._relay_options, self.name, self.store, self.broker)
         if self._sagas:
-            self.sagas = RunningSagas(self._sagas, self.name, self.store, self._transactions, self._publisher, self.type_of)
+            self.sagas = RunningSagas(
+                self._sagas, self.name, self.store, self._transactions, self._publisher, self.type_of, self._worker_options["retention"]
+            )
         worker = Worker(
             self.name,
             list(self.subscriptions.values()),

@@ -35,8 +35,16 @@
     │   └── Fenced                     another worker holds the lane now; nothing was written
     ├── SagaError                  about one instance of a saga
     │   ├── Refused                    a step's business refusal: it is not tried again, and not undone
+    │   ├── NotDone                    a reconciliation's answer: the step did not happen
     │   ├── StepFailed                 a step used up its attempts
-    │   ├── NotInTime                  no event came within the time given
+    │   ├── ChildFailed                a child was compensated, or couldn't be begun
+    │   ├── NotInTime                  no event, or no result, came within the time given
+    │   ├── ActionRefused              an operator's action makes no sense as the instance stands
+    │   ├── SagaFailed                 whose result was awaited was compensated or cancelled
+    │   ├── SagaParked                 whose result was awaited waits for its code to be mended
+    │   ├── BodyFailed                 the body raised what is no outcome of the business
+    │   ├── OutcomeUnknown             nobody knows whether a step happened that is tried once at most
+    │   ├── LateEvent                  it came for a saga that is closed, which wants that told
     │   ├── JournalMismatch            the code does something else than the journal says it did
     │   └── ForeignAwait               the body awaits what is no call of its saga
     └── NotFound                   no such subscription, dead letter, scheduled event or saga
@@ -195,16 +203,48 @@ class Refused(SagaError):
     """For steps to raise: the business says no. It is not tried again, and nothing of that step is to be undone."""
 
 
+class NotDone(SagaError):
+    """For a ``reconcile`` to raise: the step did not happen, so it is tried again."""
+
+
+class OutcomeUnknown(SagaError):
+    """A step that is tried once at most was cut off, and nothing tells whether it happened. ``step``. The instance is parked."""
+
+
 class StepFailed(SagaError):
     """A step used up its attempts, and nobody knows whether it happened. ``step``, ``error``."""
 
 
+class ActionRefused(SagaError):
+    """An operator's action makes no sense as the instance stands. Nothing was changed. ``saga``, ``key``, ``action``."""
+
+
+class ChildFailed(SagaError):
+    """A child was compensated by itself, or there is an instance of its key that isn't this one's child. ``saga``, ``key``, ``error``."""
+
+
 class NotInTime(SagaError):
-    """No event that the saga waited for came within the time given."""
+    """No event that the saga waited for, or no result that was awaited, came within the time given."""
+
+
+class SagaFailed(SagaError):
+    """The saga whose result was awaited was compensated or cancelled. ``saga``, ``key``, ``state``, ``error``."""
+
+
+class SagaParked(SagaError):
+    """The saga whose result was awaited is parked; it goes on once its code is mended. ``saga``, ``key``, ``error``."""
+
+
+class LateEvent(SagaError):
+    """An event came for a saga that is closed, and ``late="dead"`` makes it a dead letter. ``saga``, ``key``, ``state``."""
 
 
 class JournalMismatch(SagaError):
     """The code does something else than the journal says it did. ``step``, ``line``. The instance is parked until the code is mended."""
+
+
+class BodyFailed(SagaError):
+    """A saga's body raised what is no outcome of the business. ``line``. The instance is parked until the code is mended."""
 
 
 class ForeignAwait(SagaError):

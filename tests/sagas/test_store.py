@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -10,7 +11,7 @@ from tidings import App, Event
 from tidings.clock import ManualClock
 from tidings.store import store_at
 from tidings.store.port import Store, WorkerRow
-from tidings.store.sagas import Entry, Hold, SagaRow
+from tidings.store.sagas import Entry, Hold, SagaRow, SagaUnit
 
 KNOWN = [("checkout", 1)]
 
@@ -116,3 +117,78 @@ def test_an_event_for_nobody_is_left_alone(store: Store) -> None:
     other = App("shop", store=store).envelope(Placed(order_id=2))
     assert not store.write(lambda unit: unit.sagas().deliver("checkout", other, 1)).result()
     assert not store.write(lambda unit: unit.sagas().start("checkout", 1, "shop", other._replace(key="1"), 1)).result()
+
+
+def order(store: Store, what: str) -> None:
+    def write(unit: Any) -> None:
+        if what == "pause":
+            unit.sagas().pause("checkout", "1", 1500)
+        else:
+            unit.sagas().turn_back("checkout", "1", what, 1500)
+
+    store.write(write).result()
+
+
+def release(store: Store, row: SagaRow, state: str) -> bool:
+    return store.write(
+        lambda unit: unit.sagas().release(hold_of(row), state, due=9000, waits=None, error=None, arrived=0, now=2000)
+    ).result()
+
+
+def row_of(store: Store) -> SagaRow:
+    row = store.query(lambda unit: unit.sagas().row("checkout", "1"))
+    assert row is not None
+    return row
+
+
+def test_one_that_is_to_be_undone_is_neither_completed_nor_rests(store: Store) -> None:
+    (row,) = claim(store, "a")
+    order(store, "cancel")
+    assert not release(store, row, "completed")
+    assert release(store, row, "waiting")
+    assert store.query(lambda unit: unit.sagas().look(KNOWN, 3000)) == (True, 2000)
+    (again,) = claim(store, "b", 3000)
+    assert again.back == "cancel"
+    assert release(store, again, "compensated")
+    assert row_of(store).state == "cancelled"
+
+
+@pytest.mark.parametrize("freed", [False, True])
+def test_one_that_is_to_be_paused_is_paused_by_whoever_lets_go_of_it(store: Store, freed: bool) -> None:
+    (row,) = claim(store, "a")
+    order(store, "pause")
+    assert row_of(store).state == "running"
+    if freed:
+        assert store.write(lambda unit: unit.sagas().free(hold_of(row), 2000)).result()
+    else:
+        assert release(store, row, "waiting")
+    found = row_of(store)
+    assert (found.state, found.due, found.pause) == ("paused", None, "running" if freed else "waiting")
+    event = App("shop", store=store).envelope(Placed(order_id=1))
+    assert store.write(lambda unit: unit.sagas().deliver("checkout", event, 3000)).result()
+    assert store.query(lambda unit: unit.sagas().look(KNOWN, 9999)) == (False, None)
+    store.write(lambda unit: unit.sagas().resume("checkout", "1", 4000)).result()
+    found = row_of(store)
+    assert (found.state, found.due, found.pause) == ("running" if freed else "waiting", 4000, None)
+
+
+@pytest.mark.promise("bounded")
+@pytest.mark.parametrize("store_url", ["sqlite"], indirect=True)
+def test_what_is_due_is_found_by_its_index_and_not_among_all_that_wait(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, tuple[Any, ...]]] = []
+    run = SagaUnit._run
+
+    def note(unit: SagaUnit, statement: str, *arguments: Any) -> Any:
+        asked.append((statement, arguments))
+        return run(unit, statement, *arguments)
+
+    monkeypatch.setattr(SagaUnit, "_run", note)
+    store.query(lambda unit: unit.sagas().look(KNOWN, 1000))
+    store.write(lambda unit: unit.sagas().claim(KNOWN, "a", 0, 10)).result()
+    monkeypatch.undo()
+    assert len(asked) == 3
+    for statement, arguments in asked:
+        plan = store.query(lambda unit: unit.sagas()._run(f"EXPLAIN QUERY PLAN {statement}", *arguments).fetchall())  # noqa: B023
+        used = [str(row[3]) for row in plan if "tidings_sagas" in str(row[3])]
+        assert used
+        assert all("INDEX tidings_sagas_due" in one or "INDEX tidings_sagas_worker" in one for one in used), used

@@ -15,7 +15,7 @@ import pytest
 
 from tidings import App, Context, Event, Retry
 from tidings.store.sqlite.unit import SQLiteUnit
-from tidings.subscribe.checkpointing import QUIET_SECONDS
+from tidings.subscribe.checkpointing import QUIET_SECONDS, QUIET_TIMES
 from tidings.testing import Harness
 
 
@@ -355,7 +355,10 @@ async def test_a_slow_handler_holds_back_nobody_it_shares_a_trip_with(app: App, 
     assert sorted(seen) == list(range(1_201))
 
 
-async def test_a_trickle_of_events_is_not_a_trickle_of_checkpoints(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("takes", "quiet"), [(0.0, QUIET_SECONDS), (0.02, QUIET_TIMES * 0.02)])
+async def test_a_trickle_of_events_is_not_a_trickle_of_checkpoints(
+    app: App, monkeypatch: pytest.MonkeyPatch, takes: float, quiet: float
+) -> None:
     seen: list[int] = []
 
     @app.subscribe(Placed)
@@ -369,14 +372,16 @@ async def test_a_trickle_of_events_is_not_a_trickle_of_checkpoints(app: App, mon
 
         def counted(unit: SQLiteUnit, *given: Any) -> Any:
             writes.append(time.monotonic())
+            time.sleep(takes)  # a busy file
             return advance(unit, *given)
 
         monkeypatch.setattr(SQLiteUnit, "advance", counted)
-        for order in range(1, 40):
+        for order in range(1, 60):
             with harness.transaction() as tx:
                 app.publish(Placed(order=order), tx=tx)
             await asyncio.sleep(0.005)
         await harness.settle()
-    assert len(seen) == 40
+    assert len(seen) == 60
     pauses = [later - sooner for sooner, later in itertools.pairwise(writes[:-1])]  # the last one is the end of the worker
-    assert all(pause > 0.5 * QUIET_SECONDS for pause in pauses), pauses
+    few = sum(pause < 0.5 * quiet for pause in pauses)
+    assert few <= (2 if takes else 0), pauses  # before the first nobody knows what one takes; a sweep may come between

@@ -18,7 +18,7 @@ COMMANDS = {
     "status": "Tell how far each subscription is, and who runs it.",
     "dead": "List, show, retry or drop dead letters.",
     "subscription": "List, pause, resume, rewind or remove subscriptions.",
-    "saga": "Tell where sagas stand, what they wait for; retry one.",
+    "saga": "Tell where sagas stand, what they wait for; act on one.",
     "relay": "Tell how far the relay is; relay a foreign outbox table.",
     "intake": "Tell how far a broker's topics were read; resume one.",
     "scheduled": "List or cancel events that are to be published later.",

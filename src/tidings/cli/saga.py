@@ -1,51 +1,94 @@
-"""``tidings saga``: where long processes stand, what they wait for, and trying again what is stuck."""
+"""``tidings saga``: where long processes stand and what they wait for. What operators do to them: ``saga_actions.py``."""
 
 from __future__ import annotations
 
-import getpass
 import time
 from collections import Counter
+from datetime import timedelta
 from typing import Any
 
 import click
-import msgspec
 
 from ..errors import NotFound
+from ..sagas import account
+from ..sagas.operating import waits
 from ..store.port import Store
 from ..store.sagas import CLOSED, Action, Entry, SagaRow
-from .options import Target, store_options
+from ..story import Story, story_of
+from .options import Duration, Target, store_options
 from .output import clock_time, console, count, duration, print_json, table
+from .saga_actions import ACTIONS
+from .saga_check import check, migrate
+from .trace import told_json, tree_of
 
-STATES = ("running", "waiting", "compensating", "stuck", "parked", *CLOSED)
+STATES = ("running", "waiting", "compensating", "stuck", "parked", "paused", *CLOSED)
+PAGE = 1000
 
 
 @click.group(epilog="Example: tidings saga show checkout 42 --store sqlite:///shop.db")
 def saga() -> None:
-    """Sagas: where each instance stands, what it waits for, and what was undone."""
+    """Sagas: where each instance stands, what it waits for, what was undone; and acting on one by hand."""
 
 
-@saga.command("list", epilog="Example: tidings saga list --state stuck --state parked --store sqlite:///shop.db")
+for action in (*ACTIONS, check, migrate):
+    saga.add_command(action)
+
+
+@saga.command("list", epilog="Example: tidings saga list --waiting-for ShipmentDispatched --older-than 3d --store sqlite:///shop.db")
 @store_options
 @click.argument("name", required=False)
 @click.option("--state", "states", multiple=True, type=click.Choice(STATES), help="Only those in this state; several times for several.")
+@click.option("--waiting-for", metavar="WHAT", help="Only those that wait for this event, or to try this step again.")
+@click.option("--older-than", type=Duration(), help="Only those that have waited or stood so for longer: 10m, 2h, 3d.")
+@click.option("--version", type=click.IntRange(1), help="Only those of this version of the code.")
 @click.option("--limit", type=click.IntRange(1), default=100, show_default=True)
-def list_(target: Target, as_json: bool, name: str | None, states: tuple[str, ...], limit: int) -> None:
+def list_(
+    target: Target, as_json: bool, name: str | None, states: tuple[str, ...], waiting_for: str | None, older_than: timedelta | None,
+    version: int | None, limit: int,
+) -> None:  # fmt: skip
     """List instances, the oldest first: of the saga NAME, or of all."""
+    now = time.time_ns() // 1000
+    before = None if older_than is None else now - round(older_than.total_seconds() * 1e6)
     with target.reading() as store:
-        rows = store.query(lambda unit: unit.sagas().rows(name, states, limit + 1))
-    more, rows, now = len(rows) > limit, rows[:limit], time.time_ns() // 1000
+        rows = _select(store, name, states, version, waiting_for, before, limit + 1)
+    more, rows = len(rows) > limit, rows[:limit]
     if as_json:
         print_json([_as_json(row) for row in rows])
         return
     if not rows:
         click.echo("no sagas")
         return
-    made = table("Saga", "Key", "Version", "State", "For", "Waits for", "Error", right=("Version", "For"))
+    made = table("Saga", "Key", "Version", "State", "For", "Waits for", "Until", "Error", right=("Version", "For"))
     for row in rows:
-        waits = ", ".join(str(wait["for"]) for wait in _waits(row))
+        there = waits(row)
         made.add_row(
-            row.saga, row.key, str(row.version), row.state, duration((now - row.since) / 1e6), waits, "" if row.error is None else row.error
-        )
+            row.saga, row.key, str(row.version), row.state, duration((now - account.standing_since(row)) / 1e6),
+            ", ".join(account.wait_words(wait) for wait in there), _until([wait.get("until") for wait in there]), row.error or "",
+        )  # fmt: skip
+    console().print(made)
+    if more:
+        click.echo(f"… and more; --limit {limit * 10} shows more of them", err=True)
+
+
+@saga.command(epilog="Example: tidings saga timers --store sqlite:///shop.db")
+@store_options
+@click.argument("name", required=False)
+@click.option("--limit", type=click.IntRange(1), default=100, show_default=True)
+def timers(target: Target, as_json: bool, name: str | None, limit: int) -> None:
+    """List what goes on by itself, the next one first: sleeps, deadlines and other attempts, of the saga NAME or of all."""
+    with target.reading() as store:
+        rows = store.query(lambda unit: unit.sagas().timers(name, limit + 1))
+    more, rows, now = len(rows) > limit, rows[:limit], time.time_ns() // 1000
+    if as_json:
+        print_json([_as_json(row) for row in rows])
+        return
+    if not rows:
+        click.echo("no timers")
+        return
+    made = table("Due", "In", "Saga", "Key", "For", right=("In",))
+    for row in rows:
+        what = ", ".join(account.wait_words(wait) for wait in waits(row) if wait.get("until") is not None) or account.state_words(row)
+        made.add_row(clock_time(row.due)[:19], _left(row.due, now), row.saga, row.key, what)
     console().print(made)
     if more:
         click.echo(f"… and more; --limit {limit * 10} shows more of them", err=True)
@@ -55,46 +98,35 @@ def list_(target: Target, as_json: bool, name: str | None, states: tuple[str, ..
 @store_options
 @click.argument("name")
 @click.argument("key")
-def show(target: Target, as_json: bool, name: str, key: str) -> None:
-    """Show an instance: NAME is the saga's, or that of its key (order_id, or order)."""
+@click.option("--no-events", is_flag=True, help="Leave out the flow's events, which `tidings trace` tells, too.")
+def show(target: Target, as_json: bool, name: str, key: str, no_events: bool) -> None:
+    """Tell where an instance stands: NAME is the saga's, or that of its key (order_id, or order)."""
     with target.reading() as store:
-        found = [(row, *_details(store, row)) for row in _named(store, name, key)]
+        found = [(row, *_details(store, row, not no_events)) for row in named(store, name, key)]
     if as_json:
-        print_json([{**_as_json(row), "journal": journal, "actions": actions} for row, journal, actions in found])
+        print_json(
+            [
+                {
+                    **_as_json(row),
+                    "undos": account.undos(row, journal),
+                    "timeline": account.timeline(row, journal, actions),
+                    "journal": journal,
+                    "actions": actions,
+                    "events": None if story is None else [told_json(root) for root in story.roots],
+                }
+                for row, journal, actions, story in found
+            ]
+        )
         return
-    for row, journal, actions in found:
-        _print(row, journal, actions)
+    for number, (row, journal, actions, story) in enumerate(found):
+        if number:
+            click.echo("")
+        _print(row, journal, actions, story)
 
 
-@saga.command(epilog='Example: tidings saga retry checkout 42 --reason "the bank answers again" --store sqlite:///shop.db')
-@store_options
-@click.argument("name")
-@click.argument("key")
-@click.option("--reason", required=True, help="Why; it is kept.")
-@click.option("--actor", help="Who; the name of the user that runs this unless given.")
-def retry(target: Target, as_json: bool, name: str, key: str, reason: str, actor: str | None) -> None:
-    """Try now what an instance waits to try again, or what it is parked for."""
-    if not reason.strip():
-        raise click.UsageError("--reason is empty; say why")
-    with target.writing() as store:
-        rows = _named(store, name, key)
-        if len(rows) > 1:
-            raise click.UsageError(f"several sagas have this key: {', '.join(row.saga for row in rows)}; name one of them")
-        (row,) = rows
-        if row.state in CLOSED:
-            raise click.UsageError(f"{row.saga} {row.key} is {row.state}: nothing is left to be tried")
-        now, who = time.time_ns() // 1000, actor or getpass.getuser()
-        done = store.write(lambda unit: unit.sagas().retry(row.saga, row.key, who, reason, now)).result()
-    if not done:
-        raise click.UsageError(f"{row.saga} {row.key} is being worked on by {row.worker}; look again in a moment")
-    if as_json:
-        print_json({"saga": row.saga, "key": row.key, "action": "retry", "actor": who, "reason": reason})
-    else:
-        click.echo(f"{row.saga} {row.key} is tried again now")
-
-
-def _named(store: Store, name: str, key: str) -> list[SagaRow]:
-    rows = store.query(lambda unit: unit.sagas().named(name, key))
+def named(store: Store, name: str, key: str) -> list[SagaRow]:
+    """Instances of that key, by the saga's name or the key's."""
+    rows: list[SagaRow] = store.query(lambda unit: unit.sagas().named(name, key))
     if not rows:
         known = Counter(row.saga for row in store.query(lambda unit: unit.sagas().rows(None, (), 1000)))
         hint = f"; there are {', '.join(sorted(known))}" if known and name not in known else ""
@@ -102,12 +134,36 @@ def _named(store: Store, name: str, key: str) -> list[SagaRow]:
     return rows
 
 
-def _details(store: Store, row: SagaRow) -> tuple[list[Entry], list[Action]]:
-    return store.query(lambda unit: (unit.sagas().journal(row.saga, row.key), unit.sagas().actions(row.saga, row.key)))
+def _select(
+    store: Store, name: str | None, states: tuple[str, ...], version: int | None, waiting_for: str | None, before: int | None, limit: int
+) -> list[SagaRow]:  # fmt: skip
+    """By the store as far as it can tell, the rest by looking at each."""
+    found: list[SagaRow] = []
+    last: SagaRow | None = None
+    while len(found) < limit:
+        page: list[SagaRow] = store.query(
+            lambda unit, last=last: unit.sagas().rows(  # type: ignore[misc]
+                name, states, max(PAGE, limit), version=version, before=before, waits=waiting_for, after=last
+            )
+        )
+        for row in page:
+            asked = [wait for wait in waits(row) if waiting_for is None or account.is_waited_for(wait, waiting_for)]
+            if waiting_for is not None and not asked:
+                continue
+            if before is None or account.standing_since(row, asked) <= before:
+                found.append(row)
+        if len(page) < max(PAGE, limit):
+            break
+        last = page[-1]
+    return found[:limit]
 
 
-def _waits(row: SagaRow) -> list[dict[str, Any]]:
-    return [] if row.waits is None or row.state in (*CLOSED, "parked") else msgspec.json.decode(row.waits)
+def _details(store: Store, row: SagaRow, events: bool) -> tuple[list[Entry], list[Action], Story | None]:
+    def read(unit: Any) -> tuple[list[Entry], list[Action], Story | None]:
+        story = story_of(unit, row.envelope.key_name or "", row.key) if events else None
+        return unit.sagas().journal(row.saga, row.key), unit.sagas().actions(row.saga, row.key), story
+
+    return store.query(read)
 
 
 def _as_json(row: SagaRow) -> dict[str, Any]:
@@ -116,49 +172,77 @@ def _as_json(row: SagaRow) -> dict[str, Any]:
         "key": row.key,
         "key_name": row.envelope.key_name,
         "version": row.version,
+        "app": row.app,
         "state": row.state,
+        "says": account.state_words(row),
         "since": row.since,
         "started": row.started,
         "due": row.due,
         "worker": row.worker,
-        "waits_for": _waits(row),
+        "waits_for": [{**wait, "says": account.wait_words(wait)} for wait in waits(row)],
+        "ordered": row.back,
         "error": row.error,
         "event_id": row.envelope.event_id,
         "correlation_id": row.envelope.correlation_id,
     }
 
 
-def _print(row: SagaRow, journal: list[Entry], actions: list[Action]) -> None:
-    now = time.time_ns() // 1000
-    click.echo(
-        f"{row.saga} {row.key} (version {row.version}) {_words(row)} since {clock_time(row.since)}, {duration((now - row.since) / 1e6)}"
-    )
-    click.echo(f"started {clock_time(row.started)} by {row.envelope.type} {row.envelope.event_id}")
-    if row.error is not None:
-        click.echo(f"error: {row.error}")
-    for wait in _waits(row):
-        until = "" if wait.get("until") is None else f" until {clock_time(wait['until'])}"
-        error = "" if wait.get("error") is None else f", {count(wait['attempts'], 'attempt')} so far: {wait['error']}"
-        click.echo(f"waits for {wait['for']} since {clock_time(wait['since'])}{until}{error}")
-    for entry in journal:
-        attempts = "" if entry.attempts == 1 else f", {count(entry.attempts, 'attempt')}"
-        took = f", {duration((entry.ended - entry.started) / 1e6)}" if entry.kind != "undo" or entry.state == "done" else ""
-        what = f"{'undo of ' if entry.kind == 'undo' else 'wait for ' if entry.kind == 'wait' else ''}{entry.step}"
-        error = "" if entry.error is None else f": {entry.error}"
-        click.echo(f"  {clock_time(entry.ended, day=False)}  {what}  {entry.state}{attempts}{took}{error}")
-    for action in actions:
-        click.echo(f"  {clock_time(action.time, day=False)}  {action.action} by {action.actor}: {action.reason}")
+def _print(row: SagaRow, journal: list[Entry], actions: list[Action], story: Story | None) -> None:
+    now, out = time.time_ns() // 1000, console()
+    ago = f"{clock_time(row.since)[:19]}, {duration((now - row.since) / 1e6)}"
+    out.print(f"{row.saga} {row.key} {account.state_words(row)}", style="bold", soft_wrap=True)
+    facts = table("", "")
+    facts.show_header = False
+    facts.add_row("  since", ago)
+    facts.add_row("  started", f"{clock_time(row.started)[:19]} by {row.envelope.type}; version {row.version} of {row.app}")
+    for wait in waits(row):
+        until = f", until {clock_time(wait['until'])[:19]} ({_left(wait['until'], now)})" if wait.get("until") is not None else ""
+        waited = f"since {clock_time(wait['since'])[:19]}, {duration((now - wait['since']) / 1e6)}"
+        facts.add_row("  waits for", f"{account.wait_words(wait)} {waited}{until}; {_place(wait)}".rstrip("; "))
+    facts.add_row("  next timer", "none" if row.due is None else f"{clock_time(row.due)[:19]} ({_left(row.due, now)})")
+    if (error := account.last_error(row, journal)) is not None:
+        facts.add_row("  last error", error[0] + ("" if error[1] is None else f" ({clock_time(error[1])[:19]})"))
+    if row.error is not None and row.state not in ("parked", "waiting", "running") and (error is None or row.error not in error[0]):
+        facts.add_row("  why undone", row.error)
+    out.print(facts)
+    out.print("\nTimeline", style="bold")
+    lines = table("  When", "What", "Outcome", "Tries", "Took", "", right=("Tries", "Took"))
+    lines.columns[0].no_wrap = True
+    for line in account.timeline(row, journal, actions):
+        took = "" if line.took is None else duration(line.took / 1e6)
+        lines.add_row(f"  {clock_time(line.time)}", line.what, line.outcome, str(line.attempts or ""), took, line.error or "")
+    out.print(lines)
+    if found := account.undos(row, journal):
+        out.print("\nUndoing, in this order", style="bold")
+        made = table("  Step", "State", "Tries", "Next", "Error", right=("Tries",))
+        for undo in found:
+            made.add_row(f"  {undo.step}", undo.state, str(undo.attempts or ""), _left(undo.next, now), undo.error or "")
+        out.print(made)
+    if actions:
+        out.print("\nBy hand", style="bold")
+        for action in actions:
+            detail = "" if action.detail is None else f" {action.detail}"
+            out.print(
+                f"  {clock_time(action.time)[:19]}  {action.actor}: {action.action}{detail}, because: {action.reason}", soft_wrap=True
+            )
+    if story is not None and story.roots:
+        out.print("\nEvents", style="bold")
+        out.print(tree_of(story, None))
 
 
-def _words(row: SagaRow) -> str:
-    match row.state:
-        case "running":
-            return "is running" if row.worker is not None else "is to go on"
-        case "stuck":
-            return "is stuck while it is undone"
-        case "compensating":
-            return "is being undone"
-        case "compensated":
-            return "is undone"
-        case other:
-            return f"is {other}"
+def _place(wait: dict[str, Any]) -> str:
+    if wait.get("attempts"):
+        return f"{count(wait['attempts'], 'attempt')} failed so far"
+    line = str(wait.get("line", ""))
+    return f"at {line.rpartition('/')[2]}" if line else ""
+
+
+def _left(due: int | None, now: int) -> str:
+    if due is None:
+        return ""
+    return f"in {duration((due - now) / 1e6)}" if due > now else "now"
+
+
+def _until(times: list[int | None]) -> str:
+    found = [one for one in times if one is not None]
+    return clock_time(min(found))[:19] if found else ""

@@ -43,12 +43,12 @@ def trace(target: Target, as_json: bool, key_name: str, value: str, limit: int, 
                 "key": story.key,
                 "events": story.events,
                 "complete": not story.more,
-                "stories": [_as_json(root) for root in story.roots],
+                "stories": [told_json(root) for root in story.roots],
                 "scheduled": [{"due": iso_time(one.due), "event": one.envelope.to_cloudevent()} for one in story.scheduled],
             }
         )
         return
-    console().print(_tree(story, None if no_data else 2_000))
+    console().print(tree_of(story, None if no_data else 2_000))
     if story.more:
         click.echo(f"there are older events of this key; --limit {limit * 10} shows more of them", err=True)
 
@@ -64,7 +64,8 @@ def _find(store: Store, key_name: str, value: str, limit: int) -> Story:
     raise NotFound(f"there is no event with {key_name} {value}; {known}", key_name=key_name, key=value)
 
 
-def _tree(story: Story, data: int | None) -> Tree:
+def tree_of(story: Story, data: int | None) -> Tree:
+    """``data``: so many characters of what each event says, or None for nothing."""
     from rich.text import Text
     from rich.tree import Tree
 
@@ -134,7 +135,7 @@ def _words(handling: Handling) -> str:
     return f"dead letter after {count(row.attempts, 'attempt')}" + ("; its key waits for you" if row.holds else "")
 
 
-def _as_json(told: Told) -> dict[str, Any]:
+def told_json(told: Told) -> dict[str, Any]:
     return {
         "position": told.envelope.position,
         "event": told.envelope.to_cloudevent(),
@@ -149,9 +150,9 @@ def _as_json(told: Told) -> dict[str, Any]:
                     {"attempt": failed.attempt, "time": iso_time(failed.time), "worker": failed.worker, "error": failed.error}
                     for failed in one.failed
                 ],
-                "published": [_as_json(child) for child in one.published],
+                "published": [told_json(child) for child in one.published],
             }
             for one in told.handlings
         ],
-        "led_to": [_as_json(child) for child in told.others],
+        "led_to": [told_json(child) for child in told.others],
     }

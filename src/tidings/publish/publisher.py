@@ -157,6 +157,19 @@ class Publisher:
         self, event: Any, tx: Any, at: datetime | None = None, after: timedelta | None = None, headers: Mapping[str, str] | None = None
     ) -> Receipt | Awaitable[Receipt]:
         """See ``App.publish``."""
+        self._check(tx)
+        if headers is None and at is None and after is None and current.get() is None:
+            row = (self._plain.get(type(event)) or self._plain_rows(type(event)))(event)
+        else:
+            row = self._row(event, headers, self.due(at, after))
+        return self._insert(row, tx, type(event))
+
+    def insert(self, statement: str, values: tuple[Any, ...], envelope: Envelope, tx: Any, cls: type) -> Receipt | Awaitable[Receipt]:
+        """Run another INSERT (``Store.insertion``) with an event's values, in the caller's transaction, as ``publish`` would."""
+        self._check(tx)
+        return self._insert((envelope.event_id, envelope.lane, self._store.insertion(statement), values, True), tx, cls)
+
+    def _check(self, tx: Any) -> None:
         if self._pending.forgotten:
             self._pending.refuse_forgotten()
         if tx is None:
@@ -166,14 +179,12 @@ class Publisher:
             )
         if self._store.log_id is not self._log_id:
             self._begin_log()
-        if headers is None and at is None and after is None and current.get() is None:
-            row = (self._plain.get(type(event)) or self._plain_rows(type(event)))(event)
-        else:
-            row = self._row(event, headers, self.due(at, after))
+
+    def _insert(self, row: Row, tx: Any, cls: type) -> Receipt | Awaitable[Receipt]:
         if isinstance(tx, str):
             return self._own(row, tx)
         if self._store.is_async(tx):
-            return self._unstarted(tx, lambda: self._publish_async(tx, row), self._type_of(type(event)).name)
+            return self._unstarted(tx, lambda: self._publish_async(tx, row), self._type_of(cls).name)
         position = self._store.publish(tx, row)
         return tuple.__new__(Receipt, (row[0], row[1], None if row[4] else position))
 

@@ -175,6 +175,10 @@ class Attempts:
             found.append((self._envelope(event, headers, ctx), self._due(at, after)))
         return found
 
+    def envelope(self, event: Any, ctx: StepContext) -> Envelope:
+        """As if the step of this context published it."""
+        return self._envelope(event, None, ctx)
+
     def _envelope(self, event: Any, headers: Mapping[str, str] | None, ctx: StepContext) -> Envelope:
         return self._publisher.envelope(event, headers=headers, cause=ctx)
 

@@ -15,9 +15,10 @@ from collections import Counter, deque
 from collections.abc import Callable, Coroutine
 from contextvars import Context as Variables
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
-from ..errors import ForeignAwait, NotInTime, Refused, SagaError, StepFailed, TidingsError
+from ..envelope import Envelope
+from ..errors import BodyFailed, ChildFailed, ForeignAwait, NotInTime, Refused, SagaError, StepFailed, TidingsError
 from ..store.sagas import Entry
 from .step import Function
 
@@ -25,9 +26,27 @@ Key = tuple[str, str, str, int]
 """Kind, branch, name, counter: which call of a body it is, whenever the body is run."""
 
 
+class Past(NamedTuple):
+    """A run of the body before the saga restarted itself, whose steps are still to be undone if it comes to that.
+
+    ``mark``: stands before the branches of its entries. ``envelope``: what began it.
+    """
+
+    mark: str
+    version: int
+    started: int
+    envelope: Envelope
+
+
+class Again(BaseException):
+    """Ends a body that begins anew."""
+
+
 @dataclass(slots=True, eq=False)
 class Call:
-    """One call of the body, and what became of it. ``due``: microseconds, of a sleep or a deadline. ``line``: where it stands."""
+    """One call of the body, and what became of it. ``due``: microseconds, of a sleep or a deadline. ``line``: where it stands.
+
+    ``child``: saga and key; ``decode``: what becomes of its result. ``once``: of a step that is tried once at most."""
 
     key: Key
     future: asyncio.Future[Any]
@@ -37,11 +56,17 @@ class Call:
     digest: str | None = None
     fn: Function | None = None
     undo: Function | None = None
+    undo_group: str | None = None
+    once: bool = False
+    reconcile: Function | None = None
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
     retry: Any = None
     timeout: float | None = None
     types: dict[str, Callable[[bytes], Any]] = field(default_factory=dict)
+    child: tuple[str, str] | None = None
+    past: Past | None = None
+    decode: Callable[[bytes], Any] | None = None
     entry: Entry | None = None
 
     @property
@@ -124,18 +149,22 @@ class Body:
     """One run of a body.
 
     Attributes:
-        now: microseconds since 1970: when the last result was recorded that it was handed. calls: all that it has made so far, by key.
+        now: microseconds since 1970: when the last result was recorded that it was handed. handed: whose. calls: all that it has made so
+            far, by key.
     """
 
     def __init__(self, main: Callable[[Any, Any], Coroutine[Any, Any, Any]], seed: str, now: int) -> None:
         self.loop = BodyLoop()
         self.now = now
+        self.handed = ""
         self.calls: dict[Key, Call] = {}
         self.rng = random.Random(seed)
         self._main = main
         self._counters: Counter[tuple[str, str, str]] = Counter()
         self._task: Branch | None = None
         self.left = False
+        self.pivoted = False
+        self.again: Any = None
 
     def begin(self, event: Any, saga: Any) -> None:
         self._task = self.loop.create_task(self._main(event, saga))
@@ -158,6 +187,33 @@ class Body:
             return asyncio.CancelledError("the body cancelled itself")
         return self._task.exception()
 
+    @property
+    def result(self) -> Any:
+        """What it returned."""
+        assert self._task is not None
+        return self._task.result()
+
+    def failure(self, error: BaseException) -> BodyFailed:
+        """For an error that is a mistake in the code."""
+        line, traceback = "?", error.__traceback__
+        while traceback is not None:
+            if _is_the_bodys(traceback.tb_frame):
+                line = f"{traceback.tb_frame.f_code.co_filename}:{traceback.tb_lineno}"
+            traceback = traceback.tb_next
+        last = f" behind {self.handed}" if self.handed else ""
+        kind = type(error).__name__
+        if self.pivoted:
+            return BodyFailed(
+                f"{line}: the body let {kind} pass behind its pivot, where a saga only goes forward, so nothing is undone: {error}. Let the"
+                " code go another way there",
+                line=line,
+            )
+        return BodyFailed(
+            f"{line}: the body raised {kind}: {error}{last}, which is no outcome of the business, so nothing is undone: mend it; or, if"
+            f" it is one, declare it: @app.saga(…, failures=({kind},))",
+            line=line,
+        )
+
     def call(self, kind: str, name: str, **facts: Any) -> Call:
         """Note a call of the body's, made in the task that runs now.
 
@@ -177,6 +233,8 @@ class Body:
     def hand(self, call: Call, entry: Entry) -> None:
         """Tell the body what became of a call, and let it go on until it is quiet."""
         self.now = max(self.now, entry.ended)
+        self.handed = call.key[2]
+        self.pivoted = self.pivoted or call.key[0] == "pivot"
         if not call.future.done():
             _settle(call, entry)
         self.loop.run()
@@ -202,7 +260,16 @@ class Body:
 
 def _settle(call: Call, entry: Entry) -> None:
     kind, _, name, _ = call.key
-    if entry.state == "refused":
+    if kind == "child":
+        assert call.child is not None
+        saga, key = call.child
+        if entry.state != "done":
+            call.future.set_exception(ChildFailed(f"the child {saga} {key}: {entry.error}", saga=saga, key=key, error=entry.error))
+        else:
+            call.future.set_result(None if entry.result is None or call.decode is None else call.decode(entry.result.encode()))
+    elif kind == "changed":
+        call.future.set_result(entry.result == "true")
+    elif entry.state == "refused":
         call.future.set_exception(Refused(entry.error or ""))
     elif entry.state == "failed":
         call.future.set_exception(StepFailed(f"{name} failed after {entry.attempts} attempts: {entry.error}", step=name, error=entry.error))

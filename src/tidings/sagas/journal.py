@@ -30,12 +30,20 @@ def read_to(body: Body, entries: Sequence[Entry]) -> None:
     Raises:
         JournalMismatch: it does something else than what the journal says that it did.
     """
+    known = {key_of(entry) for entry in entries}
+    left = sum(entry.kind not in ("undo", "back") for entry in entries)
+    back = False
     for entry in entries:
-        if entry.kind == "undo":
+        if entry.kind in ("undo", "back"):
+            back = back or entry.kind == "back"  # from there on it was handed nothing
             continue
+        _answer_old(body, known, left)
+        left -= 1
         if body.fault is not None:
             return
         call = body.calls.get(key_of(entry))
+        if call is None and entry.kind == "changed":  # the code no longer asks
+            continue
         if call is None:
             raise _mismatch(body, entry)
         if call.digest != entry.digest:
@@ -46,8 +54,19 @@ def read_to(body: Body, entries: Sequence[Entry]) -> None:
                 line=call.line,
             )
         call.entry = entry
-        if entry.seq is not None and not body.ended:
+        if entry.seq is not None and not body.ended and not back:
             body.hand(call, entry)
+
+
+def _answer_old(body: Body, known: set[Key], left: int) -> None:
+    """The journal goes on behind a point that asks whether the code has changed, and doesn't say that it asked: it is from before."""
+    while left and not body.ended:
+        asked = [call for call in body.calls.values() if call.key[0] == "changed" and call.pending and call.key not in known]
+        if not asked:
+            return
+        kind, branch, name, number = asked[0].key
+        asked[0].entry = Entry(kind, branch, name, number, 0, "done", "false")
+        body.hand(asked[0], asked[0].entry)
 
 
 def _mismatch(body: Body, entry: Entry) -> JournalMismatch:
@@ -75,6 +94,8 @@ def matured(calls: Sequence[Call], arrived: Sequence[tuple[int, str]], taken: se
         arrived: position and type, ascending. taken: positions that were handed on.
     """
     for call in calls:
+        if call.pending and call.key[0] in ("pivot", "changed"):
+            return call, None
         if call.pending and call.key[0] == "wait":
             for position, kind in arrived:
                 if position not in taken and kind in call.types:

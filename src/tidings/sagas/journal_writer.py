@@ -65,6 +65,10 @@ class JournalWriter:
         return await self._ask(RECORD, (hold, entry))
 
     async def release(self, release: Release) -> bool:
+        if (
+            release.tells
+        ):  # it locks the instance, and then its parent, which may be in another worker's group: two such groups could deadlock
+            return await asyncio.wrap_future(self._store.write(lambda unit: unit.sagas().release_all([release])[0]))
         return await self._ask(RELEASE, release)
 
     async def start(self, start: Start, settled: Callable[[bool | None], None]) -> bool:

@@ -10,6 +10,7 @@ import contextlib
 import logging
 import random
 from collections.abc import Callable, Collection, Mapping, Sequence
+from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -37,6 +38,10 @@ AT_START = 48
 """So many it takes as soon as they begin; the other places are for those that are due and those whose worker died."""
 LOOK_SECONDS = 2.0
 """The store is asked this often for what is due, or whose worker died, when nothing else tells."""
+FORGET_SECONDS = 30.0
+"""Closed instances that are older than the retention are looked for this often,"""
+FORGET_CHUNK = 200
+"""and so many go in one transaction."""
 PAUSE_SECONDS = 0.25
 """After commits of others it is asked no more often than this."""
 
@@ -56,7 +61,10 @@ class RunningSagas:
         transactions: SomeTransactions,
         publisher: Publisher,
         type_of: Callable[[type], EventType],
+        retention: timedelta | None = None,
     ) -> None:
+        self._retention = retention
+        self._forgetter: asyncio.Task[None] | None = None
         self.name = f"sagas-{app}"
         self.groups = self.most_groups = 1
         self.trouble: str | None = None
@@ -84,6 +92,7 @@ class RunningSagas:
         self._starting: dict[tuple[str, str], SagaRow] = {}
         self._doubt = False
         self._control: str | None = None
+        self._orders = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._sweeper: asyncio.Task[None] | None = None
         self._reached_head: Callable[[], None] = lambda: None
@@ -99,6 +108,9 @@ class RunningSagas:
     def noted(self, facts: Mapping[str, str]) -> None:
         if facts.get("control") != self._control:
             self._control = facts.get("control")
+            self._orders += 1
+            for driver in self.drivers:
+                driver.asked = True
             self.hurry()
 
     def start(self, worker: str, lease: float, reached_head: Callable[[], None]) -> None:
@@ -106,6 +118,8 @@ class RunningSagas:
         self._until = self._clock.monotonic() + lease
         self._pause = min(LOOK_SECONDS, lease / 3)
         self._sweeper = asyncio.get_running_loop().create_task(self._sweep(), name="tidings-sagas")
+        if self._retention is not None:
+            self._forgetter = asyncio.get_running_loop().create_task(self._forget(), name="tidings-sagas-forget")
         self.hurry()
 
     @property
@@ -155,14 +169,15 @@ class RunningSagas:
 
     async def close(self) -> None:
         self.kill()
-        await asyncio.gather(*self._tasks, *([self._sweeper] if self._sweeper else []), return_exceptions=True)
+        beside = (one for one in (self._sweeper, self._forgetter) if one is not None)
+        await asyncio.gather(*self._tasks, *beside, return_exceptions=True)
         self.attempts.close()
 
     def kill(self) -> None:
         self.stopping = True
         if self._later is not None:
             self._later.cancel()
-        for task in (*self._tasks, *([self._sweeper] if self._sweeper else [])):
+        for task in (*self._tasks, *(one for one in (self._sweeper, self._forgetter) if one is not None)):
             task.cancel()
 
     # -- what drivers need
@@ -225,6 +240,11 @@ class RunningSagas:
         self._wanted.set()
         self.changed()
 
+    def called(self, saga: Any) -> SagaDefinition | None:
+        """The newest version of a saga, by its name or its function."""
+        names = {one.name for one in self._definitions.values() if one.name == saga or one.main is saga}
+        return max((one for one in self._definitions.values() if one.name in names), key=lambda one: one.version, default=None)
+
     # -- taking what is due
 
     async def _sweep(self) -> None:
@@ -260,14 +280,14 @@ class RunningSagas:
             found, self._next = await self.query(partial(self._ask, now=now))
             if not found:
                 return
-            self._crowded = True
+            self._crowded, orders = True, self._orders
             try:
                 taken, self._next = await self.write(partial(self._claim, now=now, room=room))
             except StoreTrouble:
                 self._doubt = True
                 raise
             for row, entries, arrivals in taken:
-                self._drive(row, entries, arrivals)
+                self._drive(row, entries, arrivals, orders)
             if len(taken) < room:  # that was all, or somebody else was quicker
                 self._crowded = False
                 return
@@ -307,7 +327,7 @@ class RunningSagas:
             or instance in self._starting
             or self._clock.monotonic() > self._until
         )
-        start = Start(saga, version, self._app, envelope, now, self._worker if mine else None)
+        start, orders = Start(saga, version, self._app, envelope, now, self._worker if mine else None), self._orders
         if mine:
             self._starting[instance] = saga_row(start_values(start))
 
@@ -315,7 +335,7 @@ class RunningSagas:
             row = self._starting.pop(instance) if mine else None
             self._doubt = self._doubt or made is None
             if made and row is not None and not self.stopping:
-                self._drive(row, [], [])
+                self._drive(row, [], [], orders)
             elif made:
                 self._doubt = self._doubt or mine
                 self.hurry()
@@ -325,8 +345,9 @@ class RunningSagas:
     def _places_taken(self) -> int:
         return len(self.drivers) + len(self._starting)
 
-    def _drive(self, row: SagaRow, entries: list[Entry], arrivals: list[Arrival]) -> None:
+    def _drive(self, row: SagaRow, entries: list[Entry], arrivals: list[Arrival], orders: int) -> None:
         driver = Driver(self, self._definitions[row.saga, row.version], row, entries, arrivals)
+        driver.asked = orders != self._orders  # somebody ordered something while the row was on its way here
         for other in self.drivers:  # after a failover, an earlier hold of ours may be gone from the store
             if (other.row.saga, other.row.key) == (row.saga, row.key) and other.task is not None:
                 other.task.cancel()
@@ -347,6 +368,29 @@ class RunningSagas:
             self.changed()
 
         task.add_done_callback(ended)
+
+    # -- what is over
+
+    async def _forget(self) -> None:
+        while not self.stopping:
+            await asyncio.sleep(FORGET_SECONDS)
+            try:
+                await self.forget()
+            except StoreTrouble as error:
+                log.warning("closed sagas stay for now: %s", error)
+
+    async def forget(self) -> int:
+        """Let go of instances that were closed before the retention, in chunks; how many."""
+        if self._retention is None:
+            return 0
+        done, before = 0, self.now() - int(self._retention.total_seconds() * 1_000_000)
+        while (some := await self.write(lambda unit: unit.sagas().forget(before, self.now(), FORGET_CHUNK))) > 0 and not self.stopping:
+            done += some
+            await asyncio.sleep(0.02)
+        return done
+
+    def definition(self, saga: str, version: int) -> SagaDefinition | None:
+        return self._definitions.get((saga, version))
 
     # -- for tests that settle by counting
 

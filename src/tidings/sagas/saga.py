@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import uuid
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
-from typing import Any, TypeVar, overload
+from typing import Any, Literal, NoReturn, TypeVar, overload
 
 import msgspec
 
-from ..errors import SagaDefinitionError
+from ..errors import SagaDefinitionError, TidingsError
 from ..event import EventType
 from ..retry import Retry
-from .body import Body
-from .step import Function, encode
+from .body import Again, Body
+from .digest import digest
+from .result import decoder_of
+from .step import Function
 
 T = TypeVar("T")
 E = TypeVar("E")
+Late = Literal["ignore", "dead"] | Callable[[Any, Any], Any]
+RETRY = Retry()
 Main = Callable[[Any, "Saga"], Coroutine[Any, Any, Any]]
 
 
@@ -33,9 +36,19 @@ class SagaDefinition:
     main: Main
     start: EventType
     waits: dict[str, EventType] = field(default_factory=dict)
+    failures: tuple[type[Exception], ...] = ()
+    late: Late = "ignore"
 
 
-def define(name: str | None, version: int, main: Main, start: EventType, waits: Sequence[EventType]) -> SagaDefinition:
+def define(
+    name: str | None,
+    version: int,
+    main: Main,
+    start: EventType,
+    waits: Sequence[EventType],
+    failures: Sequence[Any] = (),
+    late: Late = "ignore",
+) -> SagaDefinition:
     """Check a declaration.
 
     Raises:
@@ -61,7 +74,16 @@ def define(name: str | None, version: int, main: Main, start: EventType, waits: 
             )
         if waited.name == start.name:
             raise SagaDefinitionError(f"the saga {name!r} is started by {start.name}, so it can't wait for it too", saga=name)
-    return SagaDefinition(name, version, main, start, {waited.name: waited for waited in waits})
+    decoder_of(main)
+    if late not in ("ignore", "dead") and not callable(late):
+        raise SagaDefinitionError(f'the saga {name!r}: late={late!r} must be "ignore", "dead", or a function of (event, ctx)', saga=name)
+    for failure in failures:
+        if not (isinstance(failure, type) and issubclass(failure, Exception)) or failure is Exception:
+            raise SagaDefinitionError(
+                f"the saga {name!r}: failures={failure!r} must be classes of exceptions of your own that say that the business can't go on",
+                saga=name,
+            )
+    return SagaDefinition(name, version, main, start, {waited.name: waited for waited in waits}, tuple(failures), late)
 
 
 @lru_cache(maxsize=4096)
@@ -76,26 +98,38 @@ class Saga:
         key: of the instance, as text. name: the saga's.
     """
 
-    def __init__(self, definition: SagaDefinition, key: str, body: Body, type_of: Callable[[type], EventType]) -> None:
+    def __init__(
+        self,
+        definition: SagaDefinition,
+        key: str,
+        body: Body,
+        type_of: Callable[[type], EventType],
+        called: Callable[[Any], SagaDefinition | None] = lambda saga: None,
+    ) -> None:
+        self._called = called
         self.name = definition.name
         self.key = key
+        self._start = definition.start
         self._waits = definition.waits
         self._body = body
         self._type_of = type_of
 
     @overload
     async def step(
-        self, fn: Callable[..., Coroutine[Any, Any, T]], /, *args: Any, undo: Callable[..., Any] | None = None, retry: Retry | None = None,
-        timeout: float | None = None, **kwargs: Any,
+        self, fn: Callable[..., Coroutine[Any, Any, T]], /, *args: Any, undo: Callable[..., Any] | None = None,
+        undo_group: str | None = None, retry: Retry | None = None, timeout: float | None = None, at_most_once: bool = False,
+        reconcile: Callable[..., Any] | None = None, **kwargs: Any,
     ) -> T: ...  # fmt: skip
     @overload
     async def step(
-        self, fn: Callable[..., T], /, *args: Any, undo: Callable[..., Any] | None = None, retry: Retry | None = None,
-        timeout: float | None = None, **kwargs: Any,
+        self, fn: Callable[..., T], /, *args: Any, undo: Callable[..., Any] | None = None,
+        undo_group: str | None = None, retry: Retry | None = None, timeout: float | None = None, at_most_once: bool = False,
+        reconcile: Callable[..., Any] | None = None, **kwargs: Any,
     ) -> T: ...  # fmt: skip
     async def step(
-        self, fn: Callable[..., Any], /, *args: Any, undo: Callable[..., Any] | None = None, retry: Retry | None = None,
-        timeout: float | None = None, **kwargs: Any,
+        self, fn: Callable[..., Any], /, *args: Any, undo: Callable[..., Any] | None = None,
+        undo_group: str | None = None, retry: Retry | None = None, timeout: float | None = None, at_most_once: bool = False,
+        reconcile: Callable[..., Any] | None = None, **kwargs: Any,
     ) -> Any:  # fmt: skip
         """Call a function once, and remember what it returned.
 
@@ -105,8 +139,14 @@ class Saga:
         Args:
             undo: is called with the same arguments if the saga can't go on later, unless the step was refused; ``result``, if it has such
                 a parameter, is what the step returned, or an ``Unknown``. It must accept that nothing happened.
+            undo_group: steps of one group are undone side by side, at the place of the last of them.
             retry: when it is tried again after an error; ``Retry()`` unless given.
             timeout: seconds for one attempt.
+            at_most_once: it is never called again by itself. An error is a StepFailed at once; if its worker dies meanwhile, nobody knows
+                whether it happened, and the instance is parked for a person, unless there is
+            reconcile: called with the same arguments and the same idempotency key, it finds out what became of the step: it returns what
+                the step would have returned, or raises ``NotDone`` (then the step is called), or ``Refused``. Any other error of it is
+                tried again without end.
 
         Raises:
             Refused: the step raised it. StepFailed: it used up its attempts.
@@ -117,17 +157,31 @@ class Saga:
                 raise SagaDefinitionError(f"timeout={timeout!r}: seconds, more than 0")
             function = what["fn"] = _function(fn, "the step")
             function.check(args, kwargs)
+            if at_most_once:
+                if retry is not None or function.tx is not None:
+                    raise SagaDefinitionError(
+                        f"{function.name}: at_most_once=True is for a step without a transaction (in one it counts once anyway), and"
+                        " without retry="
+                    )
+            elif reconcile is not None:
+                raise SagaDefinitionError(f"{function.name}: reconcile= goes with at_most_once=True")
+            if reconcile is not None:
+                finds = what["reconcile"] = _function(reconcile, "the reconciliation")
+                finds.check(args, kwargs)
             if undo is not None:
                 back = what["undo"] = _function(undo, "the undo")
                 back.check(args, kwargs)
             try:
-                what["digest"] = hashlib.blake2b(encode([args, kwargs]), digest_size=8).hexdigest()
+                what["digest"] = digest(args, kwargs)
             except (TypeError, msgspec.MsgspecError) as error:
                 raise SagaDefinitionError(f"{function.name} is given what the journal can't keep: {error}") from error
         except SagaDefinitionError as error:
             self._body.loop.fault = error
             raise
-        call = self._body.call("step", function.name, args=args, kwargs=kwargs, retry=retry or Retry(), timeout=timeout, **what)
+        call = self._body.call(
+            "step", function.name, args=args, kwargs=kwargs, retry=retry or Retry(attempts=1 if at_most_once else RETRY.attempts),
+            timeout=timeout, once=at_most_once, undo_group=undo_group, **what,
+        )  # fmt: skip
         return await call.future
 
     async def sleep(self, duration: float | timedelta) -> None:
@@ -154,6 +208,68 @@ class Saga:
         due = None if within is None else self._until(within)
         decoders = {name: event_type.decode for name, event_type in types.items()}
         return await self._body.call("wait", " | ".join(types), due=due, types=decoders).future
+
+    async def child(self, saga: str | Main, event: Any) -> Any:
+        """Begin another saga of this app as a child, and wait for what it returns. It has an instance and a journal of its own; if this one
+        is undone, so is the child, through its own steps.
+
+        Args:
+            saga: its name, or the decorated function. event: of the class that starts it; it isn't published.
+
+        Raises:
+            ChildFailed: it was compensated by itself, or there is an instance of its key that isn't this one's child.
+        """
+        try:
+            definition = self._called(saga)
+            if definition is None:
+                name = saga if isinstance(saga, str) else getattr(saga, "__name__", saga)
+                raise SagaDefinitionError(f"this app has no saga {name!r} that could be a child", saga=name)
+            if self._type_of(type(event)).name != definition.start.name:
+                raise SagaDefinitionError(
+                    f"the saga {definition.name!r} is started by {definition.start.name}, not by {type(event).__name__}",
+                    saga=definition.name,
+                )
+            key = definition.start.key_of(event)
+            assert key is not None
+            said = digest((event,), {})
+        except TidingsError as error:
+            self._body.loop.fault = error
+            raise
+        call = self._body.call(
+            "child", definition.name, args=(event,), child=(definition.name, key), digest=said, decode=decoder_of(definition.main)
+        )
+        return await call.future
+
+    def restart(self, event: Any) -> NoReturn:
+        """Begin anew with another event of the class that starts it, of the same key: for a process without end. The journal begins anew
+        too; what is to be undone if it can't go on later stays so.
+
+        Only where nothing else of the body is under way.
+        """
+        body, start = self._body, self._start
+        try:
+            if self._type_of(type(event)).name != start.name or start.key_of(event) != self.key:
+                raise SagaDefinitionError(
+                    f"the saga {self.name!r} restarts with a {start.name} of its own key {self.key}, not with {event!r}", saga=self.name
+                )
+            data = start.to_bytes(event)
+        except TidingsError as error:
+            body.loop.fault = error
+            raise
+        if any(call.pending for call in body.calls.values()):
+            body.loop.fault = SagaDefinitionError(f"the saga {self.name!r} restarts while it still awaits something else", saga=self.name)
+            raise body.loop.fault
+        body.again = data
+        raise Again
+
+    async def changed(self, name: str) -> bool:
+        """Whether this instance is to go the new way of a change to the code: False if its journal goes on behind this point from before
+        the change, True otherwise. The same at each run. Once no instance from before is left, it can be taken out."""
+        return bool(await self._body.call("changed", name).future)
+
+    async def pivot(self) -> None:
+        """From here on it only goes forward: what fails is tried again without end, and nothing is undone any more."""
+        await self._body.call("pivot", "pivot").future
 
     def now(self) -> datetime:
         """When the last result came that the body was handed: the same at each run."""

@@ -60,7 +60,7 @@ class Function:
         self._given: dict[str, bool] = {}
         self.result: str | None = None
         for parameter in self._signature.parameters.values():
-            wanted = _annotation(fn, parameter.annotation)
+            wanted = annotation(fn, parameter.annotation)
             if wanted is Context:
                 self._given[parameter.name] = True
             elif (kind := transaction_kind(wanted)) is not None:
@@ -76,7 +76,7 @@ class Function:
             raise SagaDefinitionError(
                 f"{self.name} is async and asks for a synchronous {self.tx}, which would block the loop: make it `def`"
             )
-        returns = _annotation(fn, self._signature.return_annotation)
+        returns = annotation(fn, self._signature.return_annotation)
         self._decode: Callable[[bytes], Any] = decode_json
         if returns not in (inspect.Signature.empty, None, Any):
             try:
@@ -146,7 +146,7 @@ def _hook(value: Any) -> Any:
 encode = msgspec.json.Encoder(decimal_format="string", enc_hook=_hook, order="deterministic").encode
 
 
-def _annotation(fn: Any, given: Any) -> Any:
+def annotation(fn: Any, given: Any) -> Any:
     if not isinstance(given, str):
         return given
     scope = dict(getattr(fn, "__globals__", {}))

@@ -661,6 +661,11 @@ class Store(Protocol):
         in their order. Good while ``log_id`` is the same. Raises ValueError if a value can't stand in a statement."""
         ...
 
+    def insertion(self, statement: str) -> str:
+        """Any other INSERT into a table of the store's, for a ``Row`` that counts as scheduled: ``INSERT INTO … VALUES (?, …) …``. The
+        first value is never NULL."""
+        ...
+
     def is_async(self, tx: Any) -> bool:
         """Whether publishing in it must be awaited. Raises UnsupportedTransaction."""
         ...

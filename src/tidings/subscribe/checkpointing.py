@@ -30,6 +30,8 @@ FLUSH_SIZE = 5000
 """Ends that are written at once; fewer at the latest after the subscription's ``checkpoint_age``."""
 QUIET_SECONDS = 0.05
 """A reader with nothing in flight writes at once, but not again sooner than this: a trickle would hold the file half of the time."""
+QUIET_TIMES = 10
+"""Nor sooner than so many times what the last one took, by its age at the latest: each of fifty readers writes seldom."""
 AGAIN_SECONDS = 0.5
 """After a store that failed (a full disk, a locked file), the same is written again."""
 
@@ -91,7 +93,7 @@ class Checkpointing:
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._resting = False
-        self._written_at = 0.0
+        self._written_at = self._took = 0.0
         self._busy = False
         self.dirty: set[LaneState] = set()
         self.plain = 0
@@ -128,7 +130,7 @@ class Checkpointing:
         """Nothing else is in flight."""
         if not (self.ended or self.dirty):
             return
-        wait = self._written_at + min(QUIET_SECONDS, self._age) - self._loop.time()
+        wait = self._written_at + min(max(QUIET_SECONDS, QUIET_TIMES * self._took), self._age) - self._loop.time()
         if wait <= 0 or self.ended:
             self.flush()
         elif not self._resting and not self._busy:
@@ -174,6 +176,7 @@ class Checkpointing:
             if self._timer is None:
                 self._timer = self._loop.call_later(AGAIN_SECONDS, self.flush)
             return
+        self._took = self._loop.time() - self._written_at
         self._trouble(None)
         self._settle(future.result())
         if self.ended or self.plain >= FLUSH_SIZE:

@@ -1,7 +1,7 @@
 """Running synchronous handlers with a transaction: in one thread, in the log's order, since the file has one writer.
 
 With ``shared_tx`` neighbours share a transaction, bounded in number and time. A savepoint stands before each chunk; a chunk in which one
-fails is undone and done again one by one, so that only that one is rolled back. Without it each event has a transaction of its own.
+fails is undone and done again in smaller ones, so that only that one is rolled back. Without it each event has a transaction of its own.
 """
 
 from __future__ import annotations
@@ -214,7 +214,7 @@ class Serial:
         with runner.transactions.begin(kind) as transaction:
             if self._shared:
                 with runner.store.stepping():
-                    done = self._share(batch, transaction)
+                    done = self._share(batch, transaction, time.monotonic() + self._seconds, set())
             else:
                 with transaction.guard.closed(batch[0].handler.name):
                     done = self._call(batch, transaction)
@@ -223,44 +223,38 @@ class Serial:
                 transaction.after.append(lambda: runner.on_loop(lambda: _tell(committed, batch[done:])))
         return batch[done:]
 
-    def _share(self, batch: list[Context], transaction: Transaction) -> int:
-        """How many of the batch were ended before the time was over."""
-        until = time.monotonic() + self._seconds
-        failed: set[Any] = set()
-        at = 0
-        while at < len(batch) and (at == 0 or time.monotonic() < until):
-            chunk = batch[at : at + CHUNK]
+    def _share(self, batch: list[Context], transaction: Transaction, until: float, failed: set[Any], size: int = CHUNK) -> int:
+        """How many of the batch were ended before the time was over; with ``order="log"`` nothing behind one that failed.
+
+        A chunk in which one fails is undone and done again in smaller ones, whatever the time, until the one that fails stands alone.
+        """
+        at, known = 0, len(failed)
+        while at < len(batch):
+            searching = size < CHUNK and len(failed) == known
+            if at and not searching and time.monotonic() > until:
+                break
+            chunk = batch[at : at + size]
+            ended, again = 0, False
             try:
                 with transaction.savepoint(), transaction.guard.closed(chunk[0].handler.name):
-                    ended = self._call(chunk, transaction, until, failed)
+                    ended = self._call(chunk, transaction, float("inf") if searching else until, failed)
             except Exception as error:
                 if self._is_stores(error, transaction):
                     raise
-                ended = self._one_by_one(chunk, transaction, failed, until)
+                for ctx in chunk:
+                    ctx.reset()
+                if len(chunk) > 1:
+                    again = True
+                else:
+                    self._runner.fail(chunk[0], error)
+                    failed.add(chunk[0].key_id)
+                    ended = 1
+            if again:  # here, since errors that are raised while one is handled bring it along in their tracebacks
+                ended = self._share(chunk, transaction, until, failed, len(chunk) // 8 or 1)
             at += ended
-            if ended < len(chunk):
+            if ended < len(chunk) or (failed and self._runner.order == "log"):
                 break
         return at
-
-    def _one_by_one(self, chunk: list[Context], transaction: Transaction, failed: set[Any], until: float) -> int:
-        """How many were ended before the time was over; with ``order="log"`` nothing behind one that failed."""
-        runner = self._runner
-        for ctx in chunk:
-            ctx.reset()
-        for done, ctx in enumerate(chunk, 1):
-            if done > 1 and time.monotonic() > until and failed:
-                return done - 1
-            try:
-                with transaction.savepoint(), transaction.guard.closed(ctx.handler.name):
-                    self._call([ctx], transaction, until, failed)
-            except Exception as error:
-                if self._is_stores(error, transaction):
-                    raise
-                runner.fail(ctx, error)
-                if runner.order == "log":
-                    return done
-                failed.add(ctx.key_id)
-        return len(chunk)
 
     def _is_stores(self, error: Exception, transaction: Transaction) -> bool:
         return transaction.aborted or not transaction.guard.alive() or self._runner.store.is_busy(error) or isinstance(error, StoreError)

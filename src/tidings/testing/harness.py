@@ -341,7 +341,8 @@ class Harness:
         return self.store.query(lambda unit: unit.scheduled())
 
     def saga(self, name: str, key: object) -> SagaRow:
-        """How an instance stands. ``state`` is running, waiting, compensating, stuck, parked, completed or compensated.
+        """How an instance stands. ``state`` is running, waiting, compensating, stuck, parked, paused, completed, compensated or
+        cancelled.
 
         Raises:
             NotFound: it hasn't begun.

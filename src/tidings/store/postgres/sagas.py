@@ -11,6 +11,9 @@ from ..sagas import (
     AGAIN,
     CLOSED,
     ENTRY,
+    READ,
+    RELEASABLE,
+    RELEASED,
     ROW,
     Arrival,
     Entry,
@@ -26,39 +29,41 @@ from ..sagas import (
 from .bulk import BYTEA, INT4, INT8, TEXT, columns, rows_of
 
 _EVENT_TYPES = (INT8, INT4, TEXT, TEXT, INT4, TEXT, TEXT, TEXT, INT8, TEXT, BYTEA, TEXT, TEXT, TEXT, TEXT)
-_ROW_TYPES = (TEXT, INT4, TEXT, TEXT, INT8, INT8, INT8, TEXT, INT8, INT8, TEXT, TEXT, *_EVENT_TYPES)
+_ROW_TYPES = (TEXT, INT4, TEXT, TEXT, INT8, INT8, INT8, TEXT, INT8, INT8, TEXT, TEXT, *_EVENT_TYPES, TEXT, TEXT, TEXT, TEXT)
 _ENTRY_TYPES = (TEXT, TEXT, TEXT, INT4, INT8, TEXT, TEXT, TEXT, INT4, INT8, INT8, INT8, TEXT)
 _HOLD_TYPES = (TEXT, TEXT, TEXT, INT8)
-_RELEASE_TYPES = (TEXT, INT8, TEXT, TEXT, INT8, INT8)
+_RELEASE_TYPES = (TEXT, INT8, TEXT, TEXT, INT8, INT8, TEXT)
 
 # The order of keys is that of the one transaction that inserts them.
 START = f"""INSERT INTO tidings_sagas ({ROW}) SELECT * FROM {rows_of(_ROW_TYPES)} ON CONFLICT (saga, key) DO NOTHING RETURNING saga, key"""
 
-# As ``record`` does with one: the row of each instance that is still held is locked, beside others who do, and its lines are written.
+# As ``record`` does with one: the row of each instance that is still held is locked, beside others who do, and its lines are written; but
+# no pivot in one that was ordered to be undone before.
 RECORD = f"""WITH e AS MATERIALIZED (
         SELECT * FROM {rows_of((*_HOLD_TYPES, *_ENTRY_TYPES))} AS e (saga, key, worker, epoch, {ENTRY})),
     held AS MATERIALIZED (
-        SELECT s.saga, s.key FROM tidings_sagas s JOIN (SELECT DISTINCT saga, key, worker, epoch FROM e) h
+        SELECT s.saga, s.key, s.back FROM tidings_sagas s JOIN (SELECT DISTINCT saga, key, worker, epoch FROM e) h
         ON s.saga = h.saga AND s.key = h.key AND s.worker = h.worker AND s.epoch = h.epoch ORDER BY s.saga, s.key FOR SHARE OF s)
     INSERT INTO tidings_saga_journal (saga, key, {ENTRY}) SELECT saga, key, {ENTRY} FROM e JOIN held USING (saga, key)
-    {AGAIN} RETURNING saga, key, kind, branch, step, number"""
+    WHERE e.kind <> 'pivot' OR held.back IS NULL {AGAIN} RETURNING saga, key, kind, branch, step, number"""
 
 # As ``release`` does with one. Events that came for an instance which is closed are of no use any more.
 RELEASE = f"""WITH r AS MATERIALIZED (
-        SELECT * FROM {rows_of((*_HOLD_TYPES, *_RELEASE_TYPES))} AS r (saga, key, worker, epoch, state, due, waits, error, arrived, now)),
+        SELECT * FROM {rows_of((*_HOLD_TYPES, *_RELEASE_TYPES))} AS r (saga, key, worker, epoch, state, due, waits, error, arrived, now,
+        result)),
     held AS MATERIALIZED (
         SELECT s.saga, s.key FROM tidings_sagas s JOIN r
-        ON s.saga = r.saga AND s.key = r.key AND s.worker = r.worker AND s.epoch = r.epoch ORDER BY s.saga, s.key FOR NO KEY UPDATE OF s),
+        ON s.saga = r.saga AND s.key = r.key AND s.worker = r.worker AND s.epoch = r.epoch AND {RELEASABLE}
+        ORDER BY s.saga, s.key FOR NO KEY UPDATE OF s),
     done AS (
-        UPDATE tidings_sagas s SET since = CASE WHEN s.state = r.state THEN s.since ELSE r.now END, state = r.state,
-        due = CASE WHEN s.arrived <> r.arrived THEN r.now ELSE r.due END, waits = r.waits, error = r.error, worker = NULL
+        UPDATE tidings_sagas s SET {RELEASED}
         FROM r JOIN held USING (saga, key) WHERE s.saga = r.saga AND s.key = r.key RETURNING s.saga, s.key, s.state, s.arrived),
     gone AS (
         DELETE FROM tidings_saga_events e USING done d WHERE e.saga = d.saga AND e.key = d.key AND d.state IN {CLOSED} AND d.arrived > 0)
     SELECT saga, key FROM done"""
 
 TAKE = f"""UPDATE tidings_sagas s SET worker = %s, epoch = s.epoch + 1, due = NULL FROM {rows_of((TEXT, TEXT))} AS f (saga, key)
-    WHERE s.saga = f.saga AND s.key = f.key RETURNING {", ".join("s." + name for name in ROW.split(", "))}"""
+    WHERE s.saga = f.saga AND s.key = f.key RETURNING {", ".join("s." + name for name in READ.split(", "))}"""
 
 JOURNALS = f"""SELECT f.n, {", ".join("j." + name for name in ENTRY.split(", "))}
     FROM unnest(%b::text[], %b::text[]) WITH ORDINALITY AS f (saga, key, n) JOIN tidings_saga_journal j ON j.saga = f.saga AND j.key = f.key
@@ -91,7 +96,11 @@ class ServerSagas(SagaUnit):
         return [(hold.saga, hold.key, entry.kind, entry.branch, entry.step, entry.number) in written for hold, entry in lines]
 
     def release_all(self, releases: Sequence[Release]) -> list[bool]:
-        rows = [(*one.hold, one.state, one.due, one.waits, one.error, one.arrived, one.now) for one in releases]
+        if any(one.tells for one in releases):
+            return super().release_all(releases)
+        if any(one.state in CLOSED or one.state == "parked" for one in releases):
+            self._tell()
+        rows = [(*one.hold, one.state, one.due, one.waits, one.error, one.arrived, one.now, one.result) for one in releases]
         done = set(self._conn.execute(RELEASE, columns((*_HOLD_TYPES, *_RELEASE_TYPES), rows)).fetchall())
         return [(one.hold.saga, one.hold.key) in done for one in releases]
 

@@ -236,9 +236,12 @@ class PostgresStore:
     def at_once(self, job: Callable[[PostgresUnit], T]) -> T:
         try:
             with self._connection() as conn:
-                return job(self.unit(conn))
+                unit = self.unit(conn)
+                result = job(unit)
         except psycopg.Error as error:
             raise explain(error, self.url) from error
+        self._on_committed(unit)
+        return result
 
     def read(self, after: int, upto: int) -> tuple[list[tuple[Any, ...]], int]:
         with self._reading_lock:
@@ -407,6 +410,9 @@ class PostgresStore:
 
     def statement(self, *, scheduled: bool = False, constants: Mapping[str, str | int | None] | None = None) -> str:
         return append_with(constants) if constants is not None else SCHEDULE if scheduled else APPEND
+
+    def insertion(self, statement: str) -> str:
+        return f"WITH made AS ({statement.replace('?', '%s')} RETURNING 1) SELECT count(*) FROM made"
 
     def publish(self, tx: Any, row: Row) -> int:
         raw = enlist.executor(tx)

@@ -610,7 +610,8 @@ class PostgresUnit:
 
     def sagas(self) -> ServerSagas:
         living = f"SELECT worker FROM tidings_workers WHERE until > {_CLOCK}"
-        return ServerSagas(self._conn, Dialect("%s", "FOR SHARE", "FOR UPDATE SKIP LOCKED", living, (self._seconds(),)))
+        dialect = Dialect("%s", "FOR SHARE", "FOR UPDATE", "FOR UPDATE SKIP LOCKED", living, (self._seconds(),))
+        return ServerSagas(self._conn, dialect, lambda: setattr(self, "told", True))
 
     # -- a log that went back in time
 

@@ -58,6 +58,7 @@ def connect(
             conn.execute(f"PRAGMA journal_size_limit = {WAL_LIMIT}")
             conn.execute("PRAGMA wal_autocheckpoint = 2000")
             conn.execute("PRAGMA cache_size = -8000")
+            conn.execute("PRAGMA temp_store = MEMORY")  # else savepoints copy each page they touch to a temporary file, from 64 KiB on
         except BaseException:
             conn.close()
             raise

@@ -288,6 +288,32 @@ CREATE TABLE tidings_saga_actions (
 CREATE INDEX tidings_saga_actions_key ON tidings_saga_actions (saga, key);
 """,
     ),
+    (
+        8,
+        "sagas that give a result, have children, and go away",
+        """
+-- result: JSON, of one that is completed. parent_saga, parent_key: whose child it is. undo: why it is to be undone, whatever its body would
+-- do. What is gone after its retention keeps its row as a tombstone, in the state gone.
+ALTER TABLE tidings_sagas ADD COLUMN result TEXT;
+ALTER TABLE tidings_sagas ADD COLUMN parent_saga TEXT;
+ALTER TABLE tidings_sagas ADD COLUMN parent_key TEXT;
+ALTER TABLE tidings_sagas ADD COLUMN undo TEXT;
+CREATE INDEX tidings_sagas_parent ON tidings_sagas (parent_saga, parent_key) WHERE parent_saga IS NOT NULL;
+CREATE INDEX tidings_sagas_closed ON tidings_sagas (since) WHERE state IN ('completed', 'compensated', 'cancelled');
+CREATE INDEX tidings_sagas_gone ON tidings_sagas (position) WHERE state = 'gone';
+""",
+    ),
+    (
+        9,
+        "operators of sagas",
+        """
+-- back: compensate or cancel, once an operator wants an instance undone; pause: the state that one goes on with that is paused, or shall
+-- be; detail: what exactly was done by hand.
+ALTER TABLE tidings_sagas ADD COLUMN back TEXT;
+ALTER TABLE tidings_sagas ADD COLUMN pause TEXT;
+ALTER TABLE tidings_saga_actions ADD COLUMN detail TEXT;
+""",
+    ),
 )
 
 NEWEST = MIGRATIONS[-1][0]

@@ -394,6 +394,9 @@ class SQLiteStore:
     def statement(self, *, scheduled: bool = False, constants: Mapping[str, str | int | None] | None = None) -> str:
         return only_in(self.log_id, append_with(constants) if constants is not None else SCHEDULE if scheduled else APPEND)
 
+    def insertion(self, statement: str) -> str:
+        return only_in(self.log_id, statement)
+
     def is_async(self, tx: Any) -> bool:
         return type(tx) is not sqlite3.Connection and enlist.is_async(tx)
 

@@ -552,7 +552,7 @@ class SQLiteUnit:
     def sagas(self) -> SagaUnit:
         """Transactions that write come one after another, so nothing there needs a lock."""
         living = "SELECT worker FROM tidings_workers WHERE boot = ? AND until > ?"
-        return SagaUnit(self._conn, Dialect("?", "", "", living, (self._boot, self._clock.monotonic())))
+        return SagaUnit(self._conn, Dialect("?", "", "", "", living, (self._boot, self._clock.monotonic())))
 
     # -- a log that went back in time
 

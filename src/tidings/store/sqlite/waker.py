@@ -20,7 +20,8 @@ _AGAIN = (0.0002,) * 10 + (0.001,) * 6 + (0.004,) * 3
 class Waker:
     """Calls ``woken`` on the loop when the file has changed; ``conn`` is its own from now on.
 
-    Armed by whoever goes idle, so that a busy worker pays nothing for it; ``armed`` is told.
+    Armed by whoever goes idle, so that a busy worker pays nothing for it; ``armed`` is told. It listens on behind a wake, as who is woken
+    by a trickle is idle again in a moment, until it hears of a write that nobody waits for.
     """
 
     def __init__(
@@ -42,7 +43,7 @@ class Waker:
         self._poll = poll
         self._slow_poll = slow_poll
         self._seen = self._version()
-        self._armed = False
+        self._armed = self._listening = False
         self._timer: asyncio.TimerHandle | None = None
         self._looks = 0
         self._inotify = inotify(path + "-wal")
@@ -55,7 +56,8 @@ class Waker:
             return
         self._armed = True
         self._told(True)
-        if self._inotify is not None:
+        if self._inotify is not None and not self._listening:
+            self._listening = True
             self._loop.add_reader(self._inotify, self._on_inotify)
             if self._alarm is not None:
                 self._loop.add_reader(self._alarm.descriptor, self._on_alarm)
@@ -63,6 +65,11 @@ class Waker:
             self._schedule(self._pace())
 
     def disarm(self) -> None:
+        """Neither watch nor listen."""
+        self._rest()
+        self._deafen()
+
+    def _rest(self) -> None:
         if not self._armed:
             return
         self._armed = False
@@ -70,7 +77,10 @@ class Waker:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._inotify is not None:
+
+    def _deafen(self) -> None:
+        if self._inotify is not None and self._listening:
+            self._listening = False
             self._loop.remove_reader(self._inotify)
             if self._alarm is not None:
                 self._alarm.set(0)
@@ -124,7 +134,9 @@ class Waker:
     def _on_inotify(self) -> None:
         if self._inotify is not None:
             drain(self._inotify)
-        if self._armed and not self._look():
+        if not self._armed:
+            self._deafen()
+        elif not self._look():
             self._looks = 1
             self._schedule(_AGAIN[0])
 
@@ -133,7 +145,7 @@ class Waker:
         if version == self._seen:
             return False
         self._seen = version
-        self.disarm()
+        self._rest()
         self._woken()
         return True
 

@@ -1,0 +1,138 @@
+"""Whether instances can go on with the code as it is: their journals are read to it, and nothing is run. And what its text tells."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from ..codec import decode_json
+from ..errors import JournalMismatch, TidingsError
+from ..event import EventType
+from ..store.sagas import Entry, SagaRow
+from .body import Body
+from .compensation import is_outcome
+from .journal import read_to
+from .saga import Saga, SagaDefinition
+
+Definitions = Mapping[tuple[str, int], SagaDefinition]
+
+
+class Problem(NamedTuple):
+    """Why an instance can't go on. ``step``, ``line``: where, if that is known."""
+
+    saga: str
+    key: str
+    version: int
+    problem: str
+    step: str | None = None
+    line: str | None = None
+
+
+def problem_of(
+    row: SagaRow, entries: Sequence[Entry], definitions: Definitions, type_of: Callable[[type], EventType], version: int | None = None
+) -> Problem | None:
+    """Why this instance can't go on with this code, or with another version of it; None if it can."""
+    version = row.version if version is None else version
+    definition = definitions.get((row.saga, version))
+    if definition is None:
+        there = ", ".join(str(number) for name, number in sorted(definitions) if name == row.saga)
+        what = f"only of version {there}" if there else "none of this saga"
+        return Problem(row.saga, row.key, row.version, f"it is of version {version}, and there is code {what}")
+    try:
+        for entry in entries:
+            if entry.kind == "restart":
+                old, started, event_id, data = decode_json((entry.result or "").encode())
+                mark = f"{entry.branch}/"
+                before = definitions.get((row.saga, old))
+                if before is None:
+                    raise JournalMismatch(f"version {old} of it has steps that may have to be undone", step="", line=None)
+                past = [replace(one, branch=one.branch.removeprefix(mark)) for one in entries if one.branch.startswith(mark)]
+                _read(before, row.key, f"{row.saga}:{event_id}", started, data.encode(), past, definitions, type_of)
+        present = [one for one in entries if not one.branch.startswith("g")]
+        seed = f"{row.saga}:{row.envelope.event_id}"
+        body = _read(definition, row.key, seed, row.started, row.envelope.data, present, definitions, type_of)
+        failed = body.error if body.ended and body.again is None else None
+        undone = row.state in ("compensating", "stuck") or any(one.kind == "undo" for one in present)
+        if failed is not None and not is_outcome(failed, definition.failures):
+            raise body.failure(failed)
+        if undone and failed is None and row.undo is None:
+            raise JournalMismatch("it is being undone, and the body doesn't fail there any more", step="", line=body.where())
+    except TidingsError as error:
+        facts = error.facts
+        return Problem(row.saga, row.key, row.version, str(error), facts.get("step") or None, facts.get("line"))
+    return None
+
+
+def _read(
+    definition: SagaDefinition, key: str, seed: str, started: int, data: bytes, entries: Sequence[Entry], definitions: Definitions,
+    type_of: Callable[[type], EventType],
+) -> Body:  # fmt: skip
+    def called(saga: Any) -> SagaDefinition | None:
+        names = {one.name for one in definitions.values() if one.name == saga or one.main is saga}
+        return max((one for one in definitions.values() if one.name in names), key=lambda one: one.version, default=None)
+
+    body = Body(definition.main, seed, started)
+    saga = Saga(definition, key, body, type_of, called)
+    try:
+        body.begin(definition.start.decode(data), saga)
+        read_to(body, entries)
+        if body.fault is not None:
+            raise body.fault
+    finally:
+        body.leave()
+    return body
+
+
+# -- what the text tells
+
+
+def warnings_of(definition: SagaDefinition, type_of: Callable[[type], EventType]) -> list[str]:
+    """Steps without an undo that stand before one that may fail, and waits that aren't declared. Nothing, without a text to read."""
+    try:
+        source = textwrap.dedent(inspect.getsource(definition.main))
+        (function,) = ast.parse(source).body
+    except (OSError, TypeError, ValueError, SyntaxError):
+        return []
+    if not isinstance(function, ast.AsyncFunctionDef):
+        return []
+    name, found = function.args.args[1].arg, list[str]()
+    file, first = inspect.getsourcefile(definition.main), definition.main.__code__.co_firstlineno
+    bare: tuple[str, int] | None = None
+    calls: list[tuple[ast.Call, str]] = [
+        (one, one.func.attr)
+        for one in ast.walk(function)
+        if isinstance(one, ast.Call)
+        and isinstance(one.func, ast.Attribute)
+        and isinstance(one.func.value, ast.Name)
+        and one.func.value.id == name
+    ]
+    for call, what in sorted(calls, key=lambda one: (one[0].lineno, one[0].col_offset)):
+        line = first + call.lineno - 1
+        if what == "pivot":
+            break
+        if what == "wait":
+            found += [
+                f"{file}:{line}: it waits for {one.name}, which it doesn't declare"
+                for one in _event_types(call, definition.main, type_of)
+                if one.name not in definition.waits
+            ]
+        if what not in ("step", "child", "wait"):
+            continue
+        if bare is not None and what != "wait":
+            step, at = bare
+            later = ast.unparse(call.args[0]) if call.args else what
+            found.append(f"{file}:{at}: {step} has no undo, and {later} (line {line}) may fail behind it")
+            bare = None
+        if what == "step" and not any(keyword.arg == "undo" for keyword in call.keywords):
+            bare = (ast.unparse(call.args[0]) if call.args else "a step", line)
+    return found
+
+
+def _event_types(call: Any, main: Any, type_of: Callable[[type], EventType]) -> list[EventType]:
+    scope = {**main.__globals__, **inspect.getclosurevars(main).nonlocals}
+    named = [scope.get(one.id) for one in call.args if isinstance(one, ast.Name)]
+    return [type_of(one) for one in named if isinstance(one, type) and hasattr(one, "__event_spec__")]
