@@ -11,7 +11,7 @@ from tidings import App, Event
 from tidings.envelope import Envelope
 from tidings.sagas.journal_writer import JournalWriter
 from tidings.store import store_at
-from tidings.store.port import Store, WorkerRow
+from tidings.store.port import Store, Unit, WorkerRow
 from tidings.store.sagas import Entry, Hold, Release, Start
 
 
@@ -106,3 +106,54 @@ async def test_whoever_stopped_waiting_an_instance_that_begins_is_told_of(store:
     task.cancel()
     await begin(writer, store, range(2, 3))
     assert told == [True]
+
+
+async def test_what_was_ordered_meanwhile_counts_in_a_group_too(store: Store) -> None:
+    writer, orders = JournalWriter(store), range(1, 6)
+    await begin(writer, store, orders)
+    holds = [Hold("checkout", str(order), "a", 1) for order in orders]
+
+    def order(unit: Unit) -> None:
+        sagas = unit.sagas()
+        sagas.turn_back("checkout", "1", "compensate", 5)
+        sagas.turn_back("checkout", "2", "cancel", 5)
+        sagas.pause("checkout", "3", 5)
+        sagas.turn_back("checkout", "5", "compensate", 5)
+
+    store.write(order).result()
+    pivots = [Entry("pivot", "0", "pivot", 1, 1, "done") for _ in holds]
+    assert await asyncio.gather(*map(writer.record, holds, pivots)) == [False, False, True, True, False]
+    ends = [
+        Release(holds[0], "completed", None, None, None, None, 7),
+        Release(holds[1], "compensated", None, None, "why", None, 7),
+        Release(holds[2], "waiting", 900, "[]", None, 0, 7),
+        Release(holds[3], "completed", None, None, None, None, 7, "9"),
+        Release(holds[4], "waiting", 900, "[]", None, 0, 7),
+    ]
+    assert await asyncio.gather(*map(writer.release, ends)) == [False, True, True, True, True]
+    rows = [store.query(lambda unit, key=hold.key: unit.sagas().row("checkout", key)) for hold in holds]  # type: ignore[misc]
+    assert [(row.state, row.since, row.due, row.worker, row.pause, row.error, row.result) for row in rows if row is not None] == [
+        ("running", 100, None, "a", None, None, None),
+        ("cancelled", 7, None, None, None, "why", None),
+        ("paused", 7, None, None, "waiting", None, None),
+        ("completed", 7, None, None, None, None, "9"),
+        ("waiting", 7, 7, None, None, None, None),
+    ]
+
+
+async def test_a_child_that_ends_beside_others_tells_its_parent(store: Store) -> None:
+    writer = JournalWriter(store)
+    await begin(writer, store, range(1, 4))
+    child = Start("checkout", 1, "shop", envelope(store, 4), 100, "a", ("checkout", "1"))
+    assert await writer.start(child, lambda _: None)
+    holds = [Hold("checkout", str(order), "a", 1) for order in range(1, 5)]
+    ends = [Release(hold, "completed", None, None, None, None, 7) for hold in holds[1:3]]
+    ends += [
+        Release(holds[3], "completed", None, None, None, None, 7, "9", ("checkout", "1")),
+        Release(holds[0], "waiting", 900, "[]", None, 0, 7),
+    ]
+    assert await asyncio.gather(*map(writer.release, ends)) == [True] * 4
+    row = store.query(lambda unit: unit.sagas().row("checkout", "1"))
+    assert row is not None
+    assert (row.state, row.arrived, row.due) == ("waiting", 1, 7)
+    assert store.query(lambda unit: unit.sagas().ended([("checkout", "4")])) == [("checkout", "4", "completed", "9", None)]
