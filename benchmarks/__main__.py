@@ -35,6 +35,7 @@ NAMES = (
     "relay",
     "intake",
     "outbox",
+    "sagas",
     "peers",
     "postgres.publish",
     "postgres.writers",

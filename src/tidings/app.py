@@ -36,7 +36,7 @@ from .sagas.runner import RunningSagas
 from .sagas.saga import Late, Main, SagaDefinition, define
 from .store import store_at
 from .store.port import Scheduled, Store
-from .store.sagas import CLOSED, START, starting
+from .store.sagas import CLOSED, START, Start, start_values
 from .subscribe.backlog import Backlog
 from .subscribe.context import Context
 from .subscribe.handler import Decoded, Handler, tell_apart
@@ -384,8 +384,8 @@ class App:
                 type=type(event).__name__,
             )
         envelope = self._publisher.envelope(event)
-        values = starting(definition.name, definition.version, self.name, envelope, int(self.clock.time() * 1_000_000))
-        result = self._publisher.insert(START, values, envelope, tx, type(event))
+        start = Start(definition.name, definition.version, self.name, envelope, int(self.clock.time() * 1_000_000))
+        result = self._publisher.insert(START, start_values(start), envelope, tx, type(event))
         if self.worker is not None and tx != "own":
             self.worker.hint()
         return result
@@ -425,10 +425,8 @@ class App:
 
         async def start(event: Any, ctx: Context) -> None:
             version = max(number for saga, number in self._sagas if saga == name)
-            envelope, now = ctx.envelope, int(self.clock.time() * 1_000_000)
-            await asyncio.wrap_future(self.store.write(lambda unit: unit.sagas().start(name, version, self.name, envelope, now)))
-            if self.sagas is not None:
-                self.sagas.hurry()
+            assert self.sagas is not None  # it runs beside its subscription
+            await self.sagas.begin(name, version, ctx.envelope)
 
         return start
 

@@ -1,7 +1,7 @@
 """A three-step order saga in real processes, killed at every point in turn, and finished by another process.
 
-``python -m tests.sagas.killing URL FOLDER forward|back`` prints one JSON line for each point: where it was, and what the database and
-the world outside hold when the saga has ended. A point lies before and behind each durable write of a saga, and each call outside.
+``python -m tests.sagas.killing URL FOLDER forward|back|claimed`` prints one JSON line for each point: where it was, and what the database
+and the world outside hold when the saga has ended. A point lies before and behind each durable write of a saga, and each call outside.
 
 Each process is forked from this one, which has no thread and no loop of its own.
 """
@@ -24,6 +24,8 @@ import psycopg
 
 from tests.sagas.asking import asks_for_tx
 from tidings import App, Context, Event, Refused, Saga
+from tidings.sagas import runner
+from tidings.store.postgres.sagas import ServerSagas
 from tidings.store.sagas import SagaUnit
 
 WRITES = ("start", "claim", "record", "turn", "release")
@@ -68,8 +70,9 @@ class Killer:
 
         for name in WRITES:
             setattr(SagaUnit, name, wrapped(name, getattr(SagaUnit, name)))
+        setattr(ServerSagas, "release_all", wrapped("release", ServerSagas.release_all))  # noqa: B010
         store: Any = app.store
-        write, begin = store.write, app._transactions.begin
+        write, plainly, begin = store.write, store.write_plainly, app._transactions.begin
 
         def killing_write(job: Any, after: Any = None) -> Any:
             def behind(result: Any) -> None:
@@ -79,13 +82,18 @@ class Killer:
 
             return write(job, behind)
 
+        def killing_plainly(job: Any) -> Any:
+            future = plainly(job)
+            future.add_done_callback(lambda _: self.behind())  # the first of them: nobody has heard of it
+            return future
+
         @contextmanager
         def killing_begin(kind: str) -> Iterator[Any]:
             with begin(kind) as transaction:
                 yield transaction
             self.behind()
 
-        store.write = killing_write
+        store.write, store.write_plainly = killing_write, killing_plainly
         app._transactions.begin = killing_begin  # type: ignore[method-assign]
 
 
@@ -187,6 +195,8 @@ def in_child(job: Callable[[], None]) -> tuple[int, str]:
 
 def main() -> None:
     url, folder, fails = sys.argv[1], Path(sys.argv[2]), sys.argv[3] == "back"
+    if sys.argv[3] == "claimed":
+        runner.AT_START = 0
     in_child(lambda: prepare(url))
     points: list[str | None] = [None]
     for order, at in enumerate(points, 1):  # the first one, which goes through, tells the others

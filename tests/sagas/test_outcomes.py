@@ -10,6 +10,7 @@ import pytest
 from tests.sagas.test_saga import ONCE, Placed, Shipped, harness, journal, shop
 from tidings import NotInTime, Refused, Saga, SagaDefinitionError, StepFailed
 from tidings.sagas.compensation import is_outcome
+from tidings.store.sagas import Entry, Hold
 
 
 class Declined(Exception): ...
@@ -156,15 +157,15 @@ async def test_what_falls_due_while_a_steps_line_is_written_is_handed_on_behind_
     async with harness(app) as shops:
         assert app.sagas is not None
         attempts = app.sagas.attempts
-        write, begun = attempts._write, asyncio.Event()
+        record, begun = attempts.record, asyncio.Event()
 
-        async def slowly(job: Any) -> bool:
+        async def slowly(hold: Hold, entry: Entry) -> None:
             if not begun.is_set():
                 begun.set()
                 await held.wait()
-            return await write(job)
+            await record(hold, entry)
 
-        attempts._write = slowly  # type: ignore[method-assign]
+        attempts.record = slowly  # type: ignore[method-assign]
         await shops.publish(Placed(order_id=1))
         await begun.wait()
         shops.clock.advance(1)

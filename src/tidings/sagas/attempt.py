@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from asyncio import wrap_future
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, cast
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from ..publish.publisher import Publisher
     from ..store.port import SomeTransactions, Store, Transaction, Unit
+    from .journal_writer import JournalWriter
 
 Outputs = list[tuple[Envelope, int | None]]
 
@@ -32,8 +34,9 @@ class StoreTrouble(Exception):
 class Attempts:
     """Runs functions for an app's sagas. ``done(result)`` makes the entry, at the last moment."""
 
-    def __init__(self, store: Store, transactions: SomeTransactions, publisher: Publisher) -> None:
+    def __init__(self, store: Store, transactions: SomeTransactions, publisher: Publisher, journal: JournalWriter) -> None:
         self._store = store
+        self._journal = journal
         self._transactions = transactions
         self._publisher = publisher
         self._threads = ThreadPoolExecutor(32, thread_name_prefix="tidings-saga")
@@ -66,7 +69,9 @@ class Attempts:
                 value = await self._outside(function, call, timeout)
                 entry = done(value)
                 outputs = self._outputs(ctx)
-                if not await self._write(lambda unit: self._record(unit, hold, entry, outputs)):
+                if not outputs:
+                    await self.record(hold, entry)
+                elif not await self._told_by(wrap_future(self._store.write(lambda unit: self._record(unit, hold, entry, outputs)))):
                     raise _fenced(hold)
                 return entry
             if function.is_async:
@@ -77,12 +82,12 @@ class Attempts:
 
     async def record(self, hold: Hold, entry: Entry) -> None:
         """An entry by itself."""
-        if not await self._write(lambda unit: unit.sagas().record(hold, entry)):
+        if not await self._told_by(self._journal.record(hold, entry)):
             raise _fenced(hold)
 
-    async def _write(self, job: Callable[[Unit], bool]) -> bool:
+    async def _told_by(self, written: Awaitable[bool]) -> bool:
         try:
-            return await asyncio.wrap_future(self._store.write(job))
+            return await written
         except Exception as error:
             if self._store.is_refusal(error):
                 raise

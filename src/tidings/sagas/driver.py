@@ -21,7 +21,7 @@ from ..errors import (
     SagaDefinitionError,
     TidingsError,
 )
-from ..store.sagas import CLOSED, Entry, Hold, SagaRow, starting
+from ..store.sagas import CLOSED, Arrival, Entry, Hold, Release, SagaRow, Start
 from ..subscribe.parking import describe
 from . import compensation, operating
 from .attempt import StoreTrouble
@@ -45,7 +45,9 @@ ARRIVALS_SECONDS = 1.0
 class Driver:
     """Runs one instance until it waits, ends, or is lost."""
 
-    def __init__(self, sagas: RunningSagas, definition: SagaDefinition, row: SagaRow) -> None:
+    def __init__(
+        self, sagas: RunningSagas, definition: SagaDefinition, row: SagaRow, entries: list[Entry], arrivals: list[Arrival]
+    ) -> None:
         self._sagas = sagas
         self._definition = definition
         self.row = row
@@ -55,16 +57,19 @@ class Driver:
         """An operator may have ordered something."""
         self.task: asyncio.Task[None] | None = None
         self._body: Body
-        self._entries: list[Entry] = []
-        self._past: list[Entry] = []
+        self._past = [entry for entry in entries if entry.branch.startswith("g")]
+        self._entries = [entry for entry in entries if not entry.branch.startswith("g")]
         self._arrived: list[tuple[int, str]] = []
         self._data: dict[int, tuple[str, bytes]] = {}
         self._count = row.arrived
-        self._taken: set[int] = set()
         self._running: dict[asyncio.Task[Entry], Call] = {}
         self._recorded: list[tuple[Call, Entry]] = []
-        self._seq = count(1)
+        self._seq = count(max((entry.seq for entry in entries if entry.seq is not None), default=0) + 1)
         self._open: set[int] = set()
+        self._heard(arrivals)
+        self._taken = {
+            decode_json((entry.result or "").encode())["position"] for entry in self._entries if entry.kind == "wait" and entry.result
+        }
 
     async def run(self) -> None:
         """Never raises: what goes wrong with the store is tried again by whoever takes the instance then."""
@@ -89,7 +94,6 @@ class Driver:
 
     async def _drive(self) -> None:
         row, definition = self.row, self._definition
-        await self._load()
         self._body = body = Body(definition.main, f"{row.saga}:{row.envelope.event_id}", row.started)
         saga = Saga(definition, row.key, body, self._sagas.type_of, self._sagas.called)
         event = definition.start.decode(row.envelope.data)
@@ -191,24 +195,7 @@ class Driver:
             call.past = past
         return list(body.calls.values())
 
-    async def _load(self) -> None:
-        saga, key = self.row.saga, self.row.key
-
-        def read(unit: Any) -> Any:
-            sagas = unit.sagas()
-            return sagas.row(saga, key), sagas.journal(saga, key), sagas.arrivals(saga, key)
-
-        row, entries, arrivals = await self._sagas.query(read)
-        self._count, self.row.back, self.row.pause, self.row.undo = row.arrived, row.back, row.pause, row.undo
-        self._past = [entry for entry in entries if entry.branch.startswith("g")]
-        self._entries = [entry for entry in entries if not entry.branch.startswith("g")]
-        self._seq = count(max((entry.seq for entry in entries if entry.seq is not None), default=0) + 1)
-        self._heard(arrivals)
-        self._taken = {
-            decode_json((entry.result or "").encode())["position"] for entry in self._entries if entry.kind == "wait" and entry.result
-        }
-
-    def _heard(self, arrivals: list[Any]) -> None:
+    def _heard(self, arrivals: list[Arrival]) -> None:
         self._arrived = [(one.position, one.type) for one in arrivals]
         self._data = {one.position: (one.type, one.data) for one in arrivals}
 
@@ -299,13 +286,13 @@ class Driver:
         assert definition is not None
         ctx = sagas.attempts.context(self.row.saga, self.row.envelope, f"{branch}:{name}:{number}", 1)
         me = (self.row.saga, self.row.key)
-        values = starting(name, definition.version, self.row.app, sagas.attempts.envelope(call.args[0], ctx), now, me)
+        start = Start(name, definition.version, self.row.app, sagas.attempts.envelope(call.args[0], ctx), now, parent=me)
         begun = Entry(kind, branch, name, number, None, "begun", started=now, ended=now, digest=call.digest)
         seq = next(self._seq)
         refused = replace(begun, seq=seq, state="refused", error="there is an instance of its key that isn't this one's child")
         self._open.add(seq)
         try:
-            entry = await sagas.write(lambda unit: _adopted(unit, self.hold, begun, refused, values))
+            entry = await sagas.write(lambda unit: _adopted(unit, self.hold, begun, refused, start))
         finally:
             self._open.discard(seq)
         call.entry = entry
@@ -471,12 +458,7 @@ class Driver:
     ) -> None:
         now, text = self._sagas.now(), None if waits is None else encode(waits).decode()
         arrived = self._count if state in ("waiting", "compensating", "stuck") else None
-        released = await self._sagas.write(
-            lambda unit: unit.sagas().release(
-                self.hold, state, due=due, waits=text, error=error, arrived=arrived, now=now, result=result, parent=self.row.parent
-            )
-        )
-        if not released:
+        if not await self._sagas.let_go(Release(self.hold, state, due, text, error, arrived, now, result, self.row.parent)):
             raise Fenced(f"another worker holds {self.hold.saga} {self.hold.key} now; nothing was written")
         if due is not None or arrived is not None:
             self._sagas.expect(due)
@@ -588,8 +570,8 @@ class Driver:
             return failed
 
 
-def _adopted(unit: Any, hold: Hold, begun: Entry, refused: Entry, values: tuple[Any, ...]) -> Entry:
-    entry: Entry | None = unit.sagas().adopt(hold, begun, refused, values)
+def _adopted(unit: Any, hold: Hold, begun: Entry, refused: Entry, start: Start) -> Entry:
+    entry: Entry | None = unit.sagas().adopt(hold, begun, refused, start)
     if entry is None:
         raise Fenced(f"another worker holds {hold.saga} {hold.key} now; nothing was written")
     return entry

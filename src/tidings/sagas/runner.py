@@ -15,12 +15,14 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..clock import Clock, SystemClock
+from ..envelope import Envelope
 from ..errors import Fenced, StoreError
 from ..event import EventType
 from ..store.port import KeyState, Lane
-from ..store.sagas import Hold, SagaRow
+from ..store.sagas import Arrival, Entry, Hold, Release, SagaRow, Start, saga_row, start_values
 from .attempt import Attempts, StoreTrouble
 from .driver import Driver
+from .journal_writer import JournalWriter
 from .saga import SagaDefinition
 
 if TYPE_CHECKING:
@@ -32,6 +34,8 @@ log = logging.getLogger("tidings.sagas")
 
 AT_ONCE = 64
 """Instances that one worker drives at the same time; what waits takes no place."""
+AT_START = 48
+"""So many it takes as soon as they begin; the other places are for those that are due and those whose worker died."""
 LOOK_SECONDS = 2.0
 """The store is asked this often for what is due, or whose worker died, when nothing else tells."""
 FORGET_SECONDS = 30.0
@@ -66,10 +70,12 @@ class RunningSagas:
         self.trouble: str | None = None
         self.type_of = type_of
         self.rng = random.Random()
-        self.attempts = Attempts(store, transactions, publisher)
+        self.journal = JournalWriter(store)
+        self.attempts = Attempts(store, transactions, publisher, self.journal)
         self.drivers: set[Driver] = set()
         self.changed: Callable[[], None] = lambda: None
         self.stopping = False
+        self._app = app
         self._definitions = dict(definitions)
         self._known = tuple(definitions)
         self._store = store
@@ -81,9 +87,12 @@ class RunningSagas:
         self.lapses = 0
         self._wanted = asyncio.Event()
         self._looking = False
+        self._crowded = False
         self._next: int | None = None
-        self._unfreed: list[Hold] = []
+        self._starting: dict[tuple[str, str], SagaRow] = {}
+        self._doubt = False
         self._control: str | None = None
+        self._orders = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._sweeper: asyncio.Task[None] | None = None
         self._reached_head: Callable[[], None] = lambda: None
@@ -99,6 +108,7 @@ class RunningSagas:
     def noted(self, facts: Mapping[str, str]) -> None:
         if facts.get("control") != self._control:
             self._control = facts.get("control")
+            self._orders += 1
             for driver in self.drivers:
                 driver.asked = True
             self.hurry()
@@ -187,6 +197,12 @@ class RunningSagas:
         except StoreError as error:
             raise StoreTrouble(str(error)) from error
 
+    async def let_go(self, release: Release) -> bool:
+        try:
+            return await self.journal.release(release)
+        except StoreError as error:
+            raise StoreTrouble(str(error)) from error
+
     async def owned(self, driver: Driver) -> None:
         """Return when the worker's lease lasts. If it did not for a while, see that the instance is still ours.
 
@@ -211,7 +227,7 @@ class RunningSagas:
         try:
             await self.write(lambda unit: unit.sagas().free(hold, due))
         except StoreTrouble:
-            self._unfreed.append(hold)
+            self._doubt = True
 
     def expect(self, due: int | None) -> None:
         """Something will be due then; None: it may be now."""
@@ -256,29 +272,82 @@ class RunningSagas:
     async def _look(self) -> None:
         if self._clock.monotonic() > self._until:
             return
-        for hold in list(self._unfreed):
-            self._unfreed.remove(hold)
-            await self.free(hold, 0.0)
-        while (room := AT_ONCE - len(self.drivers)) > 0:
+        if self._doubt:
+            await self._free_what_nobody_drives()
+        self._crowded = False
+        while (room := AT_ONCE - self._places_taken()) > 0:
             now = self.now()
             found, self._next = await self.query(partial(self._ask, now=now))
             if not found:
                 return
-            rows = await self.write(partial(self._claim, now=now, room=room))
-            if not rows:  # somebody else was quicker
-                self._next = None
+            self._crowded, orders = True, self._orders
+            try:
+                taken, self._next = await self.write(partial(self._claim, now=now, room=room))
+            except StoreTrouble:
+                self._doubt = True
+                raise
+            for row, entries, arrivals in taken:
+                self._drive(row, entries, arrivals, orders)
+            if len(taken) < room:  # that was all, or somebody else was quicker
+                self._crowded = False
                 return
-            for row in rows:
-                self._drive(row)
 
     def _ask(self, unit: Unit, now: int) -> tuple[bool, int | None]:
         return unit.sagas().look(self._known, now)
 
-    def _claim(self, unit: Unit, now: int, room: int) -> list[SagaRow]:
-        return unit.sagas().claim(self._known, self._worker, now, room)
+    def _claim(self, unit: Unit, now: int, room: int) -> tuple[list[tuple[SagaRow, list[Entry], list[Arrival]]], int | None]:
+        sagas = unit.sagas()
+        rows = sagas.claim(self._known, self._worker, now, room)
+        return [(row, *known) for row, known in zip(rows, sagas.known(rows), strict=True)], sagas.look(self._known, now)[1]
 
-    def _drive(self, row: SagaRow) -> None:
-        driver = Driver(self, self._definitions[row.saga, row.version], row)
+    async def _free_what_nobody_drives(self) -> None:
+        """After trouble with the store the worker may hold instances of which it knows nothing."""
+        driven = {(driver.row.saga, driver.row.key) for driver in self.drivers} | self._starting.keys()
+        self._doubt = False
+        try:
+            held = await self.query(lambda unit: unit.sagas().held(self._worker))
+        except StoreTrouble:
+            self._doubt = True
+            raise
+        for saga, key, epoch in held:
+            # What was begun meanwhile is in hand by now, or it will be.
+            mine = driven | {(driver.row.saga, driver.row.key) for driver in self.drivers} | self._starting.keys()
+            if (saga, key) not in mine:
+                await self.free(Hold(saga, key, self._worker, epoch), 0.0)
+
+    # -- what begins here
+
+    async def begin(self, saga: str, version: int, envelope: Envelope) -> None:
+        """Make an instance. If there is room it is in this worker's hands from the first: nobody looks for it, and nothing is read."""
+        now, instance = self.now(), (saga, str(envelope.key))
+        mine = not (
+            self.stopping
+            or self._crowded
+            or self._places_taken() >= AT_START
+            or instance in self._starting
+            or self._clock.monotonic() > self._until
+        )
+        start, orders = Start(saga, version, self._app, envelope, now, self._worker if mine else None), self._orders
+        if mine:
+            self._starting[instance] = saga_row(start_values(start))
+
+        def settled(made: bool | None) -> None:
+            row = self._starting.pop(instance) if mine else None
+            self._doubt = self._doubt or made is None
+            if made and row is not None and not self.stopping:
+                self._drive(row, [], [], orders)
+            elif made:
+                self._doubt = self._doubt or mine
+                self.hurry()
+
+        await self.journal.start(start, settled)
+
+    def _places_taken(self) -> int:
+        return len(self.drivers) + len(self._starting)
+
+    def _drive(self, row: SagaRow, entries: list[Entry], arrivals: list[Arrival], orders: int) -> None:
+        driver = Driver(self, self._definitions[row.saga, row.version], row, entries, arrivals)
+        driver.asked = orders != self._orders  # somebody ordered something while the row was on its way here
         for other in self.drivers:  # after a failover, an earlier hold of ours may be gone from the store
             if (other.row.saga, other.row.key) == (row.saga, row.key) and other.task is not None:
                 other.task.cancel()
@@ -288,12 +357,12 @@ class RunningSagas:
         driver.task = task
 
         def ended(done: asyncio.Task[None]) -> None:
-            full = len(self.drivers) >= AT_ONCE
+            full = self._crowded
             self._tasks.discard(done)
             self.drivers.discard(driver)
             if not done.cancelled() and (error := done.exception()) is not None:
                 log.error("%s %s: %s", row.saga, row.key, error)
-                self._unfreed.append(driver.hold)
+                self._doubt = True
             if full:
                 self.hurry()
             self.changed()

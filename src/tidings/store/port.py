@@ -547,6 +547,11 @@ class Store(Protocol):
         transaction of this process begins."""
         ...
 
+    def write_plainly(self, job: Callable[[Unit], T]) -> Future[T]:
+        """``write`` for a job of one statement which may be done twice: if the future has an error, nobody knows whether it was done. On a
+        server the statement is its own commit, in one round trip."""
+        ...
+
     @property
     def writer(self) -> Writer:
         """What ``write`` hands its jobs to, for who has many that need no future each. Raises StoreError if the store is not open."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from ..envelope import Envelope
@@ -18,17 +19,39 @@ from ..envelope import Envelope
 CLOSED = ("completed", "compensated", "cancelled", "gone")
 """States in which nothing will happen any more; ``gone``: only that it was is known, so that nothing begins it again."""
 
-_EVENT = (
+EVENT = (
     "position, lane, topic, type, version_, key_name, key, event_id, time, source, data, correlation_id, causation_id, traceparent, headers"
 )
-_ROW = (
-    f"saga, version, app, state, since, started, due, worker, epoch, arrived, waits, error, {_EVENT}, result, parent_saga, parent_key, undo"
+AGAIN = (
+    "ON CONFLICT (saga, key, kind, branch, step, number) DO UPDATE SET seq = excluded.seq, state = excluded.state,"
+    " result = excluded.result, error = excluded.error, attempts = excluded.attempts, ended = excluded.ended, due = excluded.due"
+    " WHERE tidings_saga_journal.state IN ('retrying', 'begun')"
 )
-_READ = f"{_ROW}, back, pause"
-_ENTRY = "kind, branch, step, number, seq, state, result, error, attempts, started, ended, due, digest"
+"""What a line of the journal does where one stands that is to be tried again."""
+ROW = (
+    f"saga, version, app, state, since, started, due, worker, epoch, arrived, waits, error, {EVENT}, result, parent_saga, parent_key, undo"
+)
+READ = f"{ROW}, back, pause"
+"""``ROW`` is what is written at the start; who reads wants to know what operators have ordered too."""
+ENTRY = "kind, branch, step, number, seq, state, result, error, attempts, started, ended, due, digest"
 
-START = f"INSERT INTO tidings_sagas ({_ROW}) VALUES ({', '.join('?' * 31)}) ON CONFLICT (saga, key) DO NOTHING"
-"""An instance, due at once, unless there is one of this key, or was: ``starting`` makes the values."""
+START = f"INSERT INTO tidings_sagas ({ROW}) VALUES ({', '.join('?' * 31)}) ON CONFLICT (saga, key) DO NOTHING"
+"""An instance, unless there is one of this key, or was: ``start_values`` makes the values."""
+
+_PAUSED = f"s.pause IS NOT NULL AND r.state NOT IN {CLOSED}"
+RELEASED = f"""since = CASE WHEN ({_PAUSED}) OR s.state <> r.state THEN r.now ELSE s.since END,
+    state = CASE WHEN {_PAUSED} THEN 'paused' WHEN r.state = 'compensated' AND s.back = 'cancel' THEN 'cancelled' ELSE r.state END,
+    due = CASE WHEN {_PAUSED} THEN NULL WHEN s.back IS NOT NULL AND r.state IN ('running', 'waiting') THEN r.now
+        WHEN s.arrived <> r.arrived THEN r.now ELSE r.due END,
+    pause = CASE WHEN {_PAUSED} THEN r.state END, waits = r.waits, error = r.error, result = r.result, worker = NULL"""
+"""What becomes of an instance (s) that is let go of (r), and of what was ordered meanwhile;"""
+RELEASABLE = "(r.state <> 'completed' OR s.back IS NULL)"
+"""if it may be: who ordered it to be undone before counts."""
+
+
+@lru_cache(maxsize=256)
+def _marked(statement: str, mark: str) -> str:
+    return statement.replace("?", mark)
 
 
 class Dialect(NamedTuple):
@@ -113,6 +136,37 @@ class Entry:
     digest: str | None = None
 
 
+class Start(NamedTuple):
+    """An instance to be made: due at once, or in the hands of ``worker`` from the first. ``parent``: see ``SagaRow``."""
+
+    saga: str
+    version: int
+    app: str
+    envelope: Envelope
+    now: int
+    worker: str | None = None
+    parent: tuple[str, str] | None = None
+
+
+class Release(NamedTuple):
+    """How an instance is let go of; see ``SagaUnit.release``."""
+
+    hold: Hold
+    state: str
+    due: int | None
+    waits: str | None
+    error: str | None
+    arrived: int | None
+    now: int
+    result: str | None = None
+    parent: tuple[str, str] | None = None
+
+    @property
+    def tells(self) -> bool:
+        """Another instance hears of it, in the same transaction."""
+        return self.parent is not None and self.state in CLOSED
+
+
 @dataclass(slots=True)
 class Arrival:
     """An event that came for an instance."""
@@ -148,13 +202,20 @@ class SagaUnit:
         self._tell = tell
 
     def _run(self, statement: str, *arguments: Any) -> Any:
-        return self._conn.execute(statement.replace("?", self._dialect.mark), arguments)
+        return self._conn.execute(_marked(statement, self._dialect.mark), arguments)
 
     # -- events come
 
-    def start(self, saga: str, version: int, app: str, envelope: Envelope, now: int) -> bool:
-        """Make an instance, due at once; False if there is one of this key."""
-        return bool(self._run(START, *starting(saga, version, app, envelope, now)).rowcount == 1)
+    def start(
+        self, saga: str, version: int, app: str, envelope: Envelope, now: int, worker: str | None = None,
+        parent: tuple[str, str] | None = None,
+    ) -> bool:  # fmt: skip
+        """Make an instance, due at once, or in the hands of ``worker``; False if there is one of this key."""
+        return bool(self._run(START, *start_values(Start(saga, version, app, envelope, now, worker, parent))).rowcount == 1)
+
+    def start_all(self, starts: Sequence[Start]) -> list[bool]:
+        """``start`` of each; no two are of one instance."""
+        return [self.start(*one) for one in starts]
 
     def deliver(self, saga: str, envelope: Envelope, now: int) -> bool:
         """Keep an event for its instance, and make that one due if it waits; False if there is none, or it is closed."""
@@ -177,7 +238,7 @@ class SagaUnit:
 
     def look(self, known: Sequence[tuple[str, int]], now: int) -> tuple[bool, int | None]:
         """Whether ``claim`` would find anything, and when the next instance is due. One statement."""
-        mine, names = _among(known)
+        mine, names = among(known)
         row = self._run(
             f"SELECT (SELECT due FROM tidings_sagas WHERE due IS NOT NULL AND worker IS NULL AND {mine} ORDER BY due LIMIT 1),"
             f" (SELECT count(*) FROM tidings_sagas WHERE worker IS NOT NULL AND worker NOT IN ({self._dialect.living}) AND {mine})",
@@ -188,7 +249,7 @@ class SagaUnit:
 
     def claim(self, known: Sequence[tuple[str, int]], worker: str, now: int, limit: int) -> list[SagaRow]:
         """Take instances that are due, and those whose worker's lease ran out, the longest due first."""
-        mine, names = _among(known)
+        mine, names = among(known)
         orphans = self._run(
             f"SELECT saga, key FROM tidings_sagas WHERE worker IS NOT NULL AND worker NOT IN ({self._dialect.living}) AND {mine}"
             f" LIMIT ? {self._dialect.skip}",
@@ -198,13 +259,20 @@ class SagaUnit:
             f"SELECT saga, key FROM tidings_sagas WHERE due <= ? AND worker IS NULL AND {mine} ORDER BY due LIMIT ? {self._dialect.skip}",
             now, *names, max(0, limit - len(orphans)),
         ).fetchall()  # fmt: skip
+        return self._take([(row[0], row[1]) for row in (*orphans, *due)], worker)
+
+    def _take(self, found: Sequence[tuple[str, str]], worker: str) -> list[SagaRow]:
         taken: list[SagaRow] = []
-        for saga, key in (*orphans, *due):
+        for saga, key in found:
             self._run("UPDATE tidings_sagas SET worker = ?, epoch = epoch + 1, due = NULL WHERE saga = ? AND key = ?", worker, saga, key)
             row = self.row(saga, key)
             assert row is not None
             taken.append(row)
         return taken
+
+    def known(self, rows: Sequence[SagaRow]) -> list[tuple[list[Entry], list[Arrival]]]:
+        """Journal and arrivals of each. In the transaction that took them nobody can write another line beside."""
+        return [(self.journal(row.saga, row.key), self.arrivals(row.saga, row.key) if row.arrived else []) for row in rows]
 
     def held(self, worker: str) -> set[tuple[str, str, int]]:
         """Saga, key and epoch of what the worker holds."""
@@ -213,24 +281,17 @@ class SagaUnit:
 
     def record(self, hold: Hold, entry: Entry) -> bool:
         """Write a line of the journal, if the instance is still held; a line that was to be tried again is replaced. One statement."""
-        texts, numbers = "CAST(? AS text)", "CAST(? AS bigint)"
-        values = (hold.saga, hold.key, *_values(entry))
-        places = ", ".join(numbers if isinstance(value, int) or number in _NUMBERS else texts for number, value in enumerate(values))
-        still = ""
-        marks: tuple[Any, ...] = ()
+        still, marks = "", tuple[Any, ...]()
         if (mark := getattr(self._conn, "mark", None)) is not None:  # a handler's transaction, and it must still be that one
             still, marks = " AND current_setting('tidings.tx', true) = ?", (mark,)
         if entry.kind == "pivot":  # who ordered it to be undone before counts
             still += " AND back IS NULL"
-        done = self._run(
-            f"INSERT INTO tidings_saga_journal (saga, key, {_ENTRY}) SELECT {places} FROM tidings_sagas"
-            f" WHERE saga = ? AND key = ? AND worker = ? AND epoch = ?{still} {self._dialect.share}"
-            " ON CONFLICT (saga, key, kind, branch, step, number) DO UPDATE SET seq = excluded.seq, state = excluded.state,"
-            " result = excluded.result, error = excluded.error, attempts = excluded.attempts, ended = excluded.ended, due = excluded.due"
-            " WHERE tidings_saga_journal.state IN ('retrying', 'begun')",
-            *values, *hold, *marks,
-        )  # fmt: skip
+        done = self._run(_record(still, self._dialect.share), hold.saga, hold.key, *entry_values(entry), *hold, *marks)
         return bool(done.rowcount == 1)
+
+    def record_all(self, lines: Sequence[tuple[Hold, Entry]]) -> list[bool]:
+        """``record`` of each: who lost his instance loses his own lines only. No two are of one call."""
+        return [self.record(hold, entry) for hold, entry in lines]
 
     def turn(self, hold: Hold, state: str, error: str | None, now: int) -> bool:
         """Go over into another state, and keep the instance."""
@@ -251,29 +312,7 @@ class SagaUnit:
         What was ordered meanwhile counts: one that is to be paused is paused, one that is to be undone doesn't rest and is not completed
         (False then). ``parent``: is told when it is closed.
         """
-        since, becomes, due_, pause, still = (
-            "CASE WHEN state = ? THEN since ELSE CAST(? AS bigint) END",
-            "CAST(? AS text)",
-            _DUE,
-            "NULL",
-            "",
-        )
-        if state in CLOSED:
-            if state == "completed":
-                still = " AND back IS NULL"
-            elif state == "compensated":
-                becomes = "CASE WHEN back = 'cancel' THEN 'cancelled' ELSE CAST(? AS text) END"
-        else:
-            since = f"CASE WHEN pause IS NOT NULL THEN {now:d} ELSE {since} END"
-            becomes = "CASE WHEN pause IS NOT NULL THEN 'paused' ELSE CAST(? AS text) END"
-            pause = f"CASE WHEN pause IS NOT NULL THEN '{state}' END"
-            at_once = f"WHEN back IS NOT NULL THEN {now:d} " if state in ("running", "waiting") else ""
-            due_ = f"CASE WHEN pause IS NOT NULL THEN NULL {at_once}ELSE {_DUE} END"
-        done = self._run(
-            f"UPDATE tidings_sagas SET since = {since}, state = {becomes}, due = {due_}, pause = {pause}, waits = ?, error = ?, result = ?,"
-            f" worker = NULL WHERE saga = ? AND key = ? AND worker = ? AND epoch = ?{still}",
-            state, now, state, arrived, now, due, waits, error, result, *hold,
-        )  # fmt: skip
+        done = self._run(_RELEASE, *hold, state, due, waits, error, arrived, now, result)
         if state in CLOSED and parent is not None and done.rowcount == 1:
             self._run(
                 "UPDATE tidings_sagas SET arrived = arrived + 1, due = CASE WHEN worker IS NULL AND state IN ('waiting', 'compensating',"
@@ -285,6 +324,16 @@ class SagaUnit:
         if state in CLOSED and done.rowcount == 1:
             self._run("DELETE FROM tidings_saga_events WHERE saga = ? AND key = ?", hold.saga, hold.key)
         return bool(done.rowcount == 1)
+
+    def release_all(self, releases: Sequence[Release]) -> list[bool]:
+        """``release`` of each; no two are of one instance."""
+        return [
+            self.release(
+                one.hold, one.state, due=one.due, waits=one.waits, error=one.error, arrived=one.arrived, now=one.now, result=one.result,
+                parent=one.parent,
+            )
+            for one in releases
+        ]  # fmt: skip
 
     def restart(
         self, hold: Hold, version: int, envelope: Envelope, now: int, kept: Entry | None, taken: Sequence[int]
@@ -305,8 +354,8 @@ class SagaUnit:
         else:
             mark = f"{kept.branch}/"
             self._run(f"UPDATE tidings_saga_journal SET branch = CAST(? AS text) || branch WHERE {mine}", mark, hold.saga, hold.key)
-            values = (hold.saga, hold.key, *_values(kept))
-            self._run(f"INSERT INTO tidings_saga_journal (saga, key, {_ENTRY}) VALUES ({', '.join('?' * len(values))})", *values)
+            values = (hold.saga, hold.key, *entry_values(kept))
+            self._run(f"INSERT INTO tidings_saga_journal (saga, key, {ENTRY}) VALUES ({', '.join('?' * len(values))})", *values)
         for position in taken:
             self._run(
                 "UPDATE tidings_saga_events SET type = '', data = ? WHERE saga = ? AND key = ? AND position = ?",
@@ -351,12 +400,12 @@ class SagaUnit:
 
     # -- children
 
-    def adopt(self, hold: Hold, begun: Entry, refused: Entry, values: tuple[Any, ...]) -> Entry | None:
-        """Begin a child (``starting``), with the line that says so; or ``refused``, if there is an instance that isn't this one's. None:
+    def adopt(self, hold: Hold, begun: Entry, refused: Entry, start: Start) -> Entry | None:
+        """Begin a child, with the line that says so; or ``refused``, if there is an instance that isn't this one's. None:
         the parent is somebody else's by now."""
         entry = begun
-        if self._run(START, *values).rowcount != 1:
-            child = self.row(values[0], values[18])
+        if not self.start(*start):
+            child = self.row(start.saga, str(start.envelope.key))
             entry = begun if child is not None and child.parent == (hold.saga, hold.key) else refused
         return entry if self.record(hold, entry) else None
 
@@ -385,7 +434,7 @@ class SagaUnit:
 
     def unpark(self, known: Sequence[tuple[str, int]], now: int) -> None:
         """A worker starts, perhaps with mended code: what is parked is tried once more."""
-        mine, names = _among(known)
+        mine, names = among(known)
         self._run(f"UPDATE tidings_sagas SET due = ? WHERE state = 'parked' AND worker IS NULL AND {mine}", now, *names)
 
     # -- what is known
@@ -393,15 +442,15 @@ class SagaUnit:
     def row(self, saga: str, key: str, *, lock: bool = False) -> SagaRow | None:
         """``lock``: nobody else changes it until this transaction ends."""
         locked = self._dialect.lock if lock else ""
-        row = self._run(f"SELECT {_READ} FROM tidings_sagas WHERE saga = ? AND key = ? {locked}", saga, key).fetchone()
-        return None if row is None else _row(row)
+        row = self._run(f"SELECT {READ} FROM tidings_sagas WHERE saga = ? AND key = ? {locked}", saga, key).fetchone()
+        return None if row is None else saga_row(row)
 
     def named(self, name: str, key: str) -> list[SagaRow]:
         """Instances of this key, ``name`` being the saga's, or its key's, without ``_id`` too."""
         rows = self._run(
-            f"SELECT {_READ} FROM tidings_sagas WHERE key = ? AND (saga = ? OR key_name = ? OR key_name = ?)", key, name, name, name + "_id"
+            f"SELECT {READ} FROM tidings_sagas WHERE key = ? AND (saga = ? OR key_name = ? OR key_name = ?)", key, name, name, name + "_id"
         )
-        return [_row(row) for row in rows.fetchall()]
+        return [saga_row(row) for row in rows.fetchall()]
 
     def ended(self, asked: Sequence[tuple[str, str]]) -> list[tuple[str, str, str, str | None, str | None]]:
         """Saga, key, state, result and error of those that are closed or parked."""
@@ -448,26 +497,26 @@ class SagaUnit:
             where.append("(started, saga, key) > (?, ?, ?)")
             values += (after.started, after.saga, after.key)
         rows = self._run(
-            f"SELECT {_READ} FROM tidings_sagas WHERE {' AND '.join(where)} ORDER BY started, saga, key LIMIT ?", *values, limit
+            f"SELECT {READ} FROM tidings_sagas WHERE {' AND '.join(where)} ORDER BY started, saga, key LIMIT ?", *values, limit
         )
-        return [_row(row) for row in rows.fetchall()]
+        return [saga_row(row) for row in rows.fetchall()]
 
     def timers(self, saga: str | None, limit: int) -> list[SagaRow]:
         """Those that go on by themselves, the next one first."""
         where, values = ("AND saga = ?", (saga,)) if saga is not None else ("", ())
         rows = self._run(
-            f"SELECT {_READ} FROM tidings_sagas WHERE due IS NOT NULL AND worker IS NULL {where} ORDER BY due LIMIT ?", *values, limit
+            f"SELECT {READ} FROM tidings_sagas WHERE due IS NOT NULL AND worker IS NULL {where} ORDER BY due LIMIT ?", *values, limit
         )
-        return [_row(row) for row in rows.fetchall()]
+        return [saga_row(row) for row in rows.fetchall()]
 
     def under_way(self, after: tuple[str, str], limit: int) -> list[SagaRow]:
         """Instances that aren't closed, by saga and key, behind this one."""
         closed = ", ".join(f"'{state}'" for state in CLOSED)
         rows = self._run(
-            f"SELECT {_READ} FROM tidings_sagas WHERE (saga, key) > (?, ?) AND state NOT IN ({closed}) ORDER BY saga, key LIMIT ?",
+            f"SELECT {READ} FROM tidings_sagas WHERE (saga, key) > (?, ?) AND state NOT IN ({closed}) ORDER BY saga, key LIMIT ?",
             *after, limit,
         )  # fmt: skip
-        return [_row(row) for row in rows.fetchall()]
+        return [saga_row(row) for row in rows.fetchall()]
 
     def migrate(self, row: SagaRow, version: int, actor: str, reason: str, now: int) -> bool:
         """Go on with another version of the code, if nobody has had the instance since ``row`` was read; at once, if it is parked."""
@@ -494,7 +543,7 @@ class SagaUnit:
     def journal(self, saga: str, key: str) -> list[Entry]:
         """In the order in which results were handed on; what is tried again stands behind."""
         rows = self._run(
-            f"SELECT {_ENTRY} FROM tidings_saga_journal WHERE saga = ? AND key = ? ORDER BY coalesce(seq, 9223372036854775807), started",
+            f"SELECT {ENTRY} FROM tidings_saga_journal WHERE saga = ? AND key = ? ORDER BY coalesce(seq, 9223372036854775807), started",
             saga, key,
         )  # fmt: skip
         return [Entry(*row) for row in rows.fetchall()]
@@ -523,11 +572,11 @@ class SagaUnit:
         row = self._run("SELECT max(seq) FROM tidings_saga_journal WHERE saga = ? AND key = ?", saga, key).fetchone()
         if entry.seq is None:
             entry = replace(entry, seq=int(row[0] or 0) + 1)
-        places = ", ".join(["?"] * (2 + len(_values(entry))))
+        places = ", ".join(["?"] * (2 + len(entry_values(entry))))
         self._run(
-            f"INSERT INTO tidings_saga_journal (saga, key, {_ENTRY}) VALUES ({places}) ON CONFLICT (saga, key, kind, branch, step, number)"
+            f"INSERT INTO tidings_saga_journal (saga, key, {ENTRY}) VALUES ({places}) ON CONFLICT (saga, key, kind, branch, step, number)"
             " DO UPDATE SET seq = excluded.seq, state = excluded.state, result = excluded.result, ended = excluded.ended, due = NULL",
-            saga, key, *_values(entry),
+            saga, key, *entry_values(entry),
         )  # fmt: skip
         self._run(
             "UPDATE tidings_sagas SET due = ?, waits = NULL WHERE saga = ? AND key = ? AND worker IS NULL AND state <> 'paused'",
@@ -584,31 +633,46 @@ class SagaUnit:
 _RETAINED = "(SELECT CAST(value AS bigint) FROM tidings_meta WHERE name = 'retained')"
 """Of the log, rows up to there may be gone."""
 
-_DUE = "CASE WHEN arrived <> CAST(? AS bigint) THEN CAST(? AS bigint) ELSE CAST(? AS bigint) END"
-_NUMBERS = frozenset({5, 6, 10, 11, 12, 13})
-"""Which of a journal line's values are numbers: number, seq, attempts, started, ended, due."""
+_RELEASE = f"""UPDATE tidings_sagas AS s SET {RELEASED} FROM (SELECT CAST(? AS text) AS saga, CAST(? AS text) AS key,
+    CAST(? AS text) AS worker, CAST(? AS bigint) AS epoch, CAST(? AS text) AS state, CAST(? AS bigint) AS due, CAST(? AS text) AS waits,
+    CAST(? AS text) AS error, CAST(? AS bigint) AS arrived, CAST(? AS bigint) AS now, CAST(? AS text) AS result) AS r
+    WHERE s.saga = r.saga AND s.key = r.key AND s.worker = r.worker AND s.epoch = r.epoch AND {RELEASABLE}"""
 
 
-def _values(entry: Entry) -> tuple[Any, ...]:
+@lru_cache(maxsize=8)
+def _record(still: str, share: str) -> str:
+    """The line, if the instance is still held; where one stands that is tried again, it takes its place."""
+    numbers = {"number", "seq", "attempts", "started", "ended", "due"}
+    places = [f"CAST(? AS {'bigint' if name in numbers else 'text'})" for name in f"saga, key, {ENTRY}".split(", ")]
+    return (
+        f"INSERT INTO tidings_saga_journal (saga, key, {ENTRY}) SELECT {', '.join(places)} FROM tidings_sagas"
+        f" WHERE saga = ? AND key = ? AND worker = ? AND epoch = ?{still} {share} {AGAIN}"
+    )
+
+
+def entry_values(entry: Entry) -> tuple[Any, ...]:
     return (
         entry.kind, entry.branch, entry.step, entry.number, entry.seq, entry.state, entry.result, entry.error, entry.attempts,
         entry.started, entry.ended, entry.due, entry.digest,
     )  # fmt: skip
 
 
-def starting(saga: str, version: int, app: str, envelope: Envelope, now: int, parent: tuple[str, str] | None = None) -> tuple[Any, ...]:
-    """The values of ``START``."""
-    return (saga, version, app, "running", now, now, now, None, 0, 0, None, None, *envelope, None, *(parent or (None, None)), None)
+def start_values(start: Start) -> tuple[Any, ...]:
+    """An instance's row before anything was done for it, in the order of ``ROW``."""
+    saga, version, app, envelope, now, worker, parent = start
+    held = (None, worker, 1) if worker is not None else (now, None, 0)
+    return (saga, version, app, "running", now, now, *held, 0, None, None, *envelope, None, *(parent or (None, None)), None)
 
 
-def _row(row: Sequence[Any]) -> SagaRow:
+def saga_row(row: Sequence[Any]) -> SagaRow:
+    """From the columns of ``READ``, or of ``ROW``."""
     event: Any = (*row[12:22], bytes(row[22]), *row[23:27])
     parent = None if row[28] is None else (row[28], row[29])
     facts: Any = (*row[:12], Envelope(*event), row[27], parent, *row[30:33])
     return SagaRow(*facts)
 
 
-def _among(known: Sequence[tuple[str, int]]) -> tuple[str, tuple[Any, ...]]:
+def among(known: Sequence[tuple[str, int]]) -> tuple[str, tuple[Any, ...]]:
     """A condition that it is one of these sagas, in this version.
 
     Not one that the primary key could answer: SQLite, which has no statistics here, would read all instances of a saga instead of the few

@@ -1,4 +1,4 @@
-"""Many events in one INSERT.
+"""Many rows in one statement; the events of a publisher in one INSERT.
 
 Not COPY, though it would cost the server a third less. COPY locks the log and then waits for its client, and no time-out of the server ends
 that wait (tried on 18: neither idle_in_transaction_session_timeout nor transaction_timeout does). A process that is frozen in the
@@ -20,9 +20,11 @@ from psycopg.adapt import Dumper
 
 from ...envelope import Envelope
 
-_INT4, _INT8, _BYTEA, _TEXT = 23, 20, 17, 25
-_OIDS = {"lane": _INT4, "version": _INT4, "time": _INT8, "data": _BYTEA}
-_TYPES = {_INT4: "int4", _INT8: "int8", _BYTEA: "bytea", _TEXT: "text"}
+INT4, INT8, BYTEA, TEXT = 23, 20, 17, 25
+"""What the server calls its types."""
+
+_OIDS = {"lane": INT4, "version": INT4, "time": INT8, "data": BYTEA}
+_TYPES = {INT4: "int4", INT8: "int8", BYTEA: "bytea", TEXT: "text"}
 
 _HEADER = struct.Struct(">iiIii").pack
 _LENGTH = struct.Struct(">i").pack
@@ -38,11 +40,12 @@ class Array:
 
     def __init__(self, values: Sequence[Any], oid: int) -> None:
         nulls = False
-        if oid == _INT4:
+        if oid == INT4:
             parts = [_INT4_ELEMENT(4, value) for value in values]
-        elif oid == _INT8:
-            parts = [_INT8_ELEMENT(8, value) for value in values]
-        elif oid == _BYTEA:
+        elif oid == INT8:
+            parts = [_NULL if value is None else _INT8_ELEMENT(8, value) for value in values]
+            nulls = None in values
+        elif oid == BYTEA:
             parts = [part for value in values for part in (_LENGTH(len(value)), value)]
         else:
             seen: dict[str | None, bytes] = {None: _NULL}  # most columns say the same again and again
@@ -70,11 +73,21 @@ psycopg.adapters.register_dumper(Array, _ArrayDumper)
 def insert_many(columns: str) -> str:
     """The INSERT for ``arrays``; ``columns`` as they stand in it."""
     names = columns.split(", ")
-    arrays = ", ".join(f"%b::{_TYPES[_OIDS.get(name, _TEXT)]}[]" for name in names)
+    arrays = ", ".join(f"%b::{_TYPES[_OIDS.get(name, TEXT)]}[]" for name in names)
     return f"INSERT INTO tidings_log ({columns}) SELECT * FROM unnest({arrays})"
 
 
 def arrays(columns: str, envelopes: Iterable[Envelope]) -> list[Array]:
     """One argument for each column."""
     by_column = zip(*[envelope[1:] for envelope in envelopes], strict=True)
-    return [Array(values, _OIDS.get(name, _TEXT)) for name, values in zip(columns.split(", "), by_column, strict=True)]
+    return [Array(values, _OIDS.get(name, TEXT)) for name, values in zip(columns.split(", "), by_column, strict=True)]
+
+
+def rows_of(types: Sequence[int]) -> str:
+    """Rows for a FROM whose columns are one argument each (``columns``)."""
+    return f"unnest({', '.join(f'%b::{_TYPES[oid]}[]' for oid in types)})"
+
+
+def columns(types: Sequence[int], rows: Sequence[Sequence[Any]]) -> list[Array]:
+    """The arguments."""
+    return [Array(values, oid) for oid, values in zip(types, zip(*rows, strict=True), strict=True)]

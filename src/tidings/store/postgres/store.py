@@ -7,7 +7,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from typing import Any, TypeVar
@@ -66,6 +66,7 @@ class PostgresStore:
         self.log_id = ""
         self._writer: ServerWriter | None = None
         self._notifier: Notifier | None = None
+        self._plain: ThreadPoolExecutor | None = None
         self._open_lock = threading.Lock()
         self._opened = 0
         self._committed: list[Callable[[], None]] = []
@@ -99,6 +100,7 @@ class PostgresStore:
                 self._look(schema.migrate)
                 self._writer = ServerWriter(self.url, self.unit, self._on_committed, lambda: self._frozen, self._place)
                 self._notifier = Notifier(self.url, self._channel)
+                self._plain = ThreadPoolExecutor(1, thread_name_prefix="tidings-plain")
 
     def open_to_read(self) -> None:
         """For ``query`` and ``read`` only: makes and migrates nothing, and needs no right to write. Wants its ``close`` too.
@@ -131,6 +133,9 @@ class PostgresStore:
             self._end()
 
     def _end(self) -> None:
+        if self._plain is not None:
+            self._plain.shutdown()
+            self._plain = None
         if self._writer is not None:
             self._writer.close()
             self._writer = None
@@ -166,6 +171,12 @@ class PostgresStore:
 
     def write(self, job: Callable[[PostgresUnit], T], after: Callable[[T], None] | None = None) -> Future[T]:
         return self.writer.submit(job, after)
+
+    def write_plainly(self, job: Callable[[PostgresUnit], T]) -> Future[T]:
+        with self._open_lock:  # not behind its end
+            if self._plain is None:
+                raise StoreError("the store is not open", url=self.label)
+            return self._plain.submit(self.at_once, job)
 
     @property
     def writer(self) -> ServerWriter:
@@ -230,9 +241,12 @@ class PostgresStore:
     def at_once(self, job: Callable[[PostgresUnit], T]) -> T:
         try:
             with self._connection() as conn:
-                return job(self.unit(conn))
+                unit = self.unit(conn)
+                result = job(unit)
         except psycopg.Error as error:
             raise explain(error, self.url) from error
+        self._on_committed(unit)
+        return result
 
     def read(self, after: int, upto: int) -> tuple[list[tuple[Any, ...]], int]:
         with self._reading_lock:

@@ -11,10 +11,11 @@ from ...envelope import LANES, Envelope
 from ...errors import SubscriptionNameTaken, TransactionEnded
 from ..intakes import IntakeRow
 from ..port import Behind, FailedAttempt, KeyState, Lane, Parked, Scheduled, SubscriptionRow, WorkerRow
-from ..sagas import Dialect, SagaUnit
+from ..sagas import Dialect
 from . import partitions
 from .bulk import arrays, insert_many
 from .intakes import PostgresIntake, intakes
+from .sagas import ServerSagas
 
 EVENT = "lane, topic, type, version, key_name, key, event_id, time, source, data, correlation_id, causation_id, traceparent, headers"
 """The columns of an event, in the order of ``Envelope``'s fields after the position."""
@@ -607,10 +608,10 @@ class PostgresUnit:
 
     # -- sagas
 
-    def sagas(self) -> SagaUnit:
+    def sagas(self) -> ServerSagas:
         living = f"SELECT worker FROM tidings_workers WHERE until > {_CLOCK}"
         dialect = Dialect("%s", "FOR SHARE", "FOR UPDATE", "FOR UPDATE SKIP LOCKED", living, (self._seconds(),))
-        return SagaUnit(self._conn, dialect, lambda: setattr(self, "told", True))
+        return ServerSagas(self._conn, dialect, lambda: setattr(self, "told", True))
 
     # -- a log that went back in time
 

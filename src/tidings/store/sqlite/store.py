@@ -182,6 +182,9 @@ class SQLiteStore:
     def write(self, job: Callable[[SQLiteUnit], T], after: Callable[[T], None] | None = None) -> Future[T]:
         return self.writer.submit(job, after)
 
+    def write_plainly(self, job: Callable[[SQLiteUnit], T]) -> Future[T]:
+        return self.write(job)
+
     @property
     def writer(self) -> FileWriter:
         """For ``write``, and for who has many jobs that need no future each.
