@@ -134,11 +134,19 @@ class Kafka:
 
     def new_topic(self, partitions: int = 8, *, name: str | None = None, settings: Mapping[str, str] | None = None) -> str:
         """Make a topic, and wait until it can be used; its name."""
+        from confluent_kafka import KafkaError, KafkaException
         from confluent_kafka.cimpl import NewTopic
 
         name = name or self.new_name()
-        self.admin().create_topics([NewTopic(name, partitions, 1, config=dict(settings or {}))])[name].result(20)
-        until = time.monotonic() + 10
+        until = time.monotonic() + 20
+        while True:
+            try:
+                self.admin().create_topics([NewTopic(name, partitions, 1, config=dict(settings or {}))])[name].result(20)
+                break
+            except KafkaException as error:  # after a stop or a freeze the controller takes a moment to know the broker again
+                if error.args[0].code() != KafkaError.INVALID_REPLICATION_FACTOR or time.monotonic() > until:
+                    raise
+            time.sleep(0.05)
         while True:
             there = self.admin().list_topics(name, timeout=10).topics[name]
             if len(there.partitions) == partitions and all(one.leader == 1 for one in there.partitions.values()):
