@@ -39,8 +39,8 @@ SETTINGS = {
     "offsets.topic.num.partitions": "4",
     "transaction.state.log.num.partitions": "4",
     "auto.create.topics.enable": "false",
-    # a killed one is back in seven seconds, not in twelve; shorter, and a machine that stands still for a moment takes it for dead
-    "broker.session.timeout.ms": "4000",
+    # a killed one is back in four seconds, not in twelve
+    "broker.session.timeout.ms": "1500",
     "broker.heartbeat.interval.ms": "300",
     # what tests wait for is quick; the defaults are ten seconds and more
     "transaction.abort.timed.out.transaction.cleanup.interval.ms": "500",

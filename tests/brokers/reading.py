@@ -14,16 +14,17 @@ from tidings.brokers.port import Received
 def everything(kafka: Kafka, topic: str, *, isolation: str = "read_committed") -> list[Received]:
     """All that a reader sees of a topic now, partition by partition, in order."""
     partitions = kafka.admin().list_topics(topic, timeout=20).topics[topic].partitions
-    settings: dict[str, Any] = {
-        "bootstrap.servers": kafka.address,
-        "group.id": "nobody",
-        "enable.auto.commit": False,
-        "isolation.level": isolation,
-        "enable.partition.eof": True,
-        "auto.offset.reset": "error",
-        "log_level": 0,
-    }
-    reader = Consumer(settings)
+    reader = Consumer(
+        {
+            "bootstrap.servers": kafka.address,
+            "group.id": "nobody",
+            "enable.auto.commit": False,
+            "isolation.level": isolation,
+            "enable.partition.eof": True,
+            "auto.offset.reset": "error",
+            "log_level": 0,
+        }
+    )
     until = time.monotonic() + 60
     found: dict[tuple[int, int], Received] = {}
     try:
@@ -46,8 +47,6 @@ def everything(kafka: Kafka, topic: str, *, isolation: str = "read_committed") -
                 quiet = time.monotonic()
             elif left and time.monotonic() - quiet > 3:  # a reader that lost a partition's leader may never hear of it again
                 assert time.monotonic() < until, f"the partitions {left} of {topic} could not be read"
-                reader.close()
-                reader = Consumer(settings)
                 reader.assign([TopicPartition(topic, number, 0) for number in partitions])
                 left, quiet = set(partitions), time.monotonic()
     finally:
