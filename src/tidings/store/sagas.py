@@ -527,10 +527,7 @@ class SagaUnit:
         )  # fmt: skip
         if done.rowcount != 1:
             return False
-        self._run(
-            "INSERT INTO tidings_saga_actions (saga, key, time, actor, action, reason) VALUES (?, ?, ?, ?, ?, ?)",
-            row.saga, row.key, now, actor, f"migrate to version {version}", reason,
-        )  # fmt: skip
+        self.act(row.saga, row.key, Action(now, actor, f"migrate to version {version}", reason))
         return True
 
     def alarms(self) -> list[tuple[str, str, int]]:
