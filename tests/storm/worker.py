@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 import time
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from tests.storm import database, service
 from tests.storm.phases import Phases
 from tidings.app import serve
 from tidings.errors import StoreError
+from tidings.subscribe.checkpointing import Checkpointing, Committed
 from tidings.subscribe.worker import Worker
 
 
@@ -22,6 +24,7 @@ def main(folder: Path, slot: int, seed: int, lease: float) -> None:
     phases = Phases(folder / "phases", slot)
     phases.watch_commits()
     tell_renewals(folder / "renewals")
+    tell_checkpoints(folder / "checkpoints")
     ready = folder / f"ready-{os.getpid()}"
     while True:
         db = database.of(folder)
@@ -47,6 +50,29 @@ def tell_renewals(path: Path) -> None:
         return renew(self, unit, until, info)
 
     Worker._renew = renewing  # type: ignore[method-assign]
+
+
+def tell_checkpoints(path: Path) -> None:
+    """Write down when checkpoints of what calls outside were handed to the store, and when it answered: how long it takes is its business."""
+    file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    flush, flushed = Checkpointing.flush, Checkpointing._flushed
+
+    def tell(self: Checkpointing, what: str) -> None:
+        if self._name == "outside":
+            os.write(file, f"{what} {os.getpid()} {time.monotonic():.6f}\n".encode())
+
+    def flushing(self: Checkpointing) -> None:
+        before = self.writes
+        flush(self)
+        if self.writes and not before:
+            tell(self, "begin")
+
+    def answered(self: Checkpointing, batch: Any, lanes: Any, future: Future[Committed]) -> None:
+        tell(self, "end" if future.exception() is None else "failed")
+        flushed(self, batch, lanes, future)
+
+    Checkpointing.flush = flushing  # type: ignore[method-assign]
+    Checkpointing._flushed = answered  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

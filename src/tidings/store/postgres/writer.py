@@ -23,7 +23,7 @@ log = logging.getLogger("tidings.store")
 
 TRIES = 5
 """A group that deadlocks, or loses its connection before its COMMIT, is run so often."""
-PAUSE = (0.05, 2.0)
+PAUSE = (0.05, 0.5)
 """Seconds between attempts to reach the server again: the first, and the longest."""
 KEPT_DAYS = 30
 """So long the row of a writer that died is kept; one that lives and wrote nothing for longer makes it anew."""
