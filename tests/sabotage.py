@@ -55,6 +55,7 @@ SAGA = "tests/sagas/test_saga.py::test_"
 SAGA_STORE = "tests/sagas/test_store.py::test_"
 SAGA_GROUP = "tests/sagas/test_journal_writer.py::test_"
 SAGA_OUTCOME = "tests/sagas/test_outcomes.py::test_"
+SAGA_SHARED = "tests/sagas/test_shared_steps.py::test_"
 SAGA_ONCE = "tests/sagas/test_at_most_once.py::test_"
 SAGA_CHILD = "tests/sagas/test_children.py::test_"
 SAGA_ENDLESS = "tests/sagas/test_endless.py::test_"
@@ -965,6 +966,34 @@ LIST = (
         "if self.settled is not None:",
         "if self.settled is not None and not self.future.done():",
         SAGA_GROUP + "whoever_stopped_waiting_an_instance_that_begins_is_told_of[sqlite]",
+    ),
+    Sabotage(
+        "steps that share a transaction: one that fails undoes only itself",
+        "sagas/shared_steps.py",
+        "with transaction.savepoint():",
+        "if True:",
+        SAGA_SHARED + "many_share_a_transaction_and_one_that_fails_undoes_only_itself",
+    ),
+    Sabotage(
+        "steps that share a transaction: a commit that fails is tried with each alone",
+        "sagas/shared_steps.py",
+        "if len(begun) > 1 and not self._is_stores(error):",
+        "if len(begun) > 1000 and not self._is_stores(error):",
+        SAGA_SHARED + "a_row_that_the_commit_refuses_is_its_own_steps_failure",
+    ),
+    Sabotage(
+        "steps that share a transaction: who lost his instance loses his own rows",
+        "sagas/shared_steps.py",
+        "        except Fenced as error:\n            return None, error\n",
+        "        except Fenced as error:\n            raise RuntimeError from error\n",
+        SAGA_SHARED + "who_lost_his_instance_writes_nothing_and_his_neighbours_do",
+    ),
+    Sabotage(
+        "steps that share a transaction: it ends after its time",
+        "sagas/shared_steps.py",
+        "if ended and time.monotonic() > until:",
+        "if ended and time.monotonic() > until + 100:",
+        SAGA_SHARED + "a_step_that_takes_long_ends_the_transaction",
     ),
     Sabotage(
         "an event that comes while a saga is let go of makes it due",

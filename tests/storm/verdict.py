@@ -151,7 +151,9 @@ def _calls(
         problems += unexplained
         problems += [f"killed: {one}" for one in killed] + [f"stood still: {one}" for one in (*frozen, *downs)]
         problems += [f"lease of {pid} ran out at {at:.2f} until {until:.2f}" for at, until, pid in late]
-        problems += [f"checkpoint by {pid} from {at:.2f} to {until:.2f}" for pid in writing for at, until in writing[pid] if until - at > 0.5]
+        problems += [
+            f"checkpoint by {pid} from {at:.2f} to {until:.2f}" for pid in writing for at, until in writing[pid] if until - at > 0.5
+        ]
 
 
 def _late(renewals: Path, killed: Mapping[int, float]) -> list[tuple[float, float, int]]:
