@@ -889,6 +889,27 @@ LIST = (
         "claimed = True",
         CDC + "test_somebody_elses_slot_is_left_alone",
     ),
+    Sabotage(
+        "PostgreSQL: only what this process has synced itself isn't synced before it is handed out",
+        "store/postgres/store.py",
+        "and self._synced.issuperset([row[0] for row in rows]):",
+        "and rows:",
+        "tests/store/postgres/test_durable.py::test_somebody_elses_rows_are",
+    ),
+    Sabotage(
+        "PostgreSQL: a writer whose commits aren't synced says so",
+        "store/postgres/writer.py",
+        'self._synced = command(conn, begin).get_value(0, 0) != b"off"',
+        "self._synced = command(conn, begin) is not None",
+        "tests/store/postgres/test_durable.py::test_our_own_are_if_this_database_syncs_no_commits",
+    ),
+    Sabotage(
+        "PostgreSQL: our own synced rows say nothing of what was there before",
+        "store/postgres/store.py",
+        "if self._durable == begun and rows",
+        "if self._durable <= begun and rows",
+        "tests/store/postgres/test_durable.py::test_where_the_past_is_not_known_to_be_synced_our_own_are_too",
+    ),
     # -- sagas
     Sabotage(
         "a saga's step is written only by who holds the instance",

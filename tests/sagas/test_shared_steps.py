@@ -109,14 +109,15 @@ async def test_a_row_that_the_commit_refuses_is_its_own_steps_failure(path: Path
         return order_id
 
     app = shop(path, book)
-    connect = app.store.connect
+    store: Any = app.store
+    connect = store.connect
 
     def strict(**given: Any) -> sqlite3.Connection:
         conn = connect(**given)
         conn.execute("PRAGMA foreign_keys = 1")
-        return conn  # type: ignore[no-any-return]
+        return conn
 
-    app.store.connect = strict
+    store.connect = strict
     await run(app, apart=frozenset({5}))
     assert booked(path) == [(number, 1) for number in range(SAGAS) if number != 5]
 

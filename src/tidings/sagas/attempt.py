@@ -101,7 +101,7 @@ class Attempts:
 
     async def _outside(self, function: Function, call: Callable[[], Any], timeout: float | None) -> Any:
         if function.is_async:
-            return await _bounded(function, call, timeout)
+            return await (call() if timeout is None else _bounded(function, call, timeout))
         # A thread can't be killed, so what it does is waited for; but it is late.
         future = asyncio.wrap_future(self._threads.submit(call))
         in_time = (await asyncio.wait([future], timeout=timeout))[0]
