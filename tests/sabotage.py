@@ -353,9 +353,16 @@ LIST = (
     Sabotage(
         "checkpoints that take long are written seldom",
         "subscribe/checkpointing.py",
-        "max(QUIET_SECONDS, QUIET_TIMES * self._took)",
+        "max(QUIET_SECONDS, QUIET_TIMES * quiet.took)",
         "QUIET_SECONDS",
         "tests/subscribe/test_runner.py::test_a_trickle_of_events_is_not_a_trickle_of_checkpoints[0.02-0.2]",
+    ),
+    Sabotage(
+        "readers at rest write their checkpoints together",
+        "subscribe/checkpointing.py",
+        "        self._quiet = quiet\n",
+        "        self._quiet = Quiet()\n",
+        "tests/subscribe/test_runner.py::test_readers_at_rest_write_together",
     ),
     Sabotage(
         "a savepoint for each chunk",

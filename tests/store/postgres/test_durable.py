@@ -8,7 +8,7 @@ import psycopg
 import pytest
 
 from tidings import App, Event
-from tidings.store.postgres import store as postgres_store
+from tidings.store.postgres.durable import flush
 from tidings.store.postgres.store import PostgresStore
 
 
@@ -28,13 +28,11 @@ def store(postgres_url: str) -> Iterator[PostgresStore]:
 def flushes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """A mark for each sync that a reader asks for."""
     asked: list[int] = []
-    flush = postgres_store.flush
-
     def counted(conn: psycopg.Connection[object]) -> None:
         asked.append(1)
         flush(conn)
 
-    monkeypatch.setattr(postgres_store, "flush", counted)
+    monkeypatch.setattr("tidings.store.postgres.store.flush", counted)
     return asked
 
 

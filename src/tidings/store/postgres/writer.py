@@ -28,8 +28,8 @@ PAUSE = (0.05, 0.5)
 KEPT_DAYS = 30
 """So long the row of a writer that died is kept; one that lives and wrote nothing for longer makes it anew."""
 
-# One round trip and no arguments. A process that stands still in the transaction must not hold its locks against others for ever. Whether the
-# commit will be synced is asked, and can't be changed behind that (a SET LOCAL goes before what the server reads from its files).
+# One round trip and no arguments. A process that stands still in the transaction must not hold its locks against others for ever.
+# Whether the commit will be synced is asked, and can't be changed behind that: what is local goes before what the server's files say.
 BEGIN = """BEGIN; SET LOCAL idle_in_transaction_session_timeout = {milliseconds};
     INSERT INTO tidings_writers VALUES ('{writer}', {number}, {day})
     ON CONFLICT (writer) DO UPDATE SET done = excluded.done, at = excluded.at;
