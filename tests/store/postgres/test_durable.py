@@ -28,6 +28,7 @@ def store(postgres_url: str) -> Iterator[PostgresStore]:
 def flushes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """A mark for each sync that a reader asks for."""
     asked: list[int] = []
+
     def counted(conn: psycopg.Connection[object]) -> None:
         asked.append(1)
         flush(conn)
