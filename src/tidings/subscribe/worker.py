@@ -422,14 +422,20 @@ class Worker:
     def _on_commit(self) -> None:
         """The writer of this process committed (called in its thread)."""
         try:
-            self._loop.call_soon_threadsafe(self._wake_runners)
+            self._loop.call_soon_threadsafe(self._on_committed)
         except RuntimeError:
             return
 
+    def _on_committed(self) -> None:
+        self._wake_runners()
+        self._plan_to_look()
+
     def _on_wake(self) -> None:
         self._wake_runners()
-        if self._waker is not None and self._waker.polled:  # an operator's command would have been heard of
-            return
+        if self._waker is not None and not self._waker.polled:  # an operator's command would have been heard of
+            self._plan_to_look()
+
+    def _plan_to_look(self) -> None:
         if self._checked < float("inf"):
             since, self._checked = time.monotonic() - self._checked, float("inf")  # until the look that is now planned
             self._loop.call_later(max(0.0, CONTROL_SECONDS - since), lambda: self._spawn(self._look_at_control()))

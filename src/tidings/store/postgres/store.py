@@ -363,7 +363,10 @@ class PostgresStore:
 
     def watch(self, woken: Callable[[], None]) -> Waker:
         """What calls ``woken`` on the running loop when there may be something new; it is closed by whoever asked."""
-        return Waker(self._listen, self._channel, woken, self._anything_held_back)
+        return Waker(self._listen, self._channel, woken, self._anything_held_back, self._told_by)
+
+    def _told_by(self) -> int:
+        return 0 if self._notifier is None else self._notifier.pid
 
     def _anything_held_back(self) -> bool:
         with self._cursors_lock:
@@ -393,7 +396,8 @@ class PostgresStore:
         """Tell readers, of this process and others, that something was committed."""
         for callback in self._committed:
             callback()
-        self.hint()
+        if self._notifier is not None:
+            self._notifier.hint(committed=True)
 
     def hint(self) -> None:
         """Something will be committed soon, by a transaction that isn't ours."""
