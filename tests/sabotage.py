@@ -43,6 +43,8 @@ RAISED = "tests/subscribe/test_raised_by_handler.py::test_"
 RELAY = "tests/relay/test_relay.py::test_"
 STOPS = "tests/relay/test_relay_stops.py::test_"
 SLOT = "tests/brokers/test_kafka_slot.py::test_"
+RIGHTS = "tests/brokers/test_kafka_rights.py::test_"
+SECURE = "tests/relay/test_secure.py::test_"
 CONTRACT = "tests/store/test_contract.py::TestPostgresStore::test_"
 HORIZON = "tests/store/postgres/test_horizon.py::"
 INTAKE = "tests/relay/test_intake.py::test_"
@@ -702,6 +704,34 @@ LIST = (
         "while len(producer) and time.monotonic() < until:\n        try:",
         "while False:\n        try:",
         SLOT + "no_process_dies_of_a_fenced_producer_with_records_in_transit",
+    ),
+    Sabotage(
+        "who isn't let in is told why",
+        "brokers/kafka.py",
+        "if self._refused is not None and time.monotonic() - begun > REFUSED_SECONDS:",
+        "if False:",
+        RIGHTS + "who_is_not_let_in_is_told_why_and_soon",
+    ),
+    Sabotage(
+        "the mark is read without a right on a group",
+        "brokers/kafka_slot.py",
+        "record.error().code() != KafkaError.GROUP_AUTHORIZATION_FAILED and",
+        "True and",
+        RIGHTS + "each_right_that_a_relay_lacks_is_named_with_the_command_that_gives_it",
+    ),
+    Sabotage(
+        "secrets are hidden",
+        "brokers/kafka_settings.py",
+        'said = said.replace(value, "***")',
+        "pass",
+        "tests/brokers/test_kafka_settings.py::test_secrets_are_hidden",
+    ),
+    Sabotage(
+        "a foreign outbox's relay waits for a right that went",
+        "relay/outbox.py",
+        "(isinstance(error, NotAllowed) and self._led)",
+        "False",
+        SECURE + "a_foreign_outboxs_relay_goes_on_when_its_right_comes",
     ),
     Sabotage(
         "each slot's position has a partition of its own",

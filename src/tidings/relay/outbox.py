@@ -27,6 +27,7 @@ from ..brokers.port import Broker, Record, Slot, size
 from ..errors import (
     BrokerUnavailable,
     ConfigurationError,
+    NotAllowed,
     RecordTooLarge,
     SlotFenced,
     StoreError,
@@ -171,6 +172,7 @@ class OutboxRelay:
         self._tell = tell or (lambda event, facts: None)
         self._stopping = threading.Event()
         self._known: set[str] = set()
+        self._led = False
         self._slot: Slot | None = None
 
     # -- lifecycle
@@ -197,8 +199,9 @@ class OutboxRelay:
             before = self.progress.batches
             try:
                 self._stand()
-            except (psycopg.Error, StoreError, BrokerUnavailable, SlotFenced) as error:
-                if not _passes(error):
+            except (psycopg.Error, StoreError, BrokerUnavailable, NotAllowed, SlotFenced) as error:
+                # A right that was missing from the start is a mistake that somebody looks on to; one that went is given back.
+                if not (_passes(error) or (isinstance(error, NotAllowed) and self._led)):
                     raise error if not isinstance(error, psycopg.Error) else explain(error, self.options.url) from error
                 said = " ".join(str(error).split())
                 if self.progress.trouble != said:
@@ -250,6 +253,7 @@ class OutboxRelay:
             mark = self._agree(slot.mark, here.id, here.timeline, table, leader)
             record = recorder(options.layout, options.source or f"{here.database}/{table.name}")
             source = self._source(table, record, mark, leader, slot)
+            self._led = True
             self.progress.leading, self.progress.trouble = True, None
             self._tell(
                 "leading",
