@@ -115,9 +115,7 @@ def options_of(*, database: str, columns: tuple[str, ...], name: str | None, **g
     """As ``relay.outbox.Options``; what was not given is as it is there."""
     from ..relay.layout import LAYOUTS
     from ..relay.outbox import Options
-    from ..store.postgres.connect import check_url
 
-    check_url(database)
     named = [one for given_columns in columns for one in given_columns.split(",") if one.strip()]
     table: str = given["table"]
     plain = table.rpartition(".")[2].strip('"')
