@@ -43,6 +43,7 @@ RAISED = "tests/subscribe/test_raised_by_handler.py::test_"
 RELAY = "tests/relay/test_relay.py::test_"
 STOPS = "tests/relay/test_relay_stops.py::test_"
 SLOT = "tests/brokers/test_kafka_slot.py::test_"
+READER = "tests/brokers/test_kafka.py::TestKafka::test_"
 RIGHTS = "tests/brokers/test_kafka_rights.py::test_"
 SECURE = "tests/relay/test_secure.py::test_"
 CONTRACT = "tests/store/test_contract.py::TestPostgresStore::test_"
@@ -734,6 +735,20 @@ LIST = (
         SECURE + "a_foreign_outboxs_relay_goes_on_when_its_right_comes",
     ),
     Sabotage(
+        "only what is committed is read",
+        "brokers/kafka_reader.py",
+        '"isolation.level": "read_committed"',
+        '"isolation.level": "read_uncommitted"',
+        READER + "what_is_not_committed_does_not_come_nor_what_is_behind_it",
+    ),
+    Sabotage(
+        "an offset that is not there is not replaced by another",
+        "brokers/kafka_reader.py",
+        '"auto.offset.reset": "error"',
+        '"auto.offset.reset": "earliest"',
+        READER + "an_offset_that_is_not_there_is_told_once_and_others_are_read",
+    ),
+    Sabotage(
         "each slot's position has a partition of its own",
         "brokers/kafka_slot.py",
         "self._positions, self._slot, self._slots = name, slot, slots",
@@ -811,6 +826,13 @@ LIST = (
         '"auto.offset.reset": "error"',
         '"auto.offset.reset": "earliest"',
         INTAKE + "a_range_that_retention_took_is_named_and_waits_for_an_operator[sqlite-first-then0]",
+    ),
+    Sabotage(
+        "ends of transactions are told by a reader",
+        "brokers/kafka_reader.py",
+        "self._reached[Partition(told.topic(), told.partition())] = told.offset()",
+        "pass",
+        READER + "what_was_aborted_never_comes_and_is_known_to_be_passed",
     ),
     Sabotage(
         "ends of transactions are passed",

@@ -95,6 +95,7 @@ def test_rooms_import_only_from_those_before_them() -> None:
         room, other = one.where.split(".")[0], one.what.split(".")[0]
         if room in ("__init__", "__main__") or other == room or other in BASE:
             continue
+        allowed: tuple[str, ...]
         if room == "testing":
             allowed = ROOMS[:-1]
         elif room in BASE:

@@ -11,8 +11,9 @@ import pytest
 
 from servers.secure_kafka import SecureKafka
 from tests.brokers import reading
+from tests.brokers.reading import WithKafka
 from tidings.brokers.kafka import KafkaBroker
-from tidings.brokers.port import Broker, Received, Record
+from tidings.brokers.port import Broker, Record
 from tidings.errors import NotAllowed
 from tidings.testing.contracts.broker import BrokerContract
 
@@ -21,27 +22,31 @@ def give_all(kafka: SecureKafka, user: str) -> None:
     """What docs/guides/kafka.md lists for a relay that makes topics."""
     kafka.allow(user, "WRITE,READ,DESCRIBE,CREATE", "TOPIC", "tidings-", prefixed=True)
     kafka.allow(user, "WRITE,DESCRIBE", "TRANSACTIONAL_ID", "tidings-", prefixed=True)
-    for names in ("topic", "made-", "missing-"):
+    for names in ("topic", "made-", "missing-", "later-"):
         kafka.allow(user, "WRITE,DESCRIBE,CREATE", "TOPIC", names, prefixed=True)
 
 
-class TestSecureKafka(BrokerContract):
+def give_reading(kafka: SecureKafka, user: str) -> None:
+    """What it lists for an intake."""
+    for names in ("topic", "later-"):
+        kafka.allow(user, "READ", "TOPIC", names, prefixed=True)
+    kafka.allow(user, "READ", "GROUP", "group-", prefixed=True)
+
+
+class TestSecureKafka(WithKafka, BrokerContract):
     """No more rights than the guide says, on a connection of SASL_SSL."""
+
+    kafka: SecureKafka
 
     @pytest.fixture(autouse=True)
     def _server(self, secure_kafka: SecureKafka) -> None:
         self.kafka = secure_kafka
         self.settings = secure_kafka.user("contract")
         give_all(secure_kafka, "contract")
+        give_reading(secure_kafka, "contract")
 
     def make_broker(self) -> Broker:
         return KafkaBroker(self.kafka.secure_address, self.settings)
-
-    def make_topic(self, partitions: int) -> str:
-        return self.kafka.new_topic(partitions)
-
-    def everything(self, topic: str) -> list[Received]:
-        return reading.everything(self.kafka, topic)
 
 
 def refused(work: Callable[[], Any], settings: dict[str, Any]) -> str:
@@ -164,7 +169,7 @@ def until_it_says(ask: Callable[[], str], words: str) -> str:
 
 def test_each_right_that_a_reader_lacks(secure_kafka: SecureKafka) -> None:
     kafka, user = secure_kafka, "reader"
-    settings, topic, group = kafka.user(user), kafka.new_topic(1), kafka.new_name("group")
+    settings, topic, group = kafka.user(user), kafka.new_topic(1), kafka.new_name("reader")
     writer = KafkaBroker(kafka.address)
     slot = writer.open_slot(kafka.new_name("relay"), 0, 1)
     slot.send([Record(topic, b"k", b"v", [], 0)], b"m")
@@ -175,7 +180,7 @@ def test_each_right_that_a_reader_lacks(secure_kafka: SecureKafka) -> None:
     assert said.endswith(f"{begins} --operation Read --group {group}")
     said = refused(lambda: broker.topics([topic]), settings)
     assert said.endswith(f"{begins} --operation Describe --topic {topic}")
-    kafka.allow(user, "READ", "GROUP", "group", prefixed=True)
+    kafka.allow(user, "READ", "GROUP", "reader", prefixed=True)
     said = until_it_says(lambda: refused(lambda: read(broker, group, topic), settings), "topic")
     assert said.endswith(f"{begins} --operation Read --topic {topic}")
     kafka.allow(user, "READ", "TOPIC", topic)
