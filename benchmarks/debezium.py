@@ -152,7 +152,21 @@ class _Table:
         self._parts = [TopicPartition(self.topic, n) for n in range(PARTITIONS)]
         self._conn = psycopg.connect(self.url, autocommit=True)
         self._conn.execute(TABLE)
+        self._await_leaders()
         self._consumer = Consumer({"bootstrap.servers": kafka.address, "group.id": "bench", "enable.auto.commit": False, "log_level": 0})
+
+    def _await_leaders(self) -> None:
+        from confluent_kafka import KafkaException
+
+        until = time.monotonic() + 30
+        while True:
+            try:
+                self.end()
+                return
+            except KafkaException:  # the topic has just been made
+                if time.monotonic() > until:
+                    raise
+                time.sleep(0.05)
 
     def empty(self) -> None:
         self._conn.execute("TRUNCATE outbox RESTART IDENTITY")
