@@ -908,8 +908,8 @@ LIST = (
     Sabotage(
         "a place in the stream of changes has an ordinal",
         "store/postgres/changes.py",
-        "if (self._lsn, self._ordinal) <= self._after:",
-        "if self._lsn <= self._after[0]:",
+        "passing = (lsn, ordinal) < after\n                        continue",
+        "passing = lsn <= after[0]\n                        continue",
         CDC + "test_a_crash_in_the_middle_of_a_transaction",
     ),
     Sabotage(

@@ -20,15 +20,17 @@ import os
 import queue
 import select
 import time
-from typing import Any
+from collections.abc import Callable, Sequence
+from operator import itemgetter
+from typing import Any, NamedTuple
 
 import psycopg
 
 from ...errors import StoreError, StoreFailed
-from ..outbox import Batch, Given, Mark, Unsendable, Wanted
+from ..outbox import Batch, Given, Mark, Row, Unsendable, Wanted
 from .leader import reading
 from .outbox import OutboxTable, partition_of
-from .pgoutput import Begin, Commit, Relation, decode, insert, lsn_text
+from .pgoutput import Relation, begin, commit_end, decode, insert, lsn_text
 from .replication import Created, Replication, SlotInfo, free_slot, publish_table, published, retention_is_limited, slot_info
 from .source import BATCH_BYTES, Threaded, weight
 
@@ -207,7 +209,7 @@ class Changes(Threaded):
             self._mark.publication,
         )  # fmt: skip
 
-    def add(self, batch: Filling, row: list[bytes | None], sequence: bytes | None, millis: int | None) -> None:
+    def add(self, batch: Filling, row: Row, sequence: bytes | None, millis: int | None) -> None:
         try:
             record = self._record(row, sequence, millis, False)
         except Unsendable as error:
@@ -217,6 +219,13 @@ class Changes(Threaded):
             batch.bytes += weight(row)
         if self._table.marks:
             batch.ids.append((row[0] or b"").decode())
+
+
+class Columns(NamedTuple):
+    """Where a table has what is wanted. wanted: takes it out of a row's values. flag: the column that says that it was sent; -1: none."""
+
+    wanted: Callable[[Sequence[bytes | None]], tuple[bytes | None, ...]]
+    flag: int
 
 
 class Filling:
@@ -246,18 +255,13 @@ class _Reading:
         self._ended = 0  # the end of the last transaction that was read whole
         self._after = (changes._mark.lsn, changes._mark.ordinal)
         self._inside = False
-        self._columns: dict[int, list[int] | None] = {}  # of each table: where the columns are that we want; None: not ours
+        self._columns: dict[int, Columns | None] = {}  # of each table; None: not ours
         self._looked = 0.0
 
     def run(self) -> None:
         of, stream = self._of, self._stream
-        most = of._wanted.batch
         while not of._stop.is_set():
-            data = stream.read()
-            if data is not None:
-                self._message(data)
-                if self._batch.rows < most and self._batch.bytes < BATCH_BYTES:
-                    continue
+            if self._fill():
                 self._look()
                 self._flush()
             elif self._batch.rows and not of._open:
@@ -269,39 +273,56 @@ class _Reading:
             self._look()
         # What was read and not handed over is read again next time.
 
-    def _message(self, data: bytes) -> None:
-        match data[0]:
-            case 73:  # I
-                self._row(data)
-            case 66:  # B
-                begin = decode(data)
-                assert isinstance(begin, Begin)
-                self._lsn, self._ordinal, self._millis, self._inside = begin.lsn, 0, begin.time // 1000, True
-            case 67:  # C
-                commit = decode(data)
-                assert isinstance(commit, Commit)
-                self._ended, self._inside = commit.end, False
-            case 82:  # R
-                relation = decode(data)
-                assert isinstance(relation, Relation)
-                self._columns[relation.oid] = self._find(relation)
+    def _fill(self) -> bool:
+        """Read on until the batch is full; False if nothing more has come. Written for speed: most of what comes are rows."""
+        of, batch, columns = self._of, self._batch, self._columns
+        most, record, marks = of._wanted.batch, of._record, of._table.marks
+        records, ids = batch.records, batch.ids
+        lsn, ordinal, after = self._lsn, self._ordinal, self._after
+        passing = (lsn, ordinal) < after
+        try:
+            for data in self._stream.messages():
+                kind = data[0]
+                if kind == 73:  # I
+                    oid, values = insert(data)
+                    here = columns[oid]
+                    if here is None:
+                        continue
+                    ordinal += 1
+                    if passing:
+                        passing = (lsn, ordinal) < after
+                        continue
+                    batch.rows += 1
+                    if here.flag >= 0 and values[here.flag] == b"t":
+                        continue  # whoever wrote it says that it was sent
+                    row = here.wanted(values)
+                    try:
+                        records.append(record(row, b"%020d.%010d" % (lsn, ordinal), self._millis, False))
+                    except Unsendable as error:
+                        of._given.unsendable(error.id, str(error))
+                    else:
+                        batch.bytes += 300 + len(data)
+                    if marks:
+                        ids.append((row[0] or b"").decode())
+                    if batch.rows >= most or batch.bytes >= BATCH_BYTES:
+                        return True
+                elif kind == 66:  # B
+                    lsn, moment = begin(data)
+                    ordinal, self._millis, self._inside = 0, moment // 1000, True
+                    passing = (lsn, ordinal) < after
+                elif kind == 67:  # C
+                    self._ended, self._inside = commit_end(data), False
+                elif kind == 82:  # R
+                    relation = decode(data)
+                    assert isinstance(relation, Relation)
+                    self._lsn = lsn
+                    columns[relation.oid] = self._find(relation)
+            return False
+        finally:
+            self._lsn, self._ordinal = lsn, ordinal
 
-    def _row(self, data: bytes) -> None:
-        oid, values = insert(data)
-        columns = self._columns[oid]
-        if columns is None:
-            return
-        self._ordinal += 1
-        if (self._lsn, self._ordinal) <= self._after:
-            return
-        self._batch.rows += 1
-        if len(columns) and columns[-1] >= 0 and values[columns[-1]] == b"t":
-            return  # whoever wrote it says that it was sent
-        row = [values[number] for number in columns[:-1]]
-        self._of.add(self._batch, row, b"%020d.%010d" % (self._lsn, self._ordinal), self._millis)
-
-    def _find(self, relation: Relation) -> list[int] | None:
-        """Where the table has the columns that are wanted, the flag last (-1: none); None if it is another table."""
+    def _find(self, relation: Relation) -> Columns | None:
+        """Where the table has the columns that are wanted; None if it is another table."""
         of = self._of
         if relation.oid != of._table.oid and not partition_of(self._conn, relation.oid, of._table.oid):
             return None
@@ -316,7 +337,7 @@ class _Reading:
                     columns=list(there),
                 )
             found.append(there[name])
-        return [*found, there.get(wanted.published, -1) if wanted.published else -1]
+        return Columns(itemgetter(*found), there.get(wanted.published, -1) if wanted.published else -1)
 
     def _flush(self) -> None:
         """Hand over what was read."""
