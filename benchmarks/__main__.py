@@ -37,6 +37,7 @@ NAMES = (
     "outbox",
     "debezium",
     "sagas",
+    "sagas_at_rest",
     "peers",
     "postgres.publish",
     "postgres.writers",
