@@ -56,8 +56,8 @@ def _marked(statement: str, mark: str) -> str:
 
 class Dialect(NamedTuple):
     """What differs between stores. ``mark``: the placeholder. ``share``: locks the rows read, beside others who do; ``lock``: alone;
-    ``skip``: alone, leaving out those that somebody has. ``living``: the workers whose lease lasts. ``lapse``: in how many seconds the first
-    of them may be over, of workers other than one. ``now``: the arguments of ``living``; ``lapse`` wants the last of them before it too."""
+    ``skip``: alone, leaving out those that somebody has. ``living``: the workers whose lease lasts. ``lapse``: in how many seconds
+    the first of them may be over, of workers other than one. ``now``: the arguments of ``living``; the last stands first in ``lapse``."""
 
     mark: str
     share: str
