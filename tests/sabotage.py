@@ -1134,8 +1134,8 @@ LIST = (
     Sabotage(
         "a saga's steps have ended before it is undone",
         "sagas/driver.py",
-        "        while self._running:  # a sibling",
-        "        while False:  # a sibling",
+        "body doesn't go on.\n        while self._running or self._news:",
+        "body doesn't go on.\n        while False:",
         SAGA + "a_sibling_of_what_failed_ends_before_anything_is_undone[sqlite]",
     ),
     Sabotage(
@@ -1309,8 +1309,8 @@ LIST = (
     Sabotage(
         "who waits for a saga's result in another process is woken",
         "store/postgres/sagas.py",
-        "            self._tell()\n",
-        "            pass\n",
+        "for one in releases):\n            self._tell()\n",
+        "for one in releases):\n            pass\n",
         "tests/sagas/test_result.py::test_who_waits_is_told_of_an_end_that_publishes_nothing[postgres]",
     ),
     Sabotage(
