@@ -1216,6 +1216,20 @@ LIST = (
         SAGA_STORE + "what_is_due_is_found_by_its_index_and_not_among_all_that_wait[sqlite]",
     ),
     Sabotage(
+        "after trouble a worker frees the sagas that nobody drives",
+        "sagas/runner.py",
+        "        if self._doubt:\n            await self._free_what_nobody_drives()",
+        "        if False:\n            await self._free_what_nobody_drives()",
+        "tests/sagas/test_lost_answers.py::test_an_instance_that_was_made_without_a_word_goes_on_on_a_server",
+    ),
+    Sabotage(
+        "a saga that was made without a word is found though its event comes again",
+        "sagas/runner.py",
+        "made is None or (mine and not made)",
+        "made is None",
+        "tests/sagas/test_lost_answers.py::test_an_instance_that_is_begun_again_while_it_is_looked_for_goes_on[sqlite]",
+    ),
+    Sabotage(
         "an operator's order: a saga that is to be undone is not completed",
         "store/sagas.py",
         """RELEASABLE = "(r.state <> 'completed' OR s.back IS NULL)\"""",
