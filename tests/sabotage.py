@@ -1128,6 +1128,13 @@ LIST = (
         SAGA_CHILD + "a_child_that_still_runs_is_undone_where_it_stands[sqlite]",
     ),
     Sabotage(
+        "a child at work hears that it is to be undone",
+        "store/sagas.py",
+        "        self._run(f\"{CONTROL} AND EXISTS",
+        "        False and self._run(f\"{CONTROL} AND EXISTS",
+        SAGA_CHILD + "a_child_at_a_long_step_hears_that_it_is_to_be_undone[sqlite-operator]",
+    ),
+    Sabotage(
         "a saga that begins anew has each event once",
         "store/sagas.py",
         "        for position in taken:\n",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -51,9 +52,10 @@ def list_(
     before = None if older_than is None else now - round(older_than.total_seconds() * 1e6)
     with target.reading() as store:
         rows = _select(store, name, states, version, waiting_for, before, limit + 1)
-    more, rows = len(rows) > limit, rows[:limit]
+        more, rows = len(rows) > limit, rows[:limit]
+        children = store.query(lambda unit: unit.sagas().each(_awaited(rows)))
     if as_json:
-        print_json([_as_json(row) for row in rows])
+        print_json([_as_json(row, children) for row in rows])
         return
     if not rows:
         click.echo("no sagas")
@@ -63,7 +65,8 @@ def list_(
         there = waits(row)
         made.add_row(
             row.saga, row.key, str(row.version), row.state, duration((now - account.standing_since(row)) / 1e6),
-            ", ".join(account.wait_words(wait) for wait in there), _until([wait.get("until") for wait in there]), row.error or "",
+            ", ".join(account.wait_words(wait) + _standing(wait, children) for wait in there),
+            _until([wait.get("until") for wait in there]), row.error or "",
         )  # fmt: skip
     console().print(made)
     if more:
@@ -102,7 +105,7 @@ def timers(target: Target, as_json: bool, name: str | None, limit: int) -> None:
 def show(target: Target, as_json: bool, name: str, key: str, no_events: bool) -> None:
     """Tell where an instance stands: NAME is the saga's, or that of its key (order_id, or order)."""
     with target.reading() as store:
-        found = [(row, *_details(store, row, not no_events)) for row in named(store, name, key)]
+        found = [(row, *_details(store, row, not no_events), _children(store, row)) for row in named(store, name, key)]
     if as_json:
         print_json(
             [
@@ -113,15 +116,26 @@ def show(target: Target, as_json: bool, name: str, key: str, no_events: bool) ->
                     "journal": journal,
                     "actions": actions,
                     "events": None if story is None else [told_json(root) for root in story.roots],
+                    "children": [
+                        {
+                            "saga": child.saga,
+                            "key": child.key,
+                            "state": child.state,
+                            "says": account.child_words(child, of),
+                            "trouble": account.trouble(child),
+                            "mend": account.mend(child, of),
+                        }
+                        for child, of in children
+                    ],
                 }
-                for row, journal, actions, story in found
+                for row, journal, actions, story, children in found
             ]
         )
         return
-    for number, (row, journal, actions, story) in enumerate(found):
+    for number, (row, journal, actions, story, children) in enumerate(found):
         if number:
             click.echo("")
-        _print(row, journal, actions, story)
+        _print(row, journal, actions, story, children)
 
 
 def named(store: Store, name: str, key: str) -> list[SagaRow]:
@@ -166,7 +180,32 @@ def _details(store: Store, row: SagaRow, events: bool) -> tuple[list[Entry], lis
     return store.query(read)
 
 
-def _as_json(row: SagaRow) -> dict[str, Any]:
+def _awaited(rows: Sequence[SagaRow]) -> list[tuple[str, str]]:
+    """The children that they wait for."""
+    return [child for row in rows for wait in waits(row) if (child := account.child_of(wait)) is not None]
+
+
+def _children(store: Store, row: SagaRow) -> list[tuple[SagaRow, list[Entry]]]:
+    """The children that it waits for, those that they wait for, and so on: any of them may be the one that waits for a person."""
+
+    def read(unit: Any) -> list[tuple[SagaRow, list[Entry]]]:
+        sagas, found, last = unit.sagas(), dict[tuple[str, str], SagaRow](), [row]
+        while last and len(found) < 100:
+            asked = [child for child in _awaited(last) if child not in found]
+            there = sagas.each(asked)
+            last = [there[child] for child in asked if child in there]
+            found |= there
+        return [(child, sagas.journal(child.saga, child.key)) for child in found.values()]
+
+    return store.query(read)
+
+
+def _standing(wait: dict[str, Any], children: Mapping[tuple[str, str], SagaRow]) -> str:
+    child = children.get(account.child_of(wait) or ("", ""))
+    return f" ({child.state})" if child is not None and account.trouble(child) is not None else ""
+
+
+def _as_json(row: SagaRow, children: Mapping[tuple[str, str], SagaRow] | None = None) -> dict[str, Any]:
     return {
         "saga": row.saga,
         "key": row.key,
@@ -179,7 +218,7 @@ def _as_json(row: SagaRow) -> dict[str, Any]:
         "started": row.started,
         "due": row.due,
         "worker": row.worker,
-        "waits_for": [{**wait, "says": account.wait_words(wait)} for wait in waits(row)],
+        "waits_for": [{**wait, "says": account.wait_words(wait) + _standing(wait, children or {})} for wait in waits(row)],
         "ordered": row.back,
         "error": row.error,
         "event_id": row.envelope.event_id,
@@ -187,7 +226,9 @@ def _as_json(row: SagaRow) -> dict[str, Any]:
     }
 
 
-def _print(row: SagaRow, journal: list[Entry], actions: list[Action], story: Story | None) -> None:
+def _print(
+    row: SagaRow, journal: list[Entry], actions: list[Action], story: Story | None, children: list[tuple[SagaRow, list[Entry]]]
+) -> None:  # fmt: skip
     now, out = time.time_ns() // 1000, console()
     ago = f"{clock_time(row.since)[:19]}, {duration((now - row.since) / 1e6)}"
     out.print(f"{row.saga} {row.key} {account.state_words(row)}", style="bold", soft_wrap=True)
@@ -199,6 +240,8 @@ def _print(row: SagaRow, journal: list[Entry], actions: list[Action], story: Sto
         until = f", until {clock_time(wait['until'])[:19]} ({_left(wait['until'], now)})" if wait.get("until") is not None else ""
         waited = f"since {clock_time(wait['since'])[:19]}, {duration((now - wait['since']) / 1e6)}"
         facts.add_row("  waits for", f"{account.wait_words(wait)} {waited}{until}; {_place(wait)}".rstrip("; "))
+    for child, of in children:
+        facts.add_row("  child", account.child_words(child, of))
     facts.add_row("  next timer", "none" if row.due is None else f"{clock_time(row.due)[:19]} ({_left(row.due, now)})")
     if (error := account.last_error(row, journal)) is not None:
         facts.add_row("  last error", error[0] + ("" if error[1] is None else f" ({clock_time(error[1])[:19]})"))

@@ -67,8 +67,10 @@ def standing_since(row: SagaRow, asked: Sequence[dict[str, Any]] | None = None) 
 
 
 def wait_words(wait: dict[str, Any]) -> str:
-    """``the event shop.Shipped or shop.Cancelled``, ``its sleep to end``, ``another attempt at charge``."""
+    """``the event shop.Shipped or shop.Cancelled``, ``its sleep to end``, ``another attempt at charge``, ``the child parcel p1 to end``."""
     kind, what = wait.get("call", ["step"])[0], str(wait["for"])
+    if (child := child_of(wait)) is not None:
+        return f"the child {' '.join(child)} to {'be undone' if kind == 'undo' else 'end'}"
     if kind == "wait":
         return f"the event {what.replace(' | ', ' or ')}"
     if kind == "sleep":
@@ -76,6 +78,40 @@ def wait_words(wait: dict[str, Any]) -> str:
     if kind == "undo":
         return f"another attempt to undo {words(tuple(wait['call']))} ({what.removeprefix('undo ')})"
     return what if "error" in wait else f"{what} to begin"
+
+
+def child_of(wait: dict[str, Any]) -> tuple[str, str] | None:
+    """Saga and key of the child that is waited for."""
+    found = wait.get("child")
+    return None if found is None else (str(found[0]), str(found[1]))
+
+
+def trouble(row: SagaRow) -> str | None:
+    """Why it goes on only when a person has done something."""
+    if row.state == "stuck":
+        return next((str(wait["error"]) for wait in waits(row) if wait.get("error")), row.error or "an undo fails again and again")
+    return row.error or "its code doesn't fit" if row.state == "parked" else "an operator has paused it" if row.state == "paused" else None
+
+
+def mend(row: SagaRow, journal: Sequence[Entry] = ()) -> str | None:
+    """The command with which a person lets it go on; None if it doesn't wait for one."""
+    name = f"{row.saga} {row.key}"
+    if any(entry.kind == "step" and entry.state == "begun" for entry in journal) and row.state == "parked":
+        step = next(entry.step for entry in journal if entry.kind == "step" and entry.state == "begun")
+        return f"tidings saga skip {name} {step} --result … --reason …"
+    return {"stuck": f"tidings saga retry {name} --reason …", "parked": f"tidings saga retry {name} --reason …",
+        "paused": f"tidings saga resume {name} --reason …"}.get(row.state)  # fmt: skip
+
+
+def child_words(row: SagaRow, journal: Sequence[Entry] = ()) -> str:
+    """Where a child stands that its parent waits for; if it waits for a person, why, and with which command that one lets it go on."""
+    said = f"{row.saga} {row.key} {state_words(row)}"
+    if (there := waits(row)) and row.state == "waiting":
+        said += f" for {', '.join(wait_words(wait) for wait in there)}"
+    if (why := trouble(row)) is None:
+        return said
+    first = {"stuck": "when the cause is gone", "parked": "when that is mended"}.get(row.state, "when it may go on")
+    return f"{said} ({why}); {first}: `{mend(row, journal)}`"
 
 
 def is_waited_for(wait: dict[str, Any], name: str) -> bool:

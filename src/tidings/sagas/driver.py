@@ -517,6 +517,7 @@ class Driver:
                         "until": entry.due,
                         "attempts": entry.attempts,
                         "error": entry.error,
+                        **({} if call.child is None else {"child": list(call.child)}),
                         "then": [words(later.key) for later_turn in rounds[turn + 1 :] for later in later_turn],
                     }
                     for call, entry in failed
@@ -598,7 +599,7 @@ def _wait(call: Call) -> dict[str, Any]:
     """What it waits for, as ``tidings saga show`` tells it."""
     facts: dict[str, Any] = {"for": words(call.key), "call": list(call.key), "since": call.began, "until": _due(call), "line": call.line}
     if call.child is not None:
-        facts["for"] = f"the child {' '.join(call.child)}"
+        facts |= {"for": f"the child {' '.join(call.child)}", "child": list(call.child)}
     elif call.entry is not None:
         facts |= {"for": f"another attempt at {words(call.key)}", "attempts": call.entry.attempts, "error": call.entry.error}
     return facts

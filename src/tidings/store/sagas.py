@@ -410,7 +410,8 @@ class SagaUnit:
         return entry if self.record(hold, entry) else None
 
     def ask_undo(self, child: tuple[str, str], reason: str, now: int) -> None:
-        """An instance is to be undone, whatever its body would do; nothing if it was asked already, or is undone."""
+        """An instance is to be undone, whatever its body would do; nothing if it was asked already, or is undone. A worker that has it in
+        hand hears of it as of an operator's order."""
         self._run(
             "UPDATE tidings_sagas SET undo = ?, back = coalesce(back, 'compensate'), arrived = arrived + 1, since = ?, state = CASE WHEN"
             " state = 'completed' THEN 'compensating' ELSE state END, due = CASE WHEN worker IS NULL AND state <> 'paused' THEN"
@@ -418,6 +419,7 @@ class SagaUnit:
             " ('compensated', 'cancelled', 'gone')",
             reason, now, now, *child,
         )  # fmt: skip
+        self._run(f"{CONTROL} AND EXISTS (SELECT 1 FROM tidings_sagas WHERE saga = ? AND key = ? AND worker IS NOT NULL)", *child)
 
     def free(self, hold: Hold, due: int) -> bool:
         """Let go of the instance as it is, until then."""
@@ -464,6 +466,18 @@ class SagaUnit:
                 *(value for pair in some for value in pair),
             )
             found += [(row[0], row[1], row[2], row[3], row[4]) for row in rows.fetchall()]
+        return found
+
+    def each(self, asked: Sequence[tuple[str, str]]) -> dict[tuple[str, str], SagaRow]:
+        """Those that there are, by saga and key."""
+        found: dict[tuple[str, str], SagaRow] = {}
+        for start in range(0, len(asked), 200):
+            some = asked[start : start + 200]
+            pairs = ", ".join(["(?, ?)"] * len(some))
+            rows = self._run(
+                f"SELECT {READ} FROM tidings_sagas WHERE (saga, key) IN (VALUES {pairs})", *(value for pair in some for value in pair)
+            )
+            found |= {(row.saga, row.key): row for row in map(saga_row, rows.fetchall())}
         return found
 
     def rows(
@@ -624,8 +638,11 @@ class SagaUnit:
             "INSERT INTO tidings_saga_actions (saga, key, time, actor, action, reason, detail) VALUES (?, ?, ?, ?, ?, ?, ?)",
             saga, key, action.time, action.actor, action.action, action.reason, action.detail,
         )  # fmt: skip
-        self._run("UPDATE tidings_meta SET value = CAST(CAST(value AS bigint) + 1 AS text) WHERE name = 'control'")
+        self._run(CONTROL)
 
+
+CONTROL = "UPDATE tidings_meta SET value = CAST(CAST(value AS bigint) + 1 AS text) WHERE name = 'control'"
+"""All workers see that it has changed, and look for what was ordered of those that they have in hand."""
 
 _RETAINED = "(SELECT CAST(value AS bigint) FROM tidings_meta WHERE name = 'retained')"
 """Of the log, rows up to there may be gone."""
