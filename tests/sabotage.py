@@ -1132,7 +1132,7 @@ LIST = (
         "store/sagas.py",
         "        self._run(f\"{CONTROL} AND EXISTS",
         "        False and self._run(f\"{CONTROL} AND EXISTS",
-        SAGA_CHILD + "a_child_at_a_long_step_hears_that_it_is_to_be_undone[sqlite-operator]",
+        SAGA_CHILD + "a_child_at_a_long_step_hears_that_it_is_to_be_undone[sqlite-parent fails]",
     ),
     Sabotage(
         "a saga that begins anew has each event once",
