@@ -1130,8 +1130,8 @@ LIST = (
     Sabotage(
         "a child at work hears that it is to be undone",
         "store/sagas.py",
-        "        self._run(f\"{CONTROL} AND EXISTS",
-        "        False and self._run(f\"{CONTROL} AND EXISTS",
+        '        self._run(f"{CONTROL} AND EXISTS',
+        '        False and self._run(f"{CONTROL} AND EXISTS',
         SAGA_CHILD + "a_child_at_a_long_step_hears_that_it_is_to_be_undone[sqlite-parent fails]",
     ),
     Sabotage(
@@ -1291,6 +1291,20 @@ LIST = (
         'if action in ("retry", "skip") and row.worker is not None:',
         "if False:",
         OPERATOR + "an_order_while_a_step_runs_counts_behind_it[sqlite-cancel]",
+    ),
+    Sabotage(
+        "an operator's word that a step was not done: it is called, and no other",
+        "store/sagas.py",
+        "UPDATE tidings_saga_journal SET state = 'retrying', error = ?",
+        "UPDATE tidings_saga_journal SET state = 'begun', error = ?",
+        "tests/sagas/test_ordered.py::test_what_nobody_knows_of_is_told_by_a_person[sqlite-not done]",
+    ),
+    Sabotage(
+        "an operator's retry says nothing of a step of which nobody knows",
+        "sagas/operator.py",
+        "            if not_done is not None:\n                entry",
+        "            not_done = not_done or 'pay'\n            if not_done is not None:\n                entry",
+        "tests/sagas/test_ordered.py::test_what_nobody_knows_of_is_told_by_a_person[sqlite-done]",
     ),
     Sabotage(
         "an operator's action: what is closed stays closed",

@@ -98,13 +98,15 @@ def test_a_child_that_waits_for_a_person_is_seen_in_its_parents(sagas: Path, tid
     second = show(2)
     assert "waits for the child parcel p2 to end since" in second
     assert "pay is tried once at most and was cut off" in second
-    assert "`tidings saga skip parcel p2 pay --result … --reason …`" in second
+    assert "if it happened: `tidings saga skip parcel p2 pay --result … --reason …`" in second
+    assert "if not: `tidings saga retry parcel p2 --not-done pay --reason …`" in second
+    assert "then if it happened: `tidings saga skip" in re.sub(r"\s+", " ", tidings("saga", "show", "parcel", "p2", store=sagas).output)
     assert "a mistake" in show(3)
     assert "when that is mended: `tidings saga retry parcel p3 --reason …`" in show(3)
     assert "(an operator has paused it); when it may go on: `tidings saga resume parcel p4 --reason …`" in show(4)
     (one,) = said(tidings("saga", "show", "checkout", "1", "--json", store=sagas))
     assert [(child["key"], child["state"], child["trouble"], child["mend"]) for child in one["children"]] == [
-        ("p1", "compensating", None, None), ("l1", "stuck", "ConnectionError: no answer", "tidings saga retry label l1 --reason …"),
+        ("p1", "compensating", None, []), ("l1", "stuck", "ConnectionError: no answer", ["tidings saga retry label l1 --reason …"]),
     ]  # fmt: skip
 
 
@@ -115,3 +117,18 @@ def test_so_it_is_in_a_list(sagas: Path, tidings: Tidings) -> None:
         assert re.search(rf"checkout +{key} .*the child parcel p{key} to end \({state}\)", listed)
     rows = said(tidings("saga", "list", "parcel", "--waiting-for", "child label", "--json", store=sagas))
     assert [row["waits_for"][0]["says"] for row in rows] == ["the child label l1 to be undone (stuck)"]
+
+
+def test_that_a_step_was_not_done_is_said_and_kept(sagas: Path, tidings: Tidings) -> None:
+    def retry(key: str, *, code: int = 0) -> str:
+        return tidings(
+            "saga", "retry", "parcel", key, "--not-done", "pay", "--reason", "no booking", "--actor", "ann", store=sagas, code=code
+        ).output
+
+    assert retry("p2") == "parcel p2 is tried again now, with pay, which was not done\n"
+    assert "has no step 'pay' of which nobody knows whether it happened; of each step it is known" in retry("p2", code=2)
+    (one,) = said(tidings("saga", "show", "parcel", "p2", "--json", store=sagas))
+    assert [(entry["step"], entry["state"], entry["error"]) for entry in one["journal"]] == [
+        ("pay", "retrying", "not done, says ann: no booking"),
+    ]  # fmt: skip
+    assert [(action["action"], action["detail"]) for action in one["actions"]] == [("retry", "pay: not done")]

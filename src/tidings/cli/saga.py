@@ -111,6 +111,7 @@ def show(target: Target, as_json: bool, name: str, key: str, no_events: bool) ->
             [
                 {
                     **_as_json(row),
+                    "mend": account.mend(row, journal),
                     "undos": account.undos(row, journal),
                     "timeline": account.timeline(row, journal, actions),
                     "journal": journal,
@@ -240,6 +241,8 @@ def _print(
         until = f", until {clock_time(wait['until'])[:19]} ({_left(wait['until'], now)})" if wait.get("until") is not None else ""
         waited = f"since {clock_time(wait['since'])[:19]}, {duration((now - wait['since']) / 1e6)}"
         facts.add_row("  waits for", f"{account.wait_words(wait)} {waited}{until}; {_place(wait)}".rstrip("; "))
+    if (advice := account.advice(row, journal)) is not None:
+        facts.add_row("  then", advice)
     for child, of in children:
         facts.add_row("  child", account.child_words(child, of))
     facts.add_row("  next timer", "none" if row.due is None else f"{clock_time(row.due)[:19]} ({_left(row.due, now)})")

@@ -64,9 +64,15 @@ def _action(example: str) -> Callable[[Callable[..., None]], click.Command]:
 
 
 @_action('retry checkout 42 --reason "the bank answers again"')
-def retry(act: Any, reason: str) -> None:
-    """Try now what an instance waits to try again, an undo as well, or run a parked one once more."""
-    act(lambda operator, saga, key: operator.retry(saga, key, reason=reason), "is tried again now")
+@click.option("--not-done", metavar="STEP", help="A step that was cut off, and did not happen, as you have found out: it is called.")
+def retry(act: Any, reason: str, not_done: str | None) -> None:
+    """Try now what an instance waits to try again, an undo as well, or run a parked one once more.
+
+    A step that is tried once at most, and of which nobody knows whether it happened, is not called again before somebody has found out:
+    --not-done says that it did not happen. If it did, `skip` goes on with its result.
+    """
+    said = "is tried again now" if not_done is None else f"is tried again now, with {not_done}, which was not done"
+    act(lambda operator, saga, key: operator.retry(saga, key, reason=reason, not_done=not_done), said)
 
 
 @_action('skip checkout 42 charge --result \'"p-17"\' --reason "paid at the counter"')

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ..store.sagas import CLOSED, Action, Entry, SagaRow
 from .journal import key_of, words
-from .operating import UNDO_WORDS, UNDOING, underlying, waits
+from .operating import UNDO_WORDS, UNDOING, underlying, unknown, waits
 
 _STATES = {
     "running": "is about to go on",
@@ -20,7 +21,12 @@ _STATES = {
     "compensated": "has failed, and is undone",
     "cancelled": "was cancelled, and is undone",
 }
-_OUTCOMES = {"late": "nothing came in time", "skipped": "skipped by hand", "retrying": "failed, is tried again"}
+_OUTCOMES = {
+    "late": "nothing came in time",
+    "skipped": "skipped by hand",
+    "retrying": "failed, is tried again",
+    "begun": "begun; nobody knows",
+}
 
 
 @dataclass(slots=True)
@@ -93,14 +99,24 @@ def trouble(row: SagaRow) -> str | None:
     return row.error or "its code doesn't fit" if row.state == "parked" else "an operator has paused it" if row.state == "paused" else None
 
 
-def mend(row: SagaRow, journal: Sequence[Entry] = ()) -> str | None:
-    """The command with which a person lets it go on; None if it doesn't wait for one."""
+def mend(row: SagaRow, journal: Sequence[Entry] = ()) -> list[str]:
+    """The commands with which a person lets it go on, one or the other; none if it doesn't wait for one."""
     name = f"{row.saga} {row.key}"
-    if any(entry.kind == "step" and entry.state == "begun" for entry in journal) and row.state == "parked":
-        step = next(entry.step for entry in journal if entry.kind == "step" and entry.state == "begun")
-        return f"tidings saga skip {name} {step} --result … --reason …"
-    return {"stuck": f"tidings saga retry {name} --reason …", "parked": f"tidings saga retry {name} --reason …",
-        "paused": f"tidings saga resume {name} --reason …"}.get(row.state)  # fmt: skip
+    if row.state == "parked" and (cut := unknown(row, journal)):
+        step = shlex.quote(words(key_of(cut[0])))
+        return [f"tidings saga skip {name} {step} --result … --reason …", f"tidings saga retry {name} --not-done {step} --reason …"]
+    if row.state in ("stuck", "parked"):
+        return [f"tidings saga retry {name} --reason …"]
+    return [f"tidings saga resume {name} --reason …"] if row.state == "paused" else []
+
+
+def advice(row: SagaRow, journal: Sequence[Entry] = ()) -> str | None:
+    """``mend`` in words: ``when the cause is gone: `tidings saga retry …```."""
+    commands = mend(row, journal)
+    if len(commands) == 2:
+        return f"if it happened: `{commands[0]}`; if not: `{commands[1]}`"
+    first = {"stuck": "when the cause is gone", "parked": "when that is mended"}.get(row.state, "when it may go on")
+    return f"{first}: `{commands[0]}`" if commands else None
 
 
 def child_words(row: SagaRow, journal: Sequence[Entry] = ()) -> str:
@@ -108,10 +124,7 @@ def child_words(row: SagaRow, journal: Sequence[Entry] = ()) -> str:
     said = f"{row.saga} {row.key} {state_words(row)}"
     if (there := waits(row)) and row.state == "waiting":
         said += f" for {', '.join(wait_words(wait) for wait in there)}"
-    if (why := trouble(row)) is None:
-        return said
-    first = {"stuck": "when the cause is gone", "parked": "when that is mended"}.get(row.state, "when it may go on")
-    return f"{said} ({why}); {first}: `{mend(row, journal)}`"
+    return said if (why := trouble(row)) is None else f"{said} ({why}); {advice(row, journal)}"
 
 
 def is_waited_for(wait: dict[str, Any], name: str) -> bool:
@@ -147,7 +160,7 @@ def timeline(row: SagaRow, journal: Sequence[Entry], actions: Sequence[Action]) 
         if entry.kind == "back":
             continue  # the action tells it
         what = {"undo": f"undo {name}", "wait": f"wait for {name.replace(' | ', ' or ')}", "sleep": "sleep"}.get(entry.kind, name)
-        outcome = _OUTCOMES.get(entry.state, entry.state)
+        outcome = "begun" if entry.kind == "child" and entry.state == "begun" else _OUTCOMES.get(entry.state, entry.state)
         over = None if entry.state == "retrying" else took
         if entry.kind == "wait" and entry.state == "done":
             outcome = "came"

@@ -446,7 +446,8 @@ class Driver:
             if _cut_off(call) and call.reconcile is None:
                 raise OutcomeUnknown(
                     f"{call.line}: {words(call.key)} is tried once at most and was cut off, so nobody knows whether it happened: find out,"
-                    " and say so; or give the step a reconcile=",
+                    " and say so (`tidings saga skip` with its result if it did, `tidings saga retry --not-done` if not); or give the step"
+                    " a reconcile=",
                     step=call.key[2],
                 )
         times = [due for call in pending if (due := _due(call)) is not None]

@@ -38,9 +38,24 @@ class Operator:
         self._sagas = sagas
         self._type_of = type_of
 
-    def retry(self, saga: str, key: object, *, reason: str) -> SagaRow:
-        """Try now what waits for another attempt, an undo as well; run a parked one once more."""
-        return self._act("retry", saga, key, reason, lambda unit, row, now: unit.sagas().again(row.saga, row.key, now))
+    def retry(self, saga: str, key: object, *, reason: str, not_done: str | None = None) -> SagaRow:
+        """Try now what waits for another attempt, an undo as well; run a parked one once more.
+
+        Args:
+            not_done: a step that is tried once at most and was cut off, and that did not happen, as you have found out: it is called. (One
+                that did is skipped, with its result.) Named as for ``skip``.
+        """
+
+        def again(unit: Any, row: SagaRow, now: int) -> str | None:
+            if not_done is not None:
+                entry = operating.to_call(row, unit.sagas().journal(row.saga, row.key), not_done)
+                if isinstance(entry, str):
+                    return entry
+                unit.sagas().not_done(row.saga, row.key, entry, f"not done, says {self.actor}: {reason}", now)
+            unit.sagas().again(row.saga, row.key, now)
+            return None
+
+        return self._act("retry", saga, key, reason, again, detail=None if not_done is None else f"{not_done}: not done")
 
     def pause(self, saga: str, key: object, *, reason: str) -> SagaRow:
         """Run nothing more of it: now, or behind the step that runs. Events that come are kept, deadlines go on running."""

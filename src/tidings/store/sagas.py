@@ -578,6 +578,14 @@ class SagaUnit:
         self._run("UPDATE tidings_sagas SET due = ? WHERE saga = ? AND key = ? AND worker IS NULL AND state <> 'paused'", now, saga, key)
         self._run("UPDATE tidings_saga_journal SET due = ? WHERE saga = ? AND key = ? AND state = 'retrying'", now, saga, key)
 
+    def not_done(self, saga: str, key: str, entry: Entry, error: str, now: int) -> None:
+        """A step that was begun, and of which nobody knew, did not happen: it is to be called, as soon as ``again`` says."""
+        self._run(
+            "UPDATE tidings_saga_journal SET state = 'retrying', error = ?, ended = ?, due = ? WHERE saga = ? AND key = ? AND kind = 'step'"
+            " AND branch = ? AND step = ? AND number = ? AND state = 'begun'",
+            error, now, now, saga, key, entry.branch, entry.step, entry.number,
+        )  # fmt: skip
+
     def skip(self, saga: str, key: str, entry: Entry, now: int) -> None:
         """Write what an operator says about a call, as the last line of the journal, and go on."""
         row = self._run("SELECT max(seq) FROM tidings_saga_journal WHERE saga = ? AND key = ?", saga, key).fetchone()
