@@ -1307,6 +1307,27 @@ LIST = (
         "tests/sagas/test_ordered.py::test_what_nobody_knows_of_is_told_by_a_person[sqlite-done]",
     ),
     Sabotage(
+        "an operator's action on many: one that is no longer so is left",
+        "sagas/operator.py",
+        "if row is not None and not still(row):",
+        "if row is not None and False:",
+        "tests/sagas/test_many.py::test_each_has_its_line_and_what_is_no_longer_so_is_left[sqlite]",
+    ),
+    Sabotage(
+        "an operator's action on many: it is only told until it is said",
+        "cli/saga_many.py",
+        "            if many.yes:\n                _do",
+        "            if True:\n                _do",
+        "tests/cli/test_saga_many.py::test_it_is_told_before_and_done_when_that_is_said",
+    ),
+    Sabotage(
+        "an operator's action on many: who stops it is told how far it came",
+        "cli/saga_many.py",
+        "            if stop.is_set() or told.matched",
+        "            if told.matched",
+        "tests/cli/test_saga_many.py::test_who_stops_it_is_told_how_far_it_came",
+    ),
+    Sabotage(
         "an operator's action: what is closed stays closed",
         "sagas/operating.py",
         "    if row.state in CLOSED:\n        return",

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tidings import App, ChildFailed, Context, Event, Refused, Retry, Saga, StepFailed
-from tidings.store.sagas import CLOSED
+from tidings.store.sagas import CLOSED, SagaRow
 from tidings.testing import Harness
 
 TWICE = Retry(attempts=2, first=5, jitter=0)
@@ -295,7 +295,7 @@ async def prove(plan: list[Group], state: str) -> dict[str, Any]:
             if group.crash:
                 await harness.crash()
                 await run.restart(harness)
-        row = harness.saga("checkout", 1)
+        row, children = harness.saga("checkout", 1), list[SagaRow]()
         for _ in range(40 if state != "waiting" else 4):
             row = harness.saga("checkout", 1)
             children = harness.store.query(lambda unit: unit.sagas().rows("parcel", (), 100))

@@ -13,6 +13,7 @@ import click
 from ..errors import NotFound
 from ..sagas import account
 from ..sagas.operating import waits
+from ..sagas.selection import Selection
 from ..store.port import Store
 from ..store.sagas import CLOSED, Action, Entry, SagaRow
 from ..story import Story, story_of
@@ -20,10 +21,10 @@ from .options import Duration, Target, store_options
 from .output import clock_time, console, count, duration, print_json, table
 from .saga_actions import ACTIONS
 from .saga_check import check, migrate
+from .saga_many import UNDER_WAY
 from .trace import told_json, tree_of
 
-STATES = ("running", "waiting", "compensating", "stuck", "parked", "paused", *CLOSED)
-PAGE = 1000
+STATES = (*UNDER_WAY, *CLOSED)
 
 
 @click.group(epilog="Example: tidings saga show checkout 42 --store sqlite:///shop.db")
@@ -51,7 +52,7 @@ def list_(
     now = time.time_ns() // 1000
     before = None if older_than is None else now - round(older_than.total_seconds() * 1e6)
     with target.reading() as store:
-        rows = _select(store, name, states, version, waiting_for, before, limit + 1)
+        rows = Selection(name, states, version, waiting_for, before).first(store, limit + 1)
         more, rows = len(rows) > limit, rows[:limit]
         children = store.query(lambda unit: unit.sagas().each(_awaited(rows)))
     if as_json:
@@ -147,30 +148,6 @@ def named(store: Store, name: str, key: str) -> list[SagaRow]:
         hint = f"; there are {', '.join(sorted(known))}" if known and name not in known else ""
         raise NotFound(f"there is no saga {name!r} of key {key!r}{hint}; `tidings saga list` shows what there is", name=name, key=key)
     return rows
-
-
-def _select(
-    store: Store, name: str | None, states: tuple[str, ...], version: int | None, waiting_for: str | None, before: int | None, limit: int
-) -> list[SagaRow]:  # fmt: skip
-    """By the store as far as it can tell, the rest by looking at each."""
-    found: list[SagaRow] = []
-    last: SagaRow | None = None
-    while len(found) < limit:
-        page: list[SagaRow] = store.query(
-            lambda unit, last=last: unit.sagas().rows(  # type: ignore[misc]
-                name, states, max(PAGE, limit), version=version, before=before, waits=waiting_for, after=last
-            )
-        )
-        for row in page:
-            asked = [wait for wait in waits(row) if waiting_for is None or account.is_waited_for(wait, waiting_for)]
-            if waiting_for is not None and not asked:
-                continue
-            if before is None or account.standing_since(row, asked) <= before:
-                found.append(row)
-        if len(page) < max(PAGE, limit):
-            break
-        last = page[-1]
-    return found[:limit]
 
 
 def _details(store: Store, row: SagaRow, events: bool) -> tuple[list[Entry], list[Action], Story | None]:

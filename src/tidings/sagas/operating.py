@@ -22,6 +22,8 @@ _LEFT = {
     "resume": "nothing is left to go on with",
 }
 ACTIONS = tuple(_LEFT)
+TO_MANY = tuple(action for action in ACTIONS if action != "supply")
+"""An event is one instance's."""
 
 
 def underlying(row: SagaRow) -> str:

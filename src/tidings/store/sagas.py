@@ -541,7 +541,7 @@ class SagaUnit:
         )  # fmt: skip
         if done.rowcount != 1:
             return False
-        self.act(row.saga, row.key, Action(now, actor, f"migrate to version {version}", reason))
+        self.act([(row.saga, row.key)], Action(now, actor, f"migrate to version {version}", reason))
         return True
 
     def alarms(self) -> list[tuple[str, str, int]]:
@@ -640,13 +640,15 @@ class SagaUnit:
             now, now, saga, key,
         )  # fmt: skip
 
-    def act(self, saga: str, key: str, action: Action) -> None:
-        """Keep who did what and why, and tell the workers that there is something to be read."""
-        self._run(
-            "INSERT INTO tidings_saga_actions (saga, key, time, actor, action, reason, detail) VALUES (?, ?, ?, ?, ?, ?, ?)",
-            saga, key, action.time, action.actor, action.action, action.reason, action.detail,
-        )  # fmt: skip
-        self._run(CONTROL)
+    def act(self, instances: Sequence[tuple[str, str]], action: Action) -> None:
+        """Keep who did what to them and why, and tell the workers that there is something to be read."""
+        for saga, key in instances:
+            self._run(
+                "INSERT INTO tidings_saga_actions (saga, key, time, actor, action, reason, detail) VALUES (?, ?, ?, ?, ?, ?, ?)",
+                saga, key, action.time, action.actor, action.action, action.reason, action.detail,
+            )  # fmt: skip
+        if instances:  # the last lock: whoever has it waits for no instance
+            self._run(CONTROL)
 
 
 CONTROL = "UPDATE tidings_meta SET value = CAST(CAST(value AS bigint) + 1 AS text) WHERE name = 'control'"
