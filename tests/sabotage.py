@@ -1128,6 +1128,13 @@ LIST = (
         SAGA_CHILD + "a_child_that_still_runs_is_undone_where_it_stands[sqlite]",
     ),
     Sabotage(
+        "a parent is undone behind its child",
+        "sagas/driver.py",
+        'row.state in ("compensated", "cancelled", "gone"):',
+        'row.state in ("compensated", "cancelled", "gone", "compensating", "stuck", "completed"):',
+        SAGA_CHILD + "a_parent_is_never_called_compensated_when_its_child_is_not[sqlite-stuck]",
+    ),
+    Sabotage(
         "a child at work hears that it is to be undone",
         "store/sagas.py",
         '        self._run(f"{CONTROL} AND EXISTS',
