@@ -160,8 +160,10 @@ def model(plan: list[Group]) -> Expected:
             continue
         if last is not None:
             found.undone |= undoable({f"{number}.else": last})
-        (found.unsure_rows if any(step.dies for step in mine.values()) else found.rows).update(written(mine))
-        found.unsure |= {name for name, step in mine.items() if step.undo and step.dies and step.outcome == "refused"}
+        dying = any(step.dies for part in group.steps for step in (part.steps if isinstance(part, Child) else (part,)))
+        (found.unsure_rows if dying else found.rows).update(written(mine))
+        if dying:  # nobody may know of one that refused
+            found.unsure |= {name for name, step in mine.items() if step.undo and step.outcome == "refused"}
         children_end(surely=False, only=failing[0] if len(failing) == 1 else None)
         return found.ended("parked" if pivoted else "compensated")
     return found.ended("completed")
