@@ -55,6 +55,7 @@ SAGA = "tests/sagas/test_saga.py::test_"
 SAGA_STORE = "tests/sagas/test_store.py::test_"
 SAGA_GROUP = "tests/sagas/test_journal_writer.py::test_"
 SAGA_OUTCOME = "tests/sagas/test_outcomes.py::test_"
+SAGA_SHARED = "tests/sagas/test_shared_steps.py::test_"
 SAGA_ONCE = "tests/sagas/test_at_most_once.py::test_"
 SAGA_CHILD = "tests/sagas/test_children.py::test_"
 SAGA_ENDLESS = "tests/sagas/test_endless.py::test_"
@@ -352,9 +353,16 @@ LIST = (
     Sabotage(
         "checkpoints that take long are written seldom",
         "subscribe/checkpointing.py",
-        "max(QUIET_SECONDS, QUIET_TIMES * self._took)",
+        "max(QUIET_SECONDS, QUIET_TIMES * quiet.took)",
         "QUIET_SECONDS",
         "tests/subscribe/test_runner.py::test_a_trickle_of_events_is_not_a_trickle_of_checkpoints[0.02-0.2]",
+    ),
+    Sabotage(
+        "readers at rest write their checkpoints together",
+        "subscribe/checkpointing.py",
+        "        self._quiet = quiet\n",
+        "        self._quiet = Quiet()\n",
+        "tests/subscribe/test_runner.py::test_readers_at_rest_write_together",
     ),
     Sabotage(
         "a savepoint for each chunk",
@@ -888,6 +896,27 @@ LIST = (
         "claimed = True",
         CDC + "test_somebody_elses_slot_is_left_alone",
     ),
+    Sabotage(
+        "PostgreSQL: only what this process has synced itself isn't synced before it is handed out",
+        "store/postgres/store.py",
+        "and self._synced.issuperset([row[0] for row in rows]):",
+        "and rows:",
+        "tests/store/postgres/test_durable.py::test_somebody_elses_rows_are",
+    ),
+    Sabotage(
+        "PostgreSQL: a writer whose commits aren't synced says so",
+        "store/postgres/writer.py",
+        'self._synced = command(conn, begin).get_value(0, 0) != b"off"',
+        "self._synced = command(conn, begin) is not None",
+        "tests/store/postgres/test_durable.py::test_our_own_are_if_this_database_syncs_no_commits",
+    ),
+    Sabotage(
+        "PostgreSQL: our own synced rows say nothing of what was there before",
+        "store/postgres/store.py",
+        "if self._durable == begun and rows",
+        "if self._durable <= begun and rows",
+        "tests/store/postgres/test_durable.py::test_where_the_past_is_not_known_to_be_synced_our_own_are_too",
+    ),
     # -- sagas
     Sabotage(
         "a saga's step is written only by who holds the instance",
@@ -965,6 +994,34 @@ LIST = (
         "if self.settled is not None:",
         "if self.settled is not None and not self.future.done():",
         SAGA_GROUP + "whoever_stopped_waiting_an_instance_that_begins_is_told_of[sqlite]",
+    ),
+    Sabotage(
+        "steps that share a transaction: one that fails undoes only itself",
+        "sagas/shared_steps.py",
+        "with transaction.savepoint():",
+        "if True:",
+        SAGA_SHARED + "many_share_a_transaction_and_one_that_fails_undoes_only_itself",
+    ),
+    Sabotage(
+        "steps that share a transaction: a commit that fails is tried with each alone",
+        "sagas/shared_steps.py",
+        "if len(begun) > 1 and not self._is_stores(error):",
+        "if len(begun) > 1000 and not self._is_stores(error):",
+        SAGA_SHARED + "a_row_that_the_commit_refuses_is_its_own_steps_failure",
+    ),
+    Sabotage(
+        "steps that share a transaction: who lost his instance loses his own rows",
+        "sagas/shared_steps.py",
+        "        except Fenced as error:\n            return None, error\n",
+        "        except Fenced as error:\n            raise RuntimeError from error\n",
+        SAGA_SHARED + "who_lost_his_instance_writes_nothing_and_his_neighbours_do",
+    ),
+    Sabotage(
+        "steps that share a transaction: it ends after its time",
+        "sagas/shared_steps.py",
+        "if ended and time.monotonic() > until:",
+        "if ended and time.monotonic() > until + 100:",
+        SAGA_SHARED + "a_step_that_takes_long_ends_the_transaction",
     ),
     Sabotage(
         "an event that comes while a saga is let go of makes it due",

@@ -1,4 +1,5 @@
-"""DBOS: five plain steps for ``benchmarks.sagas``, asked as ``sagas_own.py`` is. ``peer_dbos_sagas.py URL``: of its system database."""
+"""DBOS: five steps for ``benchmarks.sagas``, asked as ``sagas_own.py`` is. ``peer_dbos_sagas.py URL KIND``: of its system database; steps
+of the kind ``tx`` write a row in a transaction of its data source, on the same database, in workflows that are threads."""
 
 import asyncio
 import json
@@ -7,27 +8,61 @@ import os
 import sqlite3
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 from dbos import DBOS
 
 
-async def main(url: str) -> None:
+def transactional(url: str) -> Any:
+    import sqlalchemy
+    from dbos import SQLAlchemyDatasource
+
+    source = SQLAlchemyDatasource.create(url, engine_kwargs={"pool_size": 64})
+    with source.engine.begin() as conn:
+        conn.execute(sqlalchemy.text("CREATE TABLE IF NOT EXISTS booked_dbos (number bigint, step integer)"))
+    book = sqlalchemy.text("INSERT INTO booked_dbos VALUES (:number, :step)")
+    level: Any = {} if url.startswith("sqlite") else {"isolation_level": "READ COMMITTED"}
+
+    @source.transaction(**level)  # type: ignore[untyped-decorator]
+    def add(number: int, step: int) -> int:
+        source.sql_session().execute(book, {"number": number, "step": step})
+        return number + step
+
+    @DBOS.workflow()  # type: ignore[untyped-decorator]
+    def process(number: int) -> int:
+        for step in range(5):
+            number = add(number, step)
+        return number
+
+    threads = ThreadPoolExecutor(64)
+
+    async def run(number: int) -> int:
+        return int(await asyncio.get_running_loop().run_in_executor(threads, process, number))
+
+    return run
+
+
+async def main(url: str, kind: str) -> None:
     if url.startswith("sqlite"):
         conn = sqlite3.connect(url.removeprefix("sqlite:///"))
         conn.execute("PRAGMA journal_mode = WAL")
         conn.close()
     DBOS(config={"name": "bench", "system_database_url": url, "log_level": "CRITICAL", "enable_otlp": False})
 
+    process: Any = transactional(url) if kind == "tx" else None
+
     @DBOS.step()  # type: ignore[untyped-decorator]
     async def add(number: int, step: int) -> int:
         return number + step
 
     @DBOS.workflow()  # type: ignore[untyped-decorator]
-    async def process(number: int) -> int:
+    async def plain(number: int) -> int:
         for step in range(5):
             number = await add(number, step)
         return number
 
+    process = process or plain
     DBOS.launch()
     loop = asyncio.get_running_loop()
     print('"ready"', flush=True)
@@ -57,4 +92,4 @@ async def main(url: str) -> None:
 
 if __name__ == "__main__":
     logging.disable(logging.CRITICAL)
-    asyncio.run(main(sys.argv[1]))
+    asyncio.run(main(sys.argv[1], sys.argv[2]))

@@ -1,5 +1,6 @@
 """Five steps as somebody would write them without a library: a row for the process, one for each step's result, an end; each durable before
-what comes next. Asked as ``sagas_own.py`` is: alone each statement is its own commit, together a thread commits what has gathered."""
+what comes next. Asked as ``sagas_own.py`` is: alone each statement is its own commit (of the kind ``tx``, each with a row of the
+application's), together a thread commits what has gathered."""
 
 from __future__ import annotations
 
@@ -18,9 +19,11 @@ import psycopg
 TABLES = (
     "CREATE TABLE byhand (number bigint PRIMARY KEY, state text NOT NULL)",
     "CREATE TABLE byhand_steps (number bigint, step integer, result text NOT NULL, PRIMARY KEY (number, step))",
+    "CREATE TABLE booked (number bigint, step integer)",
 )
 START = "INSERT INTO byhand VALUES (?, 'running')"
 STEP = "INSERT INTO byhand_steps VALUES (?, ?, ?)"
+BOOK = "INSERT INTO booked VALUES (?, ?)"
 END = "UPDATE byhand SET state = 'completed' WHERE number = ?"
 Work = tuple[str, tuple[Any, ...], "asyncio.Future[None]"]
 
@@ -69,11 +72,11 @@ def settle(group: list[Work]) -> None:
         future.set_result(None)
 
 
-async def main(url: str) -> None:
+async def main(url: str, kind: str) -> None:
     conn = connect(url)
     for statement in TABLES:
         conn.execute(statement)
-    start, step, end = (text if url.startswith("sqlite") else text.replace("?", "%s") for text in (START, STEP, END))
+    start, step, end, book = (text if url.startswith("sqlite") else text.replace("?", "%s") for text in (START, STEP, END, BOOK))
     grouped = Grouped(connect(url), (start, step, end))
     number = 0
     print('"ready"', flush=True)
@@ -87,8 +90,13 @@ async def main(url: str) -> None:
                 conn.execute(start, (number,))
                 result = number
                 for place in range(5):
+                    if kind == "tx":
+                        conn.execute("BEGIN")
+                        conn.execute(book, (result, place))
                     result = await add(result, place)
                     conn.execute(step, (number, place, str(result)))
+                    if kind == "tx":
+                        conn.execute("COMMIT")
                 conn.execute(end, (number,))
                 times.append(1000 * (time.perf_counter() - began))
             print(json.dumps(times), flush=True)
@@ -115,4 +123,4 @@ async def main(url: str) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1]))
+    asyncio.run(main(sys.argv[1], sys.argv[2]))

@@ -63,6 +63,11 @@ async def main(store: str, kind: str) -> None:
 
     loop = asyncio.get_running_loop()
     number = 0
+    if kind == "tx":
+        mine = sqlite3.connect(store.removeprefix("sqlite:///")) if store.startswith("sqlite") else psycopg.connect(store)
+        mine.execute("CREATE TABLE booked (number bigint, step integer)")
+        mine.commit()
+        mine.close()
     async with app:
         assert app.sagas is not None
         app.sagas.drivers = ended = Ended()

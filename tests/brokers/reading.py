@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from confluent_kafka import Consumer, KafkaError, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from servers.kafka import Kafka
 from tidings.brokers.port import Received
@@ -46,9 +46,23 @@ def everything(kafka: Kafka, topic: str, *, isolation: str = "read_committed") -
             if records:
                 quiet = time.monotonic()
             elif left and time.monotonic() - quiet > 3:  # a reader that lost a partition's leader may never hear of it again
-                assert time.monotonic() < until, f"the partitions {left} of {topic} could not be read"
+                assert time.monotonic() < until, _complaint(kafka, reader, topic, left, found)
                 reader.assign([TopicPartition(topic, number, 0) for number in partitions])
                 left, quiet = set(partitions), time.monotonic()
     finally:
         reader.close()
     return [found[place] for place in sorted(found)]
+
+
+def _complaint(kafka: Kafka, reader: Consumer, topic: str, left: set[int], found: dict[tuple[int, int], Received]) -> str:
+    """All that may tell why nothing comes."""
+    lines = [f"the partitions {left} of {topic} could not be read; {len(found)} records came"]
+    for number in sorted(left):
+        part = kafka.admin().list_topics(topic, timeout=20).topics[topic].partitions[number]
+        try:
+            bounds: Any = reader.get_watermark_offsets(TopicPartition(topic, number), timeout=5)
+        except KafkaException as error:
+            bounds = error
+        position = reader.position([TopicPartition(topic, number)])[0].offset
+        lines.append(f"{number}: leader {part.leader}, error {part.error}, bounds {bounds}, position {position}")
+    return "\n".join([*lines, kafka.log()[-4000:]])

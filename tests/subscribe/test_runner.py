@@ -15,6 +15,7 @@ import pytest
 
 from tidings import App, Context, Event, Retry
 from tidings.store.sqlite.unit import SQLiteUnit
+from tidings.store.sqlite.writer import FileWriter
 from tidings.subscribe.checkpointing import QUIET_SECONDS, QUIET_TIMES
 from tidings.testing import Harness
 
@@ -353,6 +354,40 @@ async def test_a_slow_handler_holds_back_nobody_it_shares_a_trip_with(app: App, 
         go.set()
         await harness.settle()
     assert sorted(seen) == list(range(1_201))
+
+
+async def test_readers_at_rest_write_together(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each by itself would hold the file as long as all of them."""
+    readers = 20
+    for number in range(readers):
+
+        @app.subscribe(Placed, name=f"reader{number}")
+        async def note(event: Placed) -> None: ...
+
+    async with Harness(app) as harness:
+        await publish(harness, Placed(order=0))
+        groups: list[int] = []
+        advance, transact = SQLiteUnit.advance, FileWriter.transact
+
+        def counted(unit: SQLiteUnit, *given: Any) -> Any:
+            groups[-1] += 1
+            time.sleep(0.0005)
+            return advance(unit, *given)
+
+        def grouped(writer: FileWriter, group: Any) -> Any:
+            groups.append(0)
+            return transact(writer, group)
+
+        monkeypatch.setattr(SQLiteUnit, "advance", counted)
+        monkeypatch.setattr(FileWriter, "transact", grouped)
+        for order in range(1, 60):
+            with harness.transaction() as tx:
+                app.publish(Placed(order=order), tx=tx)
+            await asyncio.sleep(0.005 + 0.003 * (order % 3))
+        monkeypatch.undo()
+        await harness.settle()
+    written = [count for count in groups if count]
+    assert sum(written) / len(written) > readers / 2, written
 
 
 @pytest.mark.parametrize(("takes", "quiet"), [(0.0, QUIET_SECONDS), (0.02, QUIET_TIMES * 0.02)])

@@ -87,8 +87,10 @@ async def test_not_more_workers_than_the_concurrency_over_all_of_them(
     apps = [replica(tmp_path, seen, number, order=order, concurrency=concurrency) for number in range(3)]
     async with running(*apps):
         await until(lambda: shares(apps[0]) == expected)
-        await asyncio.sleep(0.3)
-        assert shares(apps[0]) == expected
+        for _ in range(30):
+            await asyncio.sleep(0.01)
+            assert len(shares(apps[0])) <= len(expected)
+        await until(lambda: shares(apps[0]) == expected)  # a lease may run out on a machine that stands still
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from ..errors import Fenced, HandlerTimeout, StoreError
 from ..publish.publisher import current
 from ..store.port import RaisedByHandler
 from ..store.sagas import Entry, Hold
+from .shared_steps import SharedStep, SharedSteps
 from .step import UNKNOWN, Function, StepContext
 
 if TYPE_CHECKING:
@@ -40,9 +41,12 @@ class Attempts:
         self._transactions = transactions
         self._publisher = publisher
         self._threads = ThreadPoolExecutor(32, thread_name_prefix="tidings-saga")
+        self._shared = SharedSteps(store, transactions) if store.one_writer else None
 
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
+        if self._shared is not None:
+            self._shared.close()
 
     def context(self, saga: str, envelope: Envelope, call: str, attempt: int) -> StepContext:
         return StepContext(tuple(envelope), saga, cast(Any, None), cast(Any, None), None, attempt, call=call)
@@ -76,6 +80,8 @@ class Attempts:
                 return entry
             if function.is_async:
                 return await self._in_async_transaction(function, call, ctx, hold, done, timeout)
+            if self._shared is not None and self._shared.takes(function, timeout):
+                return await self._in_shared_transaction(self._shared, function, call, ctx, hold, done)
             return await self._in_transaction(function, call, ctx, hold, done, timeout)
         except RaisedByHandler as raised:
             raise raised.error from None
@@ -95,7 +101,7 @@ class Attempts:
 
     async def _outside(self, function: Function, call: Callable[[], Any], timeout: float | None) -> Any:
         if function.is_async:
-            return await _bounded(function, call, timeout)
+            return await (call() if timeout is None else _bounded(function, call, timeout))
         # A thread can't be killed, so what it does is waited for; but it is late.
         future = asyncio.wrap_future(self._threads.submit(call))
         in_time = (await asyncio.wait([future], timeout=timeout))[0]
@@ -103,6 +109,19 @@ class Attempts:
         if not in_time:
             raise _late(function, timeout)
         return value
+
+    async def _in_shared_transaction(
+        self, shared: SharedSteps, function: Function, call: Callable[[], Any], ctx: StepContext, hold: Hold, done: Callable[[Any], Entry]
+    ) -> Entry:
+        def finish(value: Any, transaction: Transaction) -> tuple[Entry, bool]:
+            entry, outputs = done(value), self._outputs(ctx)
+            if not self._record(self._store.unit(transaction.raw), hold, entry, outputs):
+                raise _fenced(hold)
+            return entry, bool(outputs)
+
+        step = SharedStep(function, ctx, call, finish, asyncio.get_running_loop().create_future())
+        shared.put(step)
+        return await self._told(step.future)
 
     async def _in_transaction(
         self, function: Function, call: Callable[[], Any], ctx: StepContext, hold: Hold, done: Callable[[Any], Entry], timeout: float | None

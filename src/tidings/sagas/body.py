@@ -150,7 +150,7 @@ class Body:
 
     Attributes:
         now: microseconds since 1970: when the last result was recorded that it was handed. handed: whose. calls: all that it has made so
-            far, by key.
+            far, by key. open: those of them whose result it wasn't handed yet.
     """
 
     def __init__(self, main: Callable[[Any, Any], Coroutine[Any, Any, Any]], seed: str, now: int) -> None:
@@ -158,6 +158,7 @@ class Body:
         self.now = now
         self.handed = ""
         self.calls: dict[Key, Call] = {}
+        self.open: dict[Key, Call] = {}
         self.rng = random.Random(seed)
         self._main = main
         self._counters: Counter[tuple[str, str, str]] = Counter()
@@ -227,13 +228,18 @@ class Body:
             raise SagaError(f"{where()}: saga.{kind} is called from the saga's body only, not from a step or behind its end")
         self._counters[kind, task.branch, name] += 1
         key = (kind, task.branch, name, self._counters[kind, task.branch, name])
-        call = self.calls[key] = Call(key, self.loop.create_future(), where(), self.now, **facts)
+        call = self.calls[key] = self.open[key] = Call(key, self.loop.create_future(), where(), self.now, **facts)
         return call
+
+    def waiting(self) -> list[Call]:
+        """The calls of which nothing has become yet, in the order in which they were made."""
+        return [call for call in self.open.values() if call.pending]
 
     def hand(self, call: Call, entry: Entry) -> None:
         """Tell the body what became of a call, and let it go on until it is quiet."""
         self.now = max(self.now, entry.ended)
         self.handed = call.key[2]
+        self.open.pop(call.key, None)
         self.pivoted = self.pivoted or call.key[0] == "pivot"
         if not call.future.done():
             _settle(call, entry)

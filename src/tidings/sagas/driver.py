@@ -64,6 +64,11 @@ class Driver:
         self._count = row.arrived
         self._running: dict[asyncio.Task[Entry], Call] = {}
         self._recorded: list[tuple[Call, Entry]] = []
+        self._woken: asyncio.Future[None] | None = None
+        self._handing = False
+        self._trouble: BaseException | None = None
+        self._news = False
+        self._late = False
         self._seq = count(max((entry.seq for entry in entries if entry.seq is not None), default=0) + 1)
         self._open: set[int] = set()
         self._heard(arrivals)
@@ -119,10 +124,10 @@ class Driver:
                 continue
             if not self._sagas.stopping and self.row.pause is None:
                 self._begin_steps()
-            if not self._running:
+            if not (self._running or self._news):
                 await self._rest()
                 return
-            await self._next()
+            await self._next(handing=True)
             await self._hand_on()
         if body.fault is not None:
             raise body.fault
@@ -130,7 +135,8 @@ class Driver:
             raise BodyFailed(f"{await self._ordered()}, but it is behind its pivot, where nothing is undone any more", line=body.where())
         if self.row.back is not None and not back:
             await self._turn_back()
-        while self._running:  # a sibling of what failed, or what ran when an operator turned it back: it ends, and its body doesn't go on
+        # A sibling of what failed, or what ran when an operator turned it back: it ends, and its body doesn't go on.
+        while self._running or self._news:
             await self._next()
             self._recorded.clear()
         if self.row.back is not None:
@@ -210,7 +216,7 @@ class Driver:
         """An operator wants it undone. From this line on the body is handed nothing, at each run: what it calls is what is undone."""
         now, seq = self._sagas.now(), next(self._seq)
         await self._sagas.attempts.record(self.hold, Entry("back", "0", self.row.back or "", 1, seq, "done", started=now, ended=now))
-        while self._running:
+        while self._running or self._news:
             await self._next()
         for call, entry in sorted(self._recorded, key=lambda one: one[1].seq or 0):
             if (entry.seq or 0) < seq and not self._body.ended:
@@ -223,7 +229,7 @@ class Driver:
     async def _answer(self) -> bool:
         """Answer one of them, if one can be."""
         now = self._sagas.now()
-        found = matured(list(self._body.calls.values()), self._arrived, self._taken, now)
+        found = matured(self._body.waiting(), self._arrived, self._taken, now)
         if found is None:
             return False
         call, position = found
@@ -256,7 +262,7 @@ class Driver:
 
     async def _children(self) -> bool:
         """Begin those that the body has called for; see whether one has ended."""
-        calls = [call for call in self._body.calls.values() if call.pending and call.child is not None]
+        calls = [call for call in self._body.waiting() if call.child is not None]
         for call in calls:
             if call.entry is None and not self._sagas.stopping and not await self._begin_child(call):
                 return True
@@ -326,8 +332,8 @@ class Driver:
 
     def _begin_steps(self) -> None:
         now, under_way = self._sagas.now(), set(self._running.values())
-        for call in self._body.calls.values():
-            if call.key[0] != "step" or not call.pending or call in under_way:
+        for call in self._body.waiting():
+            if call.key[0] != "step" or call in under_way:
                 continue
             if call.entry is not None and call.entry.due is not None and call.entry.due > now:
                 continue
@@ -335,6 +341,7 @@ class Driver:
                 continue
             task = asyncio.get_running_loop().create_task(self._attempt(call))
             self._running[task] = call
+            task.add_done_callback(self._ended)
 
     async def _attempt(self, call: Call) -> Entry:
         assert call.fn is not None
@@ -346,7 +353,9 @@ class Driver:
         ctx = sagas.attempts.context(self.row.saga, self.row.envelope, f"{branch}:{name}:{number}", attempt)
         mine: list[int] = []
         finding_out = _cut_off(call)
-        unknown = Entry(kind, branch, name, number, None, "begun", None, None, attempt, started, began, digest=call.digest)
+
+        def unknown(state: str = "begun", **facts: Any) -> Entry:
+            return Entry(kind, branch, name, number, None, state, attempts=attempt, started=started, digest=call.digest, **facts)
 
         def entry(state: str, **facts: Any) -> Entry:
             seq = next(self._seq)
@@ -358,7 +367,7 @@ class Driver:
 
         try:
             if call.once and not finding_out:
-                await sagas.attempts.record(self.hold, unknown)
+                await sagas.attempts.record(self.hold, unknown(ended=began))
             return await sagas.attempts.run(
                 call.reconcile if finding_out and call.reconcile is not None else function,
                 call.args,
@@ -377,12 +386,12 @@ class Driver:
             if isinstance(error, Refused):
                 failed = entry("refused", error=str(error))
             elif finding_out and isinstance(error, NotDone):
-                failed = replace(unknown, state="retrying", error=text, ended=sagas.now(), due=sagas.now())
+                failed = unknown("retrying", error=text, ended=sagas.now(), due=sagas.now())
             elif finding_out:
                 due = sagas.now() + int(compensation.delay(attempt, error, sagas.rng) * 1_000_000)
-                failed = replace(unknown, error=text, ended=sagas.now(), due=due)
+                failed = unknown(error=text, ended=sagas.now(), due=due)
             elif call.once and (call.reconcile is not None or self._body.pivoted):
-                failed = replace(unknown, error=text, ended=sagas.now())
+                failed = unknown(error=text, ended=sagas.now())
             else:
                 delay = None if isinstance(error, SagaDefinitionError) else call.retry.delay(attempt, error, sagas.rng)
                 if delay is None and self._body.pivoted:
@@ -391,48 +400,98 @@ class Driver:
                     failed = entry("failed", error=text)
                 else:
                     due = sagas.now() + int(delay * 1_000_000)
-                    failed = Entry(
-                        kind, branch, name, number, None, "retrying", error=text, attempts=attempt, started=started, ended=sagas.now(),
-                        due=due,
-                        digest=call.digest,
-                    )  # fmt: skip
+                    failed = unknown("retrying", error=text, ended=sagas.now(), due=due)
             log.info("%s %s: %s, attempt %d: %s", self.row.saga, self.row.key, words(call.key), attempt, text)
             await sagas.attempts.record(self.hold, failed)
             return failed
         finally:
             self._open.difference_update(mine)
 
-    async def _next(self) -> None:
-        """Wait until a step has ended, or something else falls due."""
+    async def _next(self, *, handing: bool = False) -> None:
+        """Wait until a step has ended, or something else falls due. ``handing``: meanwhile results are handed on."""
         now = self._sagas.now()
-        pending = [call for call in self._body.calls.values() if call.pending and call not in self._running.values()]
+        pending = [call for call in self._body.waiting() if call not in self._running.values()]
         times = [due for call in pending if (due := _due(call)) is not None]
         patience = None if not pending else min(ARRIVALS_SECONDS, *(max(0.0, (time - now) / 1e6) + 0.001 for time in times), 9.0)
-        ended, _ = await asyncio.wait(self._running, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
-        for task in ended:
-            call = self._running.pop(task)
-            entry = task.result()
-            call.entry = entry
-            if entry.seq is not None:
-                self._recorded.append((call, entry))
-        if not ended and any(call.key[0] in ("wait", "child") for call in pending):
+        self._late = False
+        if not self._news:
+            loop = asyncio.get_running_loop()
+            self._woken = loop.create_future()
+            timer = None if patience is None else loop.call_later(patience, self._too_late)
+            self._handing = handing
+            try:
+                await self._woken
+            finally:
+                self._handing = False
+                if timer is not None:
+                    timer.cancel()
+        self._news = False
+        if self._trouble is not None:
+            raise self._trouble
+        if self._late and any(call.key[0] in ("wait", "child") for call in pending):
             saga, key = self.row.saga, self.row.key
             row, arrivals = await self._sagas.query(lambda unit: (unit.sagas().row(saga, key), unit.sagas().arrivals(saga, key)))
             self._count = row.arrived
             self._heard(arrivals)
 
+    def _too_late(self) -> None:
+        self._late = True
+        self._wake()
+
+    def _wake(self) -> None:
+        self._news = True
+        if self._woken is not None and not self._woken.done():
+            self._woken.set_result(None)
+
+    def _ended(self, task: asyncio.Task[Entry]) -> None:
+        """A step has. Called in no task, so the body can run: a saga that goes from step to step needs nobody else."""
+        call = self._running.pop(task)
+        if task.cancelled():
+            self._trouble = self._trouble or asyncio.CancelledError()
+        elif (error := task.exception()) is not None:
+            self._trouble = self._trouble or error
+        else:
+            call.entry = entry = task.result()
+            if entry.seq is not None:
+                self._recorded.append((call, entry))
+            if self._handing and self._trouble is None:
+                try:
+                    self._hand()
+                    if self._goes_on():
+                        self._begin_steps()
+                        return
+                except BaseException as error:  # the driver's
+                    self._trouble = error
+        self._wake()
+
+    def _goes_on(self) -> bool:
+        """The body wants steps and nothing else, and nobody wants anything of the instance."""
+        sagas, row, running = self._sagas, self.row, self._running.values()
+        return (
+            not (self._body.ended or self.asked or sagas.stopping)
+            and self._body.fault is None
+            and row.pause is None
+            and row.back is None
+            and sagas.lasts(self)
+            and all(call.key[0] == "step" and (call.entry is None or call in running) for call in self._body.waiting())
+        )
+
     async def _hand_on(self) -> None:
         """In the order of the journal: nothing before what may still be written ahead of it."""
+        if self._recorded:
+            await _alone(self._hand)
+
+    def _hand(self) -> None:
+        """Not in a task."""
         self._recorded.sort(key=lambda one: one[1].seq or 0)
         while self._recorded and not self._body.ended and (self._recorded[0][1].seq or 0) < min(self._open, default=2**62):
-            call, entry = self._recorded.pop(0)
-            await _alone(lambda call=call, entry=entry: self._body.hand(call, entry))  # type: ignore[misc]
+            self._body.hand(*self._recorded.pop(0))
 
     # -- at rest
 
     async def _rest(self) -> None:
         """Nothing can be done now: let go of it until something falls due or comes."""
-        pending = [call for call in self._body.calls.values() if call.pending]
+        pending = self._body.waiting()
         if not pending:
             raise ForeignAwait(
                 f"{self._body.where()}: the saga's body awaits something that is none of its calls (saga.step, saga.sleep, saga.wait), so"

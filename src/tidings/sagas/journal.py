@@ -61,7 +61,7 @@ def read_to(body: Body, entries: Sequence[Entry]) -> None:
 def _answer_old(body: Body, known: set[Key], left: int) -> None:
     """The journal goes on behind a point that asks whether the code has changed, and doesn't say that it asked: it is from before."""
     while left and not body.ended:
-        asked = [call for call in body.calls.values() if call.key[0] == "changed" and call.pending and call.key not in known]
+        asked = [call for call in body.waiting() if call.key[0] == "changed" and call.key not in known]
         if not asked:
             return
         kind, branch, name, number = asked[0].key
@@ -70,7 +70,7 @@ def _answer_old(body: Body, known: set[Key], left: int) -> None:
 
 
 def _mismatch(body: Body, entry: Entry) -> JournalMismatch:
-    asked = [call for call in body.calls.values() if call.pending]
+    asked = body.waiting()
     if body.ended:
         now, line = "it ends before that", "?"
     elif asked:

@@ -61,8 +61,8 @@ class JournalWriter:
     def busy(self) -> bool:
         return self._writing or self._asked
 
-    async def record(self, hold: Hold, entry: Entry) -> bool:
-        return await self._ask(RECORD, (hold, entry))
+    def record(self, hold: Hold, entry: Entry) -> asyncio.Future[bool]:
+        return self._ask(RECORD, (hold, entry))
 
     async def release(self, release: Release) -> bool:
         if (

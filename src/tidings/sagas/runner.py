@@ -203,6 +203,10 @@ class RunningSagas:
         except StoreError as error:
             raise StoreTrouble(str(error)) from error
 
+    def lasts(self, driver: Driver) -> bool:
+        """Whether ``owned`` would return at once."""
+        return driver.lapses == self.lapses and self._clock.monotonic() <= self._until
+
     async def owned(self, driver: Driver) -> None:
         """Return when the worker's lease lasts. If it did not for a while, see that the instance is still ours.
 
@@ -350,7 +354,7 @@ class RunningSagas:
         driver = Driver(self, self._definitions[row.saga, row.version], row, entries, arrivals)
         driver.asked = orders != self._orders  # somebody ordered something while the row was on its way here
         for other in self.drivers:  # after a failover, an earlier hold of ours may be gone from the store
-            if (other.row.saga, other.row.key) == (row.saga, row.key) and other.task is not None:
+            if other.hold[:2] == driver.hold[:2] and other.task is not None:
                 other.task.cancel()
         self.drivers.add(driver)
         task = asyncio.get_running_loop().create_task(driver.run(), name=f"tidings-{row.saga}-{row.key}")

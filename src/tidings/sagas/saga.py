@@ -23,7 +23,7 @@ from .step import Function
 T = TypeVar("T")
 E = TypeVar("E")
 Late = Literal["ignore", "dead"] | Callable[[Any, Any], Any]
-RETRY = Retry()
+RETRY, ONCE = Retry(), Retry(attempts=1)
 Main = Callable[[Any, "Saga"], Coroutine[Any, Any, Any]]
 
 
@@ -179,7 +179,7 @@ class Saga:
             self._body.loop.fault = error
             raise
         call = self._body.call(
-            "step", function.name, args=args, kwargs=kwargs, retry=retry or Retry(attempts=1 if at_most_once else RETRY.attempts),
+            "step", function.name, args=args, kwargs=kwargs, retry=retry or (ONCE if at_most_once else RETRY),
             timeout=timeout, once=at_most_once, undo_group=undo_group, **what,
         )  # fmt: skip
         return await call.future

@@ -58,6 +58,7 @@ class Function:
         self.tx: str | None = None
         self._signature = inspect.signature(fn)
         self._given: dict[str, bool] = {}
+        self._fits: set[tuple[int, frozenset[str]]] = set()
         self.result: str | None = None
         for parameter in self._signature.parameters.values():
             wanted = annotation(fn, parameter.annotation)
@@ -86,14 +87,20 @@ class Function:
 
     def check(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Raise SagaDefinitionError unless it can be called with these, what it is given beside them left out."""
+        shape = len(args), frozenset(kwargs)
+        if shape in self._fits:
+            return
         given = {*self._given, self.result}
         left = self._signature.replace(parameters=[one for one in self._signature.parameters.values() if one.name not in given])
         try:
             left.bind(*args, **kwargs)
         except TypeError as error:
             raise SagaDefinitionError(f"{self.name} can't be called with what the step is given: {error}") from error
+        self._fits.add(shape)
 
     def call(self, args: tuple[Any, ...], kwargs: dict[str, Any], ctx: Context, result: Any = UNKNOWN) -> Any:
+        if not self._given and self.result is None:
+            return self.fn(*args, **kwargs)
         given: dict[str, Any] = {name: ctx if is_ctx else ctx.tx for name, is_ctx in self._given.items()}
         if self.result is not None:
             given[self.result] = result

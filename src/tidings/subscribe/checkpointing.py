@@ -31,9 +31,18 @@ FLUSH_SIZE = 5000
 QUIET_SECONDS = 0.05
 """A reader with nothing in flight writes at once, but not again sooner than this: a trickle would hold the file half of the time."""
 QUIET_TIMES = 10
-"""Nor sooner than so many times what the last one took, by its age at the latest: each of fifty readers writes seldom."""
+"""Nor sooner than so many times what the last one took, whichever reader's of this process, by its age at the latest: so fifty readers at
+rest write together, and leave the file alone most of the time."""
 AGAIN_SECONDS = 0.5
 """After a store that failed (a full disk, a locked file), the same is written again."""
+
+
+@dataclass(slots=True)
+class Quiet:
+    """One for a process: when one of its readers last began to write, on the loop's clock, and how long it took."""
+
+    began: float = 0.0
+    took: float = 0.0
 
 
 @dataclass(slots=True)
@@ -73,6 +82,7 @@ class Checkpointing:
         store: Store,
         feed: Feed,
         clock: Clock,
+        quiet: Quiet,
         *,
         age: float,
         holds: bool,
@@ -85,6 +95,8 @@ class Checkpointing:
         self._store = store
         self._feed = feed
         self._clock = clock
+        self._quiet = quiet
+        self._began = 0.0
         self._age = age
         self._holds = holds
         self._settle = settle
@@ -93,7 +105,6 @@ class Checkpointing:
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._resting = False
-        self._written_at = self._took = 0.0
         self._busy = False
         self.dirty: set[LaneState] = set()
         self.plain = 0
@@ -130,7 +141,8 @@ class Checkpointing:
         """Nothing else is in flight."""
         if not (self.ended or self.dirty):
             return
-        wait = self._written_at + min(max(QUIET_SECONDS, QUIET_TIMES * self._took), self._age) - self._loop.time()
+        quiet = self._quiet
+        wait = quiet.began + min(max(QUIET_SECONDS, QUIET_TIMES * quiet.took), self._age) - self._loop.time()
         if wait <= 0 or self.ended:
             self.flush()
         elif not self._resting and not self._busy:
@@ -153,7 +165,7 @@ class Checkpointing:
         self._resting = False
         if self._busy or not (self.ended or self.dirty):
             return
-        self._written_at = self._loop.time()
+        self._began = self._quiet.began = self._loop.time()
         batch, self.ended = self.ended, []
         lanes, self.dirty = self.dirty, set()
         self.plain = 0
@@ -176,7 +188,7 @@ class Checkpointing:
             if self._timer is None:
                 self._timer = self._loop.call_later(AGAIN_SECONDS, self.flush)
             return
-        self._took = self._loop.time() - self._written_at
+        self._quiet.took = self._loop.time() - self._began
         self._trouble(None)
         self._settle(future.result())
         if self.ended or self.plain >= FLUSH_SIZE:

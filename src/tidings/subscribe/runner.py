@@ -23,7 +23,7 @@ from ..errors import Fenced, StoreError, UndecodableEvent
 from ..publish.publisher import current
 from ..store.port import KeyState, Lane, RaisedByHandler
 from .caution import Caution, Turn
-from .checkpointing import Checkpointing, Committed
+from .checkpointing import Checkpointing, Committed, Quiet
 from .context import DATA, POSITION, TYPE, VERSION, Context
 from .crew import Crew
 from .feed import Feed
@@ -82,6 +82,7 @@ class Runner:
         clock: Clock,
         rng: random.Random,
         turn: Turn,
+        quiet: Quiet,
     ) -> None:
         options, handlers = subscription.options, subscription.handlers
         self.subscription = subscription
@@ -129,6 +130,7 @@ class Runner:
             store,
             self.feed,
             clock,
+            quiet,
             age=options.checkpoint_age,
             holds=options.on_dead == "hold" and options.order != "none",
             settle=lambda committed: self.settle(committed, counted=True),

@@ -25,6 +25,7 @@ from ..errors import LogWentBack, StoreError
 from ..store.port import Lane, SomeWaker, SubscriptionRow, WorkerRow
 from .backlog import Backlog, Held, held_by, lapse_if_due, lapsed_text, limit_in
 from .caution import Turn
+from .checkpointing import Quiet
 from .runner import Runner, groups_of
 from .sharing import fair_share, to_give_back, whole_groups
 from .tail import Tail
@@ -130,7 +131,7 @@ class Worker:
         self._loop = asyncio.get_running_loop()
         now = self._now()
         durable = any(handler.tx is None for sub in self._subscriptions for handler in sub.handlers.values())
-        self._turn = Turn()
+        turn, quiet = Turn(), Quiet()
         self._tail = tail = Tail(self._store, self._readers, durable=durable)
         await asyncio.wrap_future(self._store.write(lambda unit: self._register(unit, now)))
         for subscription in self._subscriptions:
@@ -143,7 +144,8 @@ class Worker:
                 self.id,
                 self._clock,
                 random.Random(self._rng.random()),
-                self._turn,
+                turn,
+                quiet,
             )
             runner.changed = self.settled.set
             runner.reached_head = self._on_head
@@ -420,14 +422,20 @@ class Worker:
     def _on_commit(self) -> None:
         """The writer of this process committed (called in its thread)."""
         try:
-            self._loop.call_soon_threadsafe(self._wake_runners)
+            self._loop.call_soon_threadsafe(self._on_committed)
         except RuntimeError:
             return
 
+    def _on_committed(self) -> None:
+        self._wake_runners()
+        self._plan_to_look()
+
     def _on_wake(self) -> None:
         self._wake_runners()
-        if self._waker is not None and self._waker.polled:  # an operator's command would have been heard of
-            return
+        if self._waker is not None and not self._waker.polled:  # an operator's command would have been heard of
+            self._plan_to_look()
+
+    def _plan_to_look(self) -> None:
         if self._checked < float("inf"):
             since, self._checked = time.monotonic() - self._checked, float("inf")  # until the look that is now planned
             self._loop.call_later(max(0.0, CONTROL_SECONDS - since), lambda: self._spawn(self._look_at_control()))

@@ -114,3 +114,41 @@ async def test_the_listening_connection_is_made_again(postgres_url: str) -> None
             await until(lambda: seen == [1])
             listening = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'tidings listen' AND datname = current_database()"
             await until(lambda: conn.execute(listening.encode()).fetchone() == (1,))
+
+
+async def test_what_this_process_has_committed_is_told_to_others_only(postgres_url: str) -> None:
+    """Its own readers hear of it at once, from the writer. What it has yet to commit they are told of, and look again and again."""
+    store, other = PostgresStore(postgres_url), PostgresStore(postgres_url)
+    store.open()
+    other.open()
+    own: list[float] = []
+    others: list[float] = []
+    wakers = [store.watch(lambda: own.append(time.monotonic())), other.watch(lambda: others.append(time.monotonic()))]
+    try:
+        for waker in wakers:
+            waker.arm()
+        await until(lambda: bool(own and others))
+        await asyncio.sleep(0.3)  # the listening connections are there, and what they look for at first is over
+
+        def arm() -> None:
+            own.clear()
+            others.clear()
+            for waker in wakers:
+                waker.arm()
+
+        arm()
+        await asyncio.sleep(0.2)
+        arm()
+        await asyncio.to_thread(lambda: store.write(lambda unit: unit.append([an_event(1)])).result(10))
+        await until(lambda: bool(others))
+        await asyncio.sleep(0.1)
+        assert own == []
+        await asyncio.sleep(0.2)
+        arm()
+        store.hint()
+        await until(lambda: bool(own and others))
+    finally:
+        for waker in wakers:
+            waker.close()
+        store.close()
+        other.close()

@@ -128,8 +128,8 @@ def is_lost(error: BaseException) -> bool:
     return False
 
 
-def command(conn: psycopg.Connection[Any], statements: str) -> None:
-    """Statements whose rows are of no interest, in one round trip, on a connection of this thread's.
+def command(conn: psycopg.Connection[Any], statements: str) -> pq.abc.PGresult:
+    """Statements in one round trip, on a connection of this thread's; what the last of them gave.
 
     Past the driver, whose way to the server takes the interpreter's lock several times: a loop that is busy gives it late, each time.
     """
@@ -138,6 +138,7 @@ def command(conn: psycopg.Connection[Any], statements: str) -> None:
         if conn.pgconn.status != pq.ConnStatus.OK:
             raise psycopg.OperationalError(result.get_error_message())
         raise error_from_result(result)
+    return result
 
 
 def is_open(conn: psycopg.Connection[Any]) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 import psycopg
 
-FLUSH_SECONDS = 0.005
+FLUSH_SECONDS = 0.001
 """So long others' commits may take to carry what was read to disk, before it is done here."""
 
 

@@ -39,6 +39,8 @@ ROWS = (16, 1024)
 """Rows asked for at a time, at least and at most; between them as many as the data seen lately lets expect to fit."""
 FROZEN_SECONDS = 10.0
 """A transaction of the writer's in which nothing happens is ended by the server after this time, or after the lease if that is shorter."""
+OWN = 100_000
+"""So many positions that this process has filled and synced are known at most, until they have been read."""
 
 
 class PostgresStore:
@@ -79,6 +81,7 @@ class PostgresStore:
         self._moved = time.monotonic()  # when what may be read last grew, or was all there is
         self._may_keep_up = True
         self._durable = 0
+        self._synced: set[int] = set()
         self._frozen = FROZEN_SECONDS
         self._rows = 256
         self._ours: WeakSet[Any] = WeakSet()
@@ -98,7 +101,7 @@ class PostgresStore:
         with self._open_lock, self._opening():
             if self._writer is None:
                 self._look(schema.migrate)
-                self._writer = ServerWriter(self.url, self.unit, self._on_committed, lambda: self._frozen, self._place)
+                self._writer = ServerWriter(self.url, self.unit, self._on_written, lambda: self._frozen, self._place)
                 self._notifier = Notifier(self.url, self._channel)
                 self._plain = ThreadPoolExecutor(1, thread_name_prefix="tidings-plain")
 
@@ -276,6 +279,7 @@ class PostgresStore:
         safe = min(safe, upto)
         if safe <= after:
             return [], after
+        begun = after
         rows: list[tuple[Any, ...]] = []
         size = 0
         while after < safe:
@@ -295,7 +299,9 @@ class PostgresStore:
                 break
         # Nobody may act on a row, or pass a position, that a crash of the server would take back and give to another event: this process
         # would not notice. The horizon was looked at before; what it covers is durable once the server has flushed up to here.
-        if self._durable < safe:
+        if self._durable == begun and rows and rows[-1][0] == safe and self._synced.issuperset([row[0] for row in rows]):
+            self._durable = safe  # all of it is this process's own, which was synced when its commit returned
+        elif self._durable < safe:
             reached = self._horizon.safe
             flush(conn)
             self._durable = reached
@@ -307,7 +313,7 @@ class PostgresStore:
         if row is not None and row[0] is not None and row[0] != self.history:
             self.history = row[0]
             self._horizon.reset()
-            self._durable = 0
+            self._durable, self._synced = 0, set()
 
     def _place(self, conn: psycopg.Connection[Any]) -> None:
         """See that no progress from another history is written through this connection (history.py)."""
@@ -357,7 +363,10 @@ class PostgresStore:
 
     def watch(self, woken: Callable[[], None]) -> Waker:
         """What calls ``woken`` on the running loop when there may be something new; it is closed by whoever asked."""
-        return Waker(self._listen, self._channel, woken, self._anything_held_back)
+        return Waker(self._listen, self._channel, woken, self._anything_held_back, self._told_by)
+
+    def _told_by(self) -> int:
+        return 0 if self._notifier is None else self._notifier.pid
 
     def _anything_held_back(self) -> bool:
         with self._cursors_lock:
@@ -372,6 +381,13 @@ class PostgresStore:
         if callback in self._committed:
             self._committed.remove(callback)
 
+    def _on_written(self, unit: PostgresUnit, synced: bool) -> None:
+        if synced:
+            if len(self._synced) > OWN:
+                self._synced = set()
+            self._synced.update(unit.positions)
+        self._on_committed(unit)
+
     def _on_committed(self, unit: PostgresUnit) -> None:
         if unit.told:
             self.announce()
@@ -380,7 +396,8 @@ class PostgresStore:
         """Tell readers, of this process and others, that something was committed."""
         for callback in self._committed:
             callback()
-        self.hint()
+        if self._notifier is not None:
+            self._notifier.hint(committed=True)
 
     def hint(self) -> None:
         """Something will be committed soon, by a transaction that isn't ours."""

@@ -113,12 +113,13 @@ class PostgresUnit:
         told: something was written that readers want to hear of.
     """
 
-    __slots__ = ("_clock", "_conn", "told")
+    __slots__ = ("_clock", "_conn", "positions", "told")
 
     def __init__(self, conn: Any, clock: Clock) -> None:
         self._conn = conn
         self._clock = clock
         self.told = False
+        self.positions: list[int] = []
 
     def _seconds(self) -> float | None:
         """For ``_CLOCK``."""
@@ -141,11 +142,15 @@ class PostgresUnit:
         execute = self._conn.execute
         envelopes = list(envelopes)
         self.told = self.told or bool(envelopes)
-        return [execute(APPEND, envelope[1:]).fetchone()[0] for envelope in envelopes]
+        positions = [execute(APPEND, envelope[1:]).fetchone()[0] for envelope in envelopes]
+        self.positions += positions
+        return positions
 
     def insert(self, statement: str, values: Sequence[Any]) -> int:
         self.told = True
-        return int(self._conn.execute(statement, values).fetchone()[0])
+        position = int(self._conn.execute(statement, values).fetchone()[0])
+        self.positions.append(position)
+        return position
 
     def append_many(self, envelopes: Sequence[Envelope]) -> None:
         if envelopes:

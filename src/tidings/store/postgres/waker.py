@@ -36,19 +36,30 @@ NOTIFY_SHARE = 0.05
 RECONNECT_SECONDS = 1.0
 
 
+COMMITTED = b"committed"
+"""What a NOTIFY says if there is nothing more to come of what it tells of."""
+
+
 class Notifier:
-    """Tells listeners of other processes, from a thread and a connection of its own."""
+    """Tells listeners of other processes, from a thread and a connection of its own.
+
+    Attributes:
+        pid: of the connection's backend; 0 without one.
+    """
 
     def __init__(self, url: str, channel: str) -> None:
         self._url = url
         self._channel = channel
+        self.pid = 0
         self._hinted = threading.Event()
+        self._to_come = False
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
         self._starting = threading.Lock()
 
-    def hint(self) -> None:
-        """Something was published or will be committed soon. Costs nothing beyond setting a flag."""
+    def hint(self, *, committed: bool = False) -> None:
+        """Something was published, and ``committed`` or will be soon. Costs nothing beyond setting a flag."""
+        self._to_come = self._to_come or not committed
         if self._hinted.is_set():
             return
         self._hinted.set()
@@ -76,12 +87,14 @@ class Notifier:
                 pause = NOTIFY_SECONDS[0]
                 self._hinted.wait()
             self._hinted.clear()
+            said, self._to_come = "" if self._to_come else f", '{COMMITTED.decode()}'", False
             began = time.monotonic()
             try:
                 if conn is None or not is_open(conn):
                     conn = connect(self._url, name="tidings notify")
+                    self.pid = conn.info.backend_pid
                     began = time.monotonic()
-                command(conn, f'NOTIFY "{self._channel}"')
+                command(conn, f'NOTIFY "{self._channel}"{said}')
             except (psycopg.Error, StoreError) as error:  # listeners poll
                 log.info("nobody could be told that there is something new: %s", error)
                 if conn is not None:
@@ -102,14 +115,18 @@ class Waker:
     """Calls ``woken`` on the loop when there may be something new.
 
     Args:
-        held_back: whether the last reading saw positions that open transactions keep from being read.
+        held_back: whether the last reading saw positions that open transactions keep from being read. own: the backend that tells what
+            this process has committed, which its readers knew before.
     """
 
-    def __init__(self, url: str, channel: str, woken: Callable[[], None], held_back: Callable[[], bool]) -> None:
+    def __init__(
+        self, url: str, channel: str, woken: Callable[[], None], held_back: Callable[[], bool], own: Callable[[], int] = lambda: 0
+    ) -> None:
         self._url = url
         self._channel = channel
         self._woken = woken
         self._held_back = held_back
+        self._own = own
         self._loop = asyncio.get_running_loop()
         self._conn: psycopg.Connection[Any] | None = None
         self._socket = -1  # a connection that is lost no longer knows its own
@@ -234,8 +251,8 @@ class Waker:
         try:
             conn.pgconn.consume_input()
             heard = False
-            while conn.pgconn.notifies() is not None:
-                heard = True
+            while (told := conn.pgconn.notifies()) is not None:
+                heard = heard or told.be_pid != self._own() or told.extra != COMMITTED
         except psycopg.Error as error:
             log.info("%s: %s", label(self._url), error)
             self._forget(conn)

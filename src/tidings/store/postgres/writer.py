@@ -23,15 +23,17 @@ log = logging.getLogger("tidings.store")
 
 TRIES = 5
 """A group that deadlocks, or loses its connection before its COMMIT, is run so often."""
-PAUSE = (0.05, 2.0)
+PAUSE = (0.05, 0.5)
 """Seconds between attempts to reach the server again: the first, and the longest."""
 KEPT_DAYS = 30
 """So long the row of a writer that died is kept; one that lives and wrote nothing for longer makes it anew."""
 
 # One round trip and no arguments. A process that stands still in the transaction must not hold its locks against others for ever.
+# Whether the commit will be synced is asked, and can't be changed behind that: what is local goes before what the server's files say.
 BEGIN = """BEGIN; SET LOCAL idle_in_transaction_session_timeout = {milliseconds};
     INSERT INTO tidings_writers VALUES ('{writer}', {number}, {day})
-    ON CONFLICT (writer) DO UPDATE SET done = excluded.done, at = excluded.at"""
+    ON CONFLICT (writer) DO UPDATE SET done = excluded.done, at = excluded.at;
+    SELECT set_config('synchronous_commit', current_setting('synchronous_commit'), true)"""
 
 # Waits for a transaction of ours that the server is still at, and then sees what it left.
 ASK = """INSERT INTO tidings_writers VALUES (%s, 0, %s) ON CONFLICT (writer) DO UPDATE SET at = excluded.at RETURNING done"""
@@ -41,8 +43,8 @@ class ServerWriter(Writer):
     """Commits on a connection of its own, made anew when it breaks.
 
     Args:
-        unit: makes the statements on a connection. committed: called behind a commit, with its unit. placed: called
-            with a connection before it is used, and before each transaction behind a pooler.
+        unit: makes the statements on a connection. committed: called behind a commit, with its unit, and whether it was synced. placed:
+            called with a connection before it is used, and before each transaction behind a pooler.
         idle: seconds after which the server ends a transaction in which nothing happens.
     """
 
@@ -50,7 +52,7 @@ class ServerWriter(Writer):
         self,
         url: str,
         unit: Callable[[Any], Any],
-        committed: Callable[[Any], None],
+        committed: Callable[[Any, bool], None],
         idle: Callable[[], float],
         placed: Callable[[psycopg.Connection[Any]], None] = lambda conn: None,
     ) -> None:
@@ -61,6 +63,7 @@ class ServerWriter(Writer):
         self._make_unit = unit
         self._unit: Any = None
         self._told = committed
+        self._synced = False
         self._placed = placed
         self._conn: psycopg.Connection[Any] | None = None
         self._connected()
@@ -78,7 +81,7 @@ class ServerWriter(Writer):
         self._number += 1
         begin = BEGIN.format(milliseconds=int(self._idle() * 1000), writer=self._id, number=self._number, day=_day())
         try:
-            command(conn, begin)
+            self._synced = command(conn, begin).get_value(0, 0) != b"off"
         except psycopg.Error:
             self._drop()  # perhaps in a transaction that failed
             raise
@@ -100,7 +103,7 @@ class ServerWriter(Writer):
         return results
 
     def committed(self) -> None:
-        self._told(self._unit)
+        self._told(self._unit, self._synced)
 
     def again(self, error: BaseException, tries: int) -> bool:
         if is_lost(error):

@@ -496,6 +496,7 @@ def _guarded(raw: sqlite3.Connection, *, pooled: bool = False) -> Iterator[Guard
 @contextmanager
 def _savepoint(raw: sqlite3.Connection) -> Iterator[None]:
     raw.execute("SAVEPOINT tidings")
+    raw.row_factory, raw.text_factory = None, str  # an earlier handler may have wanted them otherwise
     try:
         yield
     except BaseException:
