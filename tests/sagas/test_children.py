@@ -210,6 +210,7 @@ async def test_a_child_at_a_long_step_hears_that_it_is_to_be_undone(store_url: s
         if way == "operator":
             app.operator("ann").cancel("checkout", 1, reason="the customer has gone")
         fail.set()
+        await until(lambda: shops.saga("parcel", "p1").undo is not None)
         await until(lambda: app.sagas is not None and any(one.asked and one.row.saga == "parcel" for one in app.sagas.drivers))
         go_on.set()
         await shops.settle()
