@@ -36,6 +36,7 @@ NAMES = (
     "intake",
     "outbox",
     "sagas",
+    "sagas_at_rest",
     "peers",
     "postgres.publish",
     "postgres.writers",

@@ -996,6 +996,13 @@ LIST = (
         SAGA_GROUP + "whoever_stopped_waiting_an_instance_that_begins_is_told_of[sqlite]",
     ),
     Sabotage(
+        "a saga's worker looks when another's lease may be over",
+        "sagas/runner.py",
+        "return longest if self._lapse is None else min(longest, max(LAPSE_SECONDS, self._lapse + 0.01))",
+        "return longest",
+        "tests/sagas/test_fencing.py::test_what_a_dead_worker_had_is_taken_over_as_soon_as_its_lease_is_over[sqlite]",
+    ),
+    Sabotage(
         "steps that share a transaction: one that fails undoes only itself",
         "sagas/shared_steps.py",
         "with transaction.savepoint():",

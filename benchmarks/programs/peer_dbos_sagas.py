@@ -1,5 +1,5 @@
-"""DBOS: five steps for ``benchmarks.sagas``, asked as ``sagas_own.py`` is. ``peer_dbos_sagas.py URL KIND``: of its system database; steps
-of the kind ``tx`` write a row in a transaction of its data source, on the same database, in workflows that are threads."""
+"""DBOS: workflows for ``benchmarks.sagas``, asked as ``sagas_own.py`` is. ``peer_dbos_sagas.py URL KIND [STEPS]``: of its system database;
+steps of the kind ``tx`` write a row in a transaction of its data source, on the same database, in workflows that are threads."""
 
 import asyncio
 import json
@@ -14,7 +14,7 @@ from typing import Any
 from dbos import DBOS
 
 
-def transactional(url: str) -> Any:
+def transactional(url: str, steps: int) -> Any:
     import sqlalchemy
     from dbos import SQLAlchemyDatasource
 
@@ -31,7 +31,7 @@ def transactional(url: str) -> Any:
 
     @DBOS.workflow()  # type: ignore[untyped-decorator]
     def process(number: int) -> int:
-        for step in range(5):
+        for step in range(steps):
             number = add(number, step)
         return number
 
@@ -43,14 +43,14 @@ def transactional(url: str) -> Any:
     return run
 
 
-async def main(url: str, kind: str) -> None:
+async def main(url: str, kind: str, steps: int) -> None:
     if url.startswith("sqlite"):
         conn = sqlite3.connect(url.removeprefix("sqlite:///"))
         conn.execute("PRAGMA journal_mode = WAL")
         conn.close()
     DBOS(config={"name": "bench", "system_database_url": url, "log_level": "CRITICAL", "enable_otlp": False})
 
-    process: Any = transactional(url) if kind == "tx" else None
+    process: Any = transactional(url, steps) if kind == "tx" else None
 
     @DBOS.step()  # type: ignore[untyped-decorator]
     async def add(number: int, step: int) -> int:
@@ -58,7 +58,7 @@ async def main(url: str, kind: str) -> None:
 
     @DBOS.workflow()  # type: ignore[untyped-decorator]
     async def plain(number: int) -> int:
-        for step in range(5):
+        for step in range(steps):
             number = await add(number, step)
         return number
 
@@ -92,4 +92,4 @@ async def main(url: str, kind: str) -> None:
 
 if __name__ == "__main__":
     logging.disable(logging.CRITICAL)
-    asyncio.run(main(sys.argv[1], sys.argv[2]))
+    asyncio.run(main(sys.argv[1], sys.argv[2], int(sys.argv[3]) if len(sys.argv) > 3 else 5))

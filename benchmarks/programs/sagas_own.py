@@ -1,4 +1,5 @@
-"""Five-step sagas for ``benchmarks.sagas``: ``sagas_own.py STORE KIND``; STORE is a URL, KIND is plain or tx.
+"""Sagas for ``benchmarks.sagas``: ``sagas_own.py STORE KIND [STEPS]``; STORE is a URL, KIND is plain, tx or once (at most once); five
+steps unless said otherwise.
 
 ``alone N`` runs N, one after the other: milliseconds of each, from before the publish to the committed end. ``together N
 SECONDS`` runs N at once, each task one after the other: how many a second. ``counts`` what the ledger and the table of instances say.
@@ -51,15 +52,15 @@ class Ended(set[Any]):
             future.set_result(None)
 
 
-async def main(store: str, kind: str) -> None:
+async def main(store: str, kind: str, steps: int) -> None:
     app = App("bench", store)
     book = asking(sqlite3.Connection if store.startswith("sqlite") else psycopg.Connection)
 
     @app.saga(Begun)
     async def process(begun: Begun, saga: Saga) -> None:
         result = begun.number
-        for step in range(5):
-            result = await saga.step(add if kind == "plain" else book, result, step)
+        for step in range(steps):
+            result = await saga.step(book if kind == "tx" else add, result, step, at_most_once=kind == "once")
 
     loop = asyncio.get_running_loop()
     number = 0
@@ -107,4 +108,4 @@ async def main(store: str, kind: str) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1], sys.argv[2]))
+    asyncio.run(main(sys.argv[1], sys.argv[2], int(sys.argv[3]) if len(sys.argv) > 3 else 5))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -99,6 +100,42 @@ async def test_a_frozen_worker_that_wakes_up_records_nothing(store_url: str, kin
         journal = second.store.query(lambda unit: unit.sagas().journal("checkout", "1"))
         assert [(one.step, one.result) for one in journal] == [("charge", '"second"'), ("end", "null")]
         assert len(second.store.query(lambda unit: unit.select(limit=10, types=["shop.Paid"]))) == 1
+
+
+@pytest.mark.promise("death at any instruction")
+async def test_what_a_dead_worker_had_is_taken_over_as_soon_as_its_lease_is_over(store_url: str) -> None:
+    """By one whose own lease is long, so that it asks the store seldom."""
+    calls: list[tuple[str, float]] = []
+
+    def shop(name: str, lease: float) -> App:
+        app = App("shop", store=store_url, lease=lease)
+
+        async def charge(order: Placed) -> None:
+            calls.append((name, time.monotonic()))
+            if name == "first":
+                await asyncio.sleep(60)
+
+        @app.saga(Placed)
+        async def checkout(order: Placed, saga: Saga) -> None:
+            await saga.step(charge, order)
+
+        return app
+
+    first, second = shop("first", 2.0), shop("second", 60.0)
+    async with first, second:
+        while "first" not in (names := [name for name, _ in calls]):  # whoever handles the event has the instance
+            if names:
+                calls.clear()
+            await first.publish(Placed(order_id=len(first.store.query(lambda unit: unit.select(limit=1000))) + 1), tx="own")
+            await asyncio.sleep(0.3)
+        dead, first.worker = first.worker, None
+        assert dead is not None
+        await dead.crash()
+        calls.clear()
+        died = time.monotonic()
+        await until(lambda: bool(calls), 20)
+        assert calls[0][0] == "second"
+        assert calls[0][1] - died < 5.0
 
 
 def paid(app: App) -> list[str]:

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import random
 import sys
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Coroutine
 from contextvars import Context as Variables
 from dataclasses import dataclass, field
@@ -161,7 +161,7 @@ class Body:
         self.open: dict[Key, Call] = {}
         self.rng = random.Random(seed)
         self._main = main
-        self._counters: Counter[tuple[str, str, str]] = Counter()
+        self._counters: dict[tuple[str, str, str], int] = {}
         self._task: Branch | None = None
         self.left = False
         self.pivoted = False
@@ -226,8 +226,9 @@ class Body:
         task = asyncio.current_task(here) if here is loop else None
         if self.left or not isinstance(task, Branch):
             raise SagaError(f"{where()}: saga.{kind} is called from the saga's body only, not from a step or behind its end")
-        self._counters[kind, task.branch, name] += 1
-        key = (kind, task.branch, name, self._counters[kind, task.branch, name])
+        place = kind, task.branch, name
+        self._counters[place] = count = self._counters.get(place, 0) + 1
+        key = (*place, count)
         call = self.calls[key] = self.open[key] = Call(key, self.loop.create_future(), where(), self.now, **facts)
         return call
 

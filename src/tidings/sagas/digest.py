@@ -18,6 +18,7 @@ from ..codec import is_pydantic
 from .step import encode
 
 _PLAIN = frozenset({str, int, float, bool, bytes, type(None)})
+_LISTS = frozenset({list, tuple})
 _NONE = object()
 
 Field = tuple[str, Any, Callable[[], Any] | None]
@@ -26,17 +27,17 @@ Field = tuple[str, Any, Callable[[], Any] | None]
 
 def digest(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
     """Raises TypeError for what can't be told as JSON."""
-    return hashlib.blake2b(encode([_said(list(args)), _said(dict(kwargs))]), digest_size=8).hexdigest()
+    return hashlib.blake2b(encode([_said(args), _said(kwargs)]), digest_size=8).hexdigest()
 
 
 def _said(value: Any) -> Any:
     cls = type(value)
     if cls in _PLAIN:
         return value
-    if isinstance(value, Mapping):
+    if cls is dict or (cls not in _LISTS and isinstance(value, Mapping)):
         return {name: _said(one) for name, one in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_said(one) for one in value]
+    if cls in _LISTS or isinstance(value, (list, tuple)):
+        return [one if type(one) in _PLAIN else _said(one) for one in value]
     if is_pydantic(cls):
         return value.model_dump(mode="json", exclude_defaults=True)
     fields = _fields(cls)  # type: ignore[arg-type]

@@ -19,7 +19,7 @@ from ..envelope import Envelope
 from ..errors import Fenced, StoreError
 from ..event import EventType
 from ..store.port import KeyState, Lane
-from ..store.sagas import Arrival, Entry, Hold, Release, SagaRow, Start, saga_row, start_values
+from ..store.sagas import Arrival, Entry, Hold, Look, Release, SagaRow, Start, saga_row, start_values
 from .attempt import Attempts, StoreTrouble
 from .driver import Driver
 from .journal_writer import JournalWriter
@@ -36,8 +36,12 @@ AT_ONCE = 64
 """Instances that one worker drives at the same time; what waits takes no place."""
 AT_START = 48
 """So many it takes as soon as they begin; the other places are for those that are due and those whose worker died."""
-LOOK_SECONDS = 2.0
-"""The store is asked this often for what is due, or whose worker died, when nothing else tells."""
+LOOK_SECONDS = 10.0
+"""The store is asked this often for what is due, when nothing else tells; and whenever the lease of another worker may be over."""
+LAPSE_SECONDS = 0.5
+"""For that, no more often than this."""
+AGAIN_SECONDS = 1.0
+"""The same after trouble with the store."""
 FORGET_SECONDS = 30.0
 """Closed instances that are older than the retention are looked for this often,"""
 FORGET_CHUNK = 200
@@ -98,7 +102,8 @@ class RunningSagas:
         self._reached_head: Callable[[], None] = lambda: None
         self._later: asyncio.TimerHandle | None = None
         self._looked = 0.0
-        self._pause = LOOK_SECONDS
+        self._lapse: float | None = None
+        self._lease = LOOK_SECONDS
 
     # -- what the worker tells (Beside)
 
@@ -114,9 +119,8 @@ class RunningSagas:
             self.hurry()
 
     def start(self, worker: str, lease: float, reached_head: Callable[[], None]) -> None:
-        self._worker, self._reached_head = worker, reached_head
+        self._worker, self._lease, self._reached_head = worker, lease, reached_head
         self._until = self._clock.monotonic() + lease
-        self._pause = min(LOOK_SECONDS, lease / 3)
         self._sweeper = asyncio.get_running_loop().create_task(self._sweep(), name="tidings-sagas")
         if self._retention is not None:
             self._forgetter = asyncio.get_running_loop().create_task(self._forget(), name="tidings-sagas-forget")
@@ -186,8 +190,11 @@ class RunningSagas:
         return int(self._clock.time() * 1_000_000)
 
     async def query(self, job: Callable[[Any], T]) -> T:
+        return await self._asked(self._store.query, job)
+
+    async def _asked(self, ask: Callable[[Callable[[Any], T]], T], job: Callable[[Any], T]) -> T:
         try:
-            return await asyncio.get_running_loop().run_in_executor(None, self._store.query, job)
+            return await asyncio.get_running_loop().run_in_executor(None, ask, job)
         except StoreError as error:
             raise StoreTrouble(str(error)) from error
 
@@ -266,12 +273,19 @@ class RunningSagas:
             self._looked = loop.time()
             self._reached_head()
             self.changed()
-            pause = self._pause
+            pause = self._patience()
             if self._next is not None and len(self.drivers) < AT_ONCE:
                 pause = min(pause, max(0.001, (self._next - self.now()) / 1e6 + 0.001))
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause):
                     await self._wanted.wait()
+
+    def _patience(self) -> float:
+        """Seconds until the store is asked again, if nobody wants it sooner."""
+        if self.trouble is not None or self._doubt or self._clock.monotonic() > self._until:
+            return AGAIN_SECONDS
+        longest = min(LOOK_SECONDS, self._lease)
+        return longest if self._lapse is None else min(longest, max(LAPSE_SECONDS, self._lapse + 0.01))
 
     async def _look(self) -> None:
         if self._clock.monotonic() > self._until:
@@ -281,7 +295,7 @@ class RunningSagas:
         self._crowded = False
         while (room := AT_ONCE - self._places_taken()) > 0:
             now = self.now()
-            found, self._next = await self.query(partial(self._ask, now=now))
+            found, self._next, self._lapse = await self._asked(self._store.at_once, partial(self._ask, now=now))  # one statement
             if not found:
                 return
             self._crowded, orders = True, self._orders
@@ -296,13 +310,13 @@ class RunningSagas:
                 self._crowded = False
                 return
 
-    def _ask(self, unit: Unit, now: int) -> tuple[bool, int | None]:
-        return unit.sagas().look(self._known, now)
+    def _ask(self, unit: Unit, now: int) -> Look:
+        return unit.sagas().look(self._known, now, self._worker)
 
     def _claim(self, unit: Unit, now: int, room: int) -> tuple[list[tuple[SagaRow, list[Entry], list[Arrival]]], int | None]:
         sagas = unit.sagas()
         rows = sagas.claim(self._known, self._worker, now, room)
-        return [(row, *known) for row, known in zip(rows, sagas.known(rows), strict=True)], sagas.look(self._known, now)[1]
+        return [(row, *known) for row, known in zip(rows, sagas.known(rows), strict=True)], sagas.look(self._known, now).due
 
     async def _free_what_nobody_drives(self) -> None:
         """After trouble with the store the worker may hold instances of which it knows nothing."""
@@ -403,9 +417,9 @@ class RunningSagas:
         """Work that will happen without time passing."""
         if self.stopping:
             return 0
-        due = self._store.query(lambda unit: unit.sagas().look(self._known, self.now()))[0]
+        due = self._store.query(lambda unit: unit.sagas().look(self._known, self.now()).found)
         return len(self.drivers) + bool(due) + self._wanted.is_set() + self._looking
 
     def next_due(self) -> int | None:
         """Microseconds since 1970."""
-        return self._store.query(lambda unit: unit.sagas().look(self._known, self.now()))[1]
+        return self._store.query(lambda unit: unit.sagas().look(self._known, self.now()).due)

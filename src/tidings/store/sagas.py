@@ -56,14 +56,25 @@ def _marked(statement: str, mark: str) -> str:
 
 class Dialect(NamedTuple):
     """What differs between stores. ``mark``: the placeholder. ``share``: locks the rows read, beside others who do; ``lock``: alone;
-    ``skip``: alone, leaving out those that somebody has. ``living``: the workers whose lease lasts, with ``now``, the arguments of it."""
+    ``skip``: alone, leaving out those that somebody has. ``living``: the workers whose lease lasts. ``lapse``: in how many seconds
+    the first of them may be over, of workers other than one. ``now``: the arguments of ``living``; the last stands first in ``lapse``."""
 
     mark: str
     share: str
     lock: str
     skip: str
     living: str
+    lapse: str
     now: tuple[Any, ...]
+
+
+class Look(NamedTuple):
+    """``found``: whether ``claim`` would find anything. ``due``: when the next instance is. ``lapse``: in how many seconds the lease of
+    another worker may be over, so that what it has in hand is to be had; None if there is no other."""
+
+    found: bool
+    due: int | None
+    lapse: float | None
 
 
 class Hold(NamedTuple):
@@ -211,6 +222,8 @@ class SagaUnit:
         parent: tuple[str, str] | None = None,
     ) -> bool:  # fmt: skip
         """Make an instance, due at once, or in the hands of ``worker``; False if there is one of this key."""
+        if worker is None:
+            self._tell()
         return bool(self._run(START, *start_values(Start(saga, version, app, envelope, now, worker, parent))).rowcount == 1)
 
     def start_all(self, starts: Sequence[Start]) -> list[bool]:
@@ -236,16 +249,18 @@ class SagaUnit:
 
     # -- workers
 
-    def look(self, known: Sequence[tuple[str, int]], now: int) -> tuple[bool, int | None]:
-        """Whether ``claim`` would find anything, and when the next instance is due. One statement."""
+    def look(self, known: Sequence[tuple[str, int]], now: int, worker: str = "") -> Look:
+        """What there is to do for a worker. One statement."""
         mine, names = among(known)
+        at = self._dialect.now
         row = self._run(
             f"SELECT (SELECT due FROM tidings_sagas WHERE due IS NOT NULL AND worker IS NULL AND {mine} ORDER BY due LIMIT 1),"
-            f" (SELECT count(*) FROM tidings_sagas WHERE worker IS NOT NULL AND worker NOT IN ({self._dialect.living}) AND {mine})",
-            *names, *self._dialect.now, *names,
+            f" (SELECT count(*) FROM tidings_sagas WHERE worker IS NOT NULL AND worker NOT IN ({self._dialect.living}) AND {mine}),"
+            f" ({self._dialect.lapse})",
+            *names, *at, *names, at[-1], *at, worker,
         ).fetchone()  # fmt: skip
         due = None if row[0] is None else int(row[0])
-        return bool(row[1]) or (due is not None and due <= now), due
+        return Look(bool(row[1]) or (due is not None and due <= now), due, row[2])
 
     def claim(self, known: Sequence[tuple[str, int]], worker: str, now: int, limit: int) -> list[SagaRow]:
         """Take instances that are due, and those whose worker's lease ran out, the longest due first."""
@@ -319,7 +334,7 @@ class SagaUnit:
                 " 'stuck') THEN CAST(? AS bigint) ELSE due END WHERE saga = ? AND key = ?",
                 now, *parent,
             )  # fmt: skip
-        if state in CLOSED or state == "parked":
+        if state in CLOSED or state == "parked" or (due is not None and due <= now):  # then anybody may take it
             self._tell()
         if state in CLOSED and done.rowcount == 1:
             self._run("DELETE FROM tidings_saga_events WHERE saga = ? AND key = ?", hold.saga, hold.key)
@@ -423,6 +438,7 @@ class SagaUnit:
 
     def free(self, hold: Hold, due: int) -> bool:
         """Let go of the instance as it is, until then."""
+        self._tell()
         return bool(
             self._run(
                 "UPDATE tidings_sagas SET worker = NULL, due = CASE WHEN pause IS NULL THEN CAST(? AS bigint) END,"

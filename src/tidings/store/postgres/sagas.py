@@ -80,6 +80,8 @@ class ServerSagas(SagaUnit):
     def start_all(self, starts: Sequence[Start]) -> list[bool]:
         if len(starts) == 1:
             return super().start_all(starts)
+        if any(one.worker is None for one in starts):
+            self._tell()
         rows = sorted((start_values(one) for one in starts), key=lambda row: (row[0], row[18]))
         made = set(self._conn.execute(START, columns(_ROW_TYPES, rows)).fetchall())
         told: list[bool] = []
@@ -98,7 +100,7 @@ class ServerSagas(SagaUnit):
     def release_all(self, releases: Sequence[Release]) -> list[bool]:
         if any(one.tells for one in releases):
             return super().release_all(releases)
-        if any(one.state in CLOSED or one.state == "parked" for one in releases):
+        if any(one.state in CLOSED or one.state == "parked" or (one.due is not None and one.due <= one.now) for one in releases):
             self._tell()
         rows = [(*one.hold, one.state, one.due, one.waits, one.error, one.arrived, one.now, one.result) for one in releases]
         done = set(self._conn.execute(RELEASE, columns((*_HOLD_TYPES, *_RELEASE_TYPES), rows)).fetchall())

@@ -615,7 +615,8 @@ class PostgresUnit:
 
     def sagas(self) -> ServerSagas:
         living = f"SELECT worker FROM tidings_workers WHERE until > {_CLOCK}"
-        dialect = Dialect("%s", "FOR SHARE", "FOR UPDATE", "FOR UPDATE SKIP LOCKED", living, (self._seconds(),))
+        lapse = f"SELECT min(until - {_CLOCK}) FROM tidings_workers WHERE until > {_CLOCK} AND worker <> %s"
+        dialect = Dialect("%s", "FOR SHARE", "FOR UPDATE", "FOR UPDATE SKIP LOCKED", living, lapse, (self._seconds(),))
         return ServerSagas(self._conn, dialect, lambda: setattr(self, "told", True))
 
     # -- a log that went back in time

@@ -552,7 +552,8 @@ class SQLiteUnit:
     def sagas(self) -> SagaUnit:
         """Transactions that write come one after another, so nothing there needs a lock."""
         living = "SELECT worker FROM tidings_workers WHERE boot = ? AND until > ?"
-        return SagaUnit(self._conn, Dialect("?", "", "", "", living, (self._boot, self._clock.monotonic())))
+        lapse = "SELECT min(until - ?) FROM tidings_workers WHERE boot = ? AND until > ? AND worker <> ?"
+        return SagaUnit(self._conn, Dialect("?", "", "", "", living, lapse, (self._boot, self._clock.monotonic())))
 
     # -- a log that went back in time
 
