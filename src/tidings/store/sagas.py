@@ -434,6 +434,7 @@ class SagaUnit:
             " ('compensated', 'cancelled', 'gone')",
             reason, now, now, *child,
         )  # fmt: skip
+        self._tell()
         self._run(f"{CONTROL} AND EXISTS (SELECT 1 FROM tidings_sagas WHERE saga = ? AND key = ? AND worker IS NOT NULL)", *child)
 
     def free(self, hold: Hold, due: int) -> bool:
@@ -665,6 +666,7 @@ class SagaUnit:
             )  # fmt: skip
         if instances:  # the last lock: whoever has it waits for no instance
             self._run(CONTROL)
+            self._tell()
 
 
 CONTROL = "UPDATE tidings_meta SET value = CAST(CAST(value AS bigint) + 1 AS text) WHERE name = 'control'"
