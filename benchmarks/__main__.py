@@ -35,6 +35,7 @@ NAMES = (
     "relay",
     "intake",
     "outbox",
+    "debezium",
     "sagas",
     "sagas_at_rest",
     "peers",
@@ -46,6 +47,10 @@ NAMES = (
     "postgres.latency",
     "postgres.peers",
 )
+
+
+ONLY_NAMED = ("debezium",)
+"""What takes minutes, and programs that aren't here otherwise."""
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -61,7 +66,7 @@ def main(names: tuple[str, ...], quick: bool, as_json: bool, markdown: bool, out
 
     Example: python -m benchmarks empty upsert --quick
     """
-    chosen = [name for name in NAMES if not names or any(part.replace("-", "_") in name for part in names)]
+    chosen = [name for name in NAMES if any(part.replace("-", "_") in name for part in names) or not (names or name in ONLY_NAMED)]
     if not chosen:
         raise click.UsageError(f"no benchmark is called {' or '.join(names)}; there are {', '.join(NAMES)}")
     progress = Console(stderr=True)

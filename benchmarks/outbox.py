@@ -19,7 +19,7 @@ from servers.postgres import Postgres
 from tidings.brokers.kafka import KafkaBroker
 from tidings.relay.layout import SIMPLE, recorder
 from tidings.relay.outbox import Options, OutboxRelay
-from tidings.store.postgres.pgoutput import Begin, decode, insert
+from tidings.store.postgres.pgoutput import begin, insert
 from tidings.store.postgres.replication import Replication, forget_slot
 
 from .measure import Comparison, Cost, Row, as_rate, now, thousands
@@ -208,26 +208,23 @@ class _Bench:
             stream.start("byhand", "byhand")
             sent = within = ordinal = lsn = 0
             while sent < count:
-                data = stream.read()
-                if data is None:
+                for data in stream.messages():
+                    if data[0] == 73:
+                        _, values = insert(data)
+                        ordinal += 1
+                        row = [values[number] for number in (0, 1, 3, 2, 4)]
+                        made = record(row, b"%020d.%010d" % (lsn, ordinal), None, False)
+                        if not within:
+                            producer.begin_transaction()
+                        producer.produce(made.topic, made.value, made.key, -1, None, None, made.time, list(made.headers))
+                        sent, within = sent + 1, within + 1
+                        if within == BATCH or sent == count:
+                            producer.commit_transaction()
+                            within = 0
+                    elif data[0] == 66:
+                        (lsn, _), ordinal = begin(data), 0
+                if sent < count:
                     stream.wait(0.1)
-                    continue
-                if data[0] == 73:
-                    _, values = insert(data)
-                    ordinal += 1
-                    row = [values[number] for number in (0, 1, 3, 2, 4)]
-                    made = record(row, b"%020d.%010d" % (lsn, ordinal), None, False)
-                    if not within:
-                        producer.begin_transaction()
-                    producer.produce(made.topic, made.value, made.key, -1, None, None, made.time, list(made.headers))
-                    sent, within = sent + 1, within + 1
-                    if within == BATCH or sent == count:
-                        producer.commit_transaction()
-                        within = 0
-                elif data[0] == 66:
-                    begin = decode(data)
-                    assert isinstance(begin, Begin)
-                    lsn, ordinal = begin.lsn, 0
             cost = now() - began
             producer.close()
         self._drop("byhand")

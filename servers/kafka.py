@@ -19,7 +19,7 @@ import time
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from .folder import Folder, Missing, free_port
 from .maven import COPIED
@@ -104,7 +104,7 @@ class Kafka:
             self._folder.close()
             raise
 
-    def __enter__(self) -> Kafka:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -225,9 +225,10 @@ class Kafka:
         path = self._folder.path / "server.properties"
         for attempt in range(5):
             self.port, controller = free_port(), free_port()
+            for_clients = ",".join(f"{name}://{address}" for name, address in self._listeners().items())
             listeners = {
-                "listeners": f"CLIENTS://{self.address},CONTROLLER://127.0.0.1:{controller}",
-                "advertised.listeners": f"CLIENTS://{self.address}",
+                "listeners": f"{for_clients},CONTROLLER://127.0.0.1:{controller}",
+                "advertised.listeners": for_clients,
                 "controller.quorum.voters": f"1@127.0.0.1:{controller}",
                 "log.dirs": str(self.data),
             }
@@ -243,6 +244,10 @@ class Kafka:
                 if attempt == 4 or "BindException" not in self.log():
                     raise
                 (self._folder.path / "log").unlink()
+
+    def _listeners(self) -> dict[str, str]:
+        """Name and address of each way in for clients. Asked again if a port was taken."""
+        return {"CLIENTS": self.address}
 
     def _program(self, name: str, *arguments: str) -> list[str]:
         return [self._java, *_JAVA, "-cp", f"{self._jars}/*", name, *arguments]

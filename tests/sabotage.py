@@ -43,6 +43,9 @@ RAISED = "tests/subscribe/test_raised_by_handler.py::test_"
 RELAY = "tests/relay/test_relay.py::test_"
 STOPS = "tests/relay/test_relay_stops.py::test_"
 SLOT = "tests/brokers/test_kafka_slot.py::test_"
+READER = "tests/brokers/test_kafka.py::TestKafka::test_"
+RIGHTS = "tests/brokers/test_kafka_rights.py::test_"
+SECURE = "tests/relay/test_secure.py::test_"
 CONTRACT = "tests/store/test_contract.py::TestPostgresStore::test_"
 HORIZON = "tests/store/postgres/test_horizon.py::"
 INTAKE = "tests/relay/test_intake.py::test_"
@@ -712,6 +715,48 @@ LIST = (
         SLOT + "no_process_dies_of_a_fenced_producer_with_records_in_transit",
     ),
     Sabotage(
+        "who isn't let in is told why",
+        "brokers/kafka.py",
+        "if self._refused is not None and time.monotonic() - begun > REFUSED_SECONDS:",
+        "if False:",
+        RIGHTS + "who_is_not_let_in_is_told_why_and_soon",
+    ),
+    Sabotage(
+        "the mark is read without a right on a group",
+        "brokers/kafka_slot.py",
+        "record.error().code() != KafkaError.GROUP_AUTHORIZATION_FAILED and",
+        "True and",
+        RIGHTS + "each_right_that_a_relay_lacks_is_named_with_the_command_that_gives_it",
+    ),
+    Sabotage(
+        "secrets are hidden",
+        "brokers/kafka_settings.py",
+        'said = said.replace(value, "***")',
+        "pass",
+        "tests/brokers/test_kafka_settings.py::test_secrets_are_hidden",
+    ),
+    Sabotage(
+        "a foreign outbox's relay waits for a right that went",
+        "relay/outbox.py",
+        "return self._led",
+        "return False",
+        SECURE + "a_foreign_outboxs_relay_goes_on_when_its_right_comes",
+    ),
+    Sabotage(
+        "only what is committed is read",
+        "brokers/kafka_reader.py",
+        '"isolation.level": "read_committed"',
+        '"isolation.level": "read_uncommitted"',
+        READER + "what_is_not_committed_does_not_come_nor_what_is_behind_it",
+    ),
+    Sabotage(
+        "an offset that is not there is not replaced by another",
+        "brokers/kafka_reader.py",
+        '"auto.offset.reset": "error"',
+        '"auto.offset.reset": "earliest"',
+        READER + "an_offset_that_is_not_there_is_told_once_and_others_are_read",
+    ),
+    Sabotage(
         "each slot's position has a partition of its own",
         "brokers/kafka_slot.py",
         "self._positions, self._slot, self._slots = name, slot, slots",
@@ -791,6 +836,13 @@ LIST = (
         INTAKE + "a_range_that_retention_took_is_named_and_waits_for_an_operator[sqlite-first-then0]",
     ),
     Sabotage(
+        "ends of transactions are told by a reader",
+        "brokers/kafka_reader.py",
+        "self._reached[Partition(told.topic(), told.partition())] = told.offset()",
+        "pass",
+        READER + "what_was_aborted_never_comes_and_is_known_to_be_passed",
+    ),
+    Sabotage(
         "ends of transactions are passed",
         "relay/intake.py",
         "if (part := self._parts.get(one)) is not None and part.next < offset:",
@@ -815,7 +867,7 @@ LIST = (
     Sabotage(
         "rows that were sent and not ticked off are ticked off first",
         "relay/outbox.py",
-        "again = table.tick(leader.conn, mark.ids, before=mark.point)",
+        "again = leader.tick(mark.ids, before=mark.point)",
         "again = 0",
         OUTBOX + "test_sent_but_not_ticked_is_known_from_never_sent",
     ),
@@ -828,7 +880,7 @@ LIST = (
     ),
     Sabotage(
         "an outbox is read behind the horizon",
-        "relay/outbox.py",
+        "store/postgres/polling.py",
         "safe = horizon.observe(conn)",
         "safe = max(horizon.observe(conn), horizon.drawn)",
         OUTBOX + "test_a_row_waits_for_who_could_still_write_before_it",
@@ -842,14 +894,14 @@ LIST = (
     ),
     Sabotage(
         "rows behind an outbox's cursor are looked for",
-        "relay/outbox.py",
+        "store/postgres/polling.py",
         "ids = [*table.behind(conn, self._cursor, self._most), *ids]",
         "pass",
         OUTBOX + "test_rows_that_come_behind_the_cursor",
     ),
     Sabotage(
         "rows of an outbox are on disk before they are sent",
-        "relay/outbox.py",
+        "store/postgres/polling.py",
         "        flush(conn)\n",
         "        pass\n",
         OUTBOX + "test_what_a_crash_of_the_server_takes_back_was_not_sent",
@@ -863,35 +915,42 @@ LIST = (
     ),
     Sabotage(
         "a place in the stream of changes has an ordinal",
-        "relay/cdc.py",
-        "if (self._lsn, self._ordinal) <= self._after:",
-        "if self._lsn <= self._after[0]:",
+        "store/postgres/changes.py",
+        "passing = (lsn, ordinal) < after\n                        continue",
+        "passing = lsn <= after[0]\n                        continue",
         CDC + "test_a_crash_in_the_middle_of_a_transaction",
     ),
     Sabotage(
         "the stream is confirmed only as far as the broker has it",
-        "relay/cdc.py",
+        "store/postgres/changes.py",
         "if not of._open and not self._batch.rows:",
         "if True:",
         CDC + "test_a_crash_in_the_middle_of_a_transaction",
     ),
     Sabotage(
         "an idle stream is confirmed as far as the server has looked",
-        "relay/cdc.py",
+        "store/postgres/changes.py",
         "0 if self._inside else self._stream.seen",
         "0",
         CDC + "test_an_idle_database_holds_no_wal_back",
     ),
     Sabotage(
         "a publication that was made anew is not trusted",
-        "relay/cdc.py",
+        "store/postgres/changes.py",
         "if publication != self._mark.publication:",
         "if False:",
         CDC + "test_a_publication_that_vanishes",
     ),
     Sabotage(
+        "a slot that was made in a lost one's place isn't trusted before the rest was sent",
+        "store/postgres/changes.py",
+        "if not claimed or table.marks:",
+        "if not claimed:",
+        CDC + "test_a_crash_after_a_lost_slot_was_replaced",
+    ),
+    Sabotage(
         "a replication slot of somebody else's is left alone",
-        "relay/cdc.py",
+        "store/postgres/changes.py",
         "claimed = mark.slot == self._slot",
         "claimed = True",
         CDC + "test_somebody_elses_slot_is_left_alone",

@@ -1,11 +1,12 @@
-"""A plain consumer of Kafka, as anybody might write it: what it sees is what counts."""
+"""A plain consumer and a plain producer of Kafka, as anybody might write them: what it sees is what counts."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 
 from servers.kafka import Kafka
 from tidings.brokers.port import Received
@@ -66,3 +67,55 @@ def _complaint(kafka: Kafka, reader: Consumer, topic: str, left: set[int], found
         position = reader.position([TopicPartition(topic, number)])[0].offset
         lines.append(f"{number}: leader {part.leader}, error {part.error}, bounds {bounds}, position {position}")
     return "\n".join([*lines, kafka.log()[-4000:]])
+
+
+def write(kafka: Kafka, topic: str, partition: int, values: Sequence[bytes]) -> None:
+    producer = Producer({"bootstrap.servers": kafka.address, "enable.idempotence": True, "log_level": 0})
+    try:
+        for value in values:
+            producer.produce(topic, value, partition=partition)
+        assert producer.flush(30) == 0
+    finally:
+        producer.close()
+
+
+def write_open(kafka: Kafka, topic: str, partition: int, values: Sequence[bytes]) -> Callable[[bool], None]:
+    """In a transaction; what ends it."""
+    producer = Producer({"bootstrap.servers": kafka.address, "transactional.id": kafka.new_name("writer"), "log_level": 0})
+    producer.init_transactions(30)
+    producer.begin_transaction()
+    for value in values:
+        producer.produce(topic, value, partition=partition)
+    producer.flush(30)
+
+    def end(commit: bool) -> None:
+        (producer.commit_transaction if commit else producer.abort_transaction)(30)
+        producer.close()
+
+    return end
+
+
+class WithKafka:
+    """What the contract asks for, of a Kafka that a test class has as ``kafka``."""
+
+    kafka: Kafka
+
+    def make_topic(self, partitions: int) -> str:
+        return self.kafka.new_topic(partitions)
+
+    def remake_topic(self, topic: str, partitions: int) -> None:
+        self.kafka.drop_topics([topic])
+        self.kafka.new_topic(partitions, name=topic)
+
+    def trim(self, topic: str, partition: int, first: int) -> None:
+        for future in self.kafka.admin().delete_records([TopicPartition(topic, partition, first)]).values():
+            future.result(30)
+
+    def everything(self, topic: str) -> list[Received]:
+        return everything(self.kafka, topic)
+
+    def write(self, topic: str, partition: int, values: Sequence[bytes]) -> None:
+        write(self.kafka, topic, partition, values)
+
+    def write_open(self, topic: str, partition: int, values: Sequence[bytes]) -> Callable[[bool], None]:
+        return write_open(self.kafka, topic, partition, values)

@@ -3,26 +3,20 @@ from __future__ import annotations
 import pytest
 
 from servers.kafka import Kafka
-from tests.brokers import reading
+from tests.brokers.reading import WithKafka
 from tidings.brokers.kafka import KafkaBroker
-from tidings.brokers.port import Broker, Received
+from tidings.brokers.port import Broker
 from tidings.errors import BrokerUnavailable, ConfigurationError
 from tidings.testing.contracts.broker import BrokerContract
 
 
-class TestKafka(BrokerContract):
+class TestKafka(WithKafka, BrokerContract):
     @pytest.fixture(autouse=True)
     def _server(self, kafka: Kafka) -> None:
         self.kafka = kafka
 
     def make_broker(self) -> Broker:
         return KafkaBroker(self.kafka.url)
-
-    def make_topic(self, partitions: int) -> str:
-        return self.kafka.new_topic(partitions)
-
-    def everything(self, topic: str) -> list[Received]:
-        return reading.everything(self.kafka, topic)
 
 
 @pytest.mark.parametrize("address", ["", "kafka://", "kafka://user:secret@host:9092", "host:9092/topic", "a:1,,b:2"])

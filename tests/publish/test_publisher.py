@@ -230,9 +230,14 @@ def test_closing_from_another_thread_waits_for_what_was_published(tmp_path: Path
 
 async def test_a_task_that_is_cancelled_takes_its_event_back(app: App) -> None:
     """As long as nobody has begun with it; its neighbours are published."""
-    gate = threading.Event()
-    app.store.write(lambda unit: gate.wait(10))
-    while app.store.writer._jobs.qsize():
+    begun, gate = threading.Event(), threading.Event()
+
+    def hold(unit: Any) -> None:
+        begun.set()
+        gate.wait(10)
+
+    app.store.write(hold)
+    while not begun.is_set():  # what comes then is in no group with it
         await asyncio.sleep(0.001)
     tasks = [asyncio.ensure_future(_published(app, order)) for order in range(6)]
     shared = app.publish(Placed(order=99), tx="own")

@@ -22,7 +22,8 @@ from servers.kafka import Kafka
 from tidings.brokers.kafka import KafkaBroker
 from tidings.brokers.port import Slot
 from tidings.relay.layout import DEBEZIUM, SIMPLE, Layout
-from tidings.relay.outbox import Batch, Options, OutboxRelay
+from tidings.relay.outbox import Options, OutboxRelay
+from tidings.store.outbox import Batch
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 60.0

@@ -117,6 +117,35 @@ def test_a_slot_that_is_lost_loses_nothing_where_rows_are_ticked_off(shop: Shop)
     assert ids(shop.seen()) == written
 
 
+def _lose_slot(shop: Shop) -> None:
+    """Once the server has seen that nobody reads it any more."""
+
+    def gone() -> bool:
+        try:
+            shop.conn.execute("SELECT pg_drop_replication_slot(%s)", (f"tidings_{shop.name}",))
+        except psycopg.errors.ObjectInUse:
+            return False
+        return True
+
+    wait_for(gone, "the slot to be free")
+
+
+@pytest.mark.promise("nothing lost", "death at any instruction")
+@pytest.mark.parametrize("die", ["before the broker", "after the broker"])
+def test_a_crash_after_a_lost_slot_was_replaced(shop: Shop, die: str) -> None:
+    """The new slot's stream lacks what was written before it; it is there already at the next start."""
+    written = shop.insert(5)
+    with shop.relay(mode="cdc"):
+        shop.await_ticked()
+    _lose_slot(shop)
+    written += shop.insert(5)
+    shop.dies(die, mode="cdc")
+    written += shop.insert(5)
+    with shop.relay(mode="cdc"):
+        shop.await_ticked()
+    assert ids(shop.seen()) == written
+
+
 @pytest.mark.promise("nothing lost", "nothing vanishes")
 def test_a_slot_that_is_lost_is_a_question_where_they_are_not(shop: Shop) -> None:
     _began(shop)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tidings.errors import ConfigurationError
-from tidings.relay.layout import DEBEZIUM, SIMPLE, Unsendable, millis_of, recorder, rfc3339
+from tidings.relay.layout import DEBEZIUM, SIMPLE, millis_of, recorder, rfc3339
+from tidings.store.outbox import Unsendable
 
 ROW = [b"5", b"7", b'{"n": 1}', b"shop.Placed", b"2026-01-31 12:00:00.25+00"]
 

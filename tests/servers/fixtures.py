@@ -21,6 +21,7 @@ from servers.folder import Missing
 from servers.kafka import Kafka
 from servers.pgbouncer import PgBouncer
 from servers.postgres import Postgres, programs
+from servers.secure_kafka import SecureKafka
 from tests.promises import untested
 
 
@@ -100,5 +101,31 @@ def kafka(request: pytest.FixtureRequest, kafka_servers: Callable[[], Kafka]) ->
         _untested(request, why)
         raise
     server.thaw()
+    server.start()
+    return server
+
+
+@pytest.fixture(scope="session")
+def secure_kafka_servers() -> Iterator[Callable[[], SecureKafka]]:
+    """The run's Kafka with users and rights; raises Missing."""
+    with ExitStack() as open_ones:
+        servers: list[SecureKafka] = []
+
+        def server() -> SecureKafka:
+            if not servers:
+                servers.append(open_ones.enter_context(SecureKafka()))
+            return servers[0]
+
+        yield server
+
+
+@pytest.fixture
+def secure_kafka(request: pytest.FixtureRequest, secure_kafka_servers: Callable[[], SecureKafka]) -> SecureKafka:
+    """A running Kafka whose users may do what was allowed to them, shared with other tests."""
+    try:
+        server = secure_kafka_servers()
+    except Missing as why:
+        _untested(request, why)
+        raise
     server.start()
     return server

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import logging
+import re
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import Future, wait
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import BrokerError, BrokerUnavailable, ConfigurationError, NotAllowed, RecordTooLarge, SlotFenced, TopicMissing
+from . import kafka_rights as rights
+from .kafka_rights import Right
+from .kafka_settings import hidden, missing_files, surroundings
 from .port import Partition, Range, Record, Topic, size
 
 if TYPE_CHECKING:
@@ -18,9 +24,12 @@ log = logging.getLogger("tidings.broker")
 
 
 class _Calm(logging.Filter):
-    """librdkafka says of each attempt to connect that it failed, twenty times a second. Once in ten seconds is enough."""
+    """librdkafka says of each attempt to connect that it failed, twenty times a second. Once in ten seconds is enough, and what becomes
+    an error of ours is said by that."""
 
     SECONDS = 10.0
+    TOLD = ("ADDPARTS ", "TXNERR ", "FATAL ", "HEARTBEAT ")
+    REFUSED = ("SASL authentication error", "SSL handshake failed", "certificate verify failed")
 
     def __init__(self) -> None:
         super().__init__()
@@ -28,6 +37,8 @@ class _Calm(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         text, at = record.getMessage().partition(" (after ")[0], time.monotonic()
+        if text.startswith(self.TOLD) or (text.startswith("FAIL ") and any(words in text for words in self.REFUSED)):
+            return log.isEnabledFor(logging.DEBUG)
         if at - self._said.get(text, -self.SECONDS) < self.SECONDS:
             return False
         if len(self._said) > 1000:
@@ -42,6 +53,10 @@ SECONDS = 10.0
 """So long an answer may take."""
 LARGEST = 1_000_000
 """Bytes of a record that a topic takes unless it says otherwise: what librdkafka sends at most, a little less than Kafka's own limit."""
+REFUSED_SECONDS = 1.0
+"""A connection that isn't let in is waited for so long: another of the brokers may let us in."""
+FORBIDDEN = {29: "topic", 30: "group", 31: "cluster", 53: "transactional id"}
+"""Kafka's numbers of its answers for a right that is missing, and on what."""
 _MARGIN = 200
 """Bytes that a batch needs around its only record."""
 
@@ -52,13 +67,16 @@ class KafkaBroker:
     Args:
         address: ``127.0.0.1:9092``, several with commas between them, or ``kafka://`` before it.
         settings: librdkafka's, passed through: ``{"security.protocol": "SASL_SSL", "sasl.username": …}``.
+        file: with further ones, ``sasl.password=…`` in each line; unless given, the one that TIDINGS_KAFKA_SETTINGS names.
         more: the same as keywords, ``_`` for the dots.
 
+    What is not given here may be in the environment: TIDINGS_KAFKA_SASL_PASSWORD is ``sasl.password``.
+
     Raises:
-        ConfigurationError: the address is none, or the extra ``kafka`` isn't installed.
+        ConfigurationError: the address is none, the file can't be read, or the extra ``kafka`` isn't installed.
     """
 
-    def __init__(self, address: str, settings: Mapping[str, Any] | None = None, **more: Any) -> None:
+    def __init__(self, address: str, settings: Mapping[str, Any] | None = None, *, file: str | Path | None = None, **more: Any) -> None:
         bare = address.removeprefix("kafka://").rstrip("/")
         if not bare or "/" in bare or "@" in bare or not all(one.strip() for one in bare.split(",")):
             raise ConfigurationError(
@@ -74,11 +92,14 @@ class KafkaBroker:
             "bootstrap.servers": bare,
             "client.id": "tidings",
             "reconnect.backoff.max.ms": 1000,
+            **surroundings(file),
             **(settings or {}),
             **{name.replace("_", "."): value for name, value in more.items()},
         }
         self._lock = threading.Lock()
         self._client: Any = None
+        self._refused: str | None = None
+        self._heard = ""
         self._limits: dict[str, int] = {}
 
     @property
@@ -92,25 +113,103 @@ class KafkaBroker:
         with self._lock:
             if self._client is None:
                 # Kept, since requests that are under way die with it.
-                self._client = _made(AdminClient, self._settings)
+                self._client = _made(AdminClient, {**self._settings, "error_cb": self._on_error})
             return self._client
+
+    def _on_error(self, error: Any) -> None:
+        """Of connections; librdkafka goes on trying. Called while it is polled."""
+        from confluent_kafka import KafkaError
+
+        self._refused = self.refusal(error) or self._refused
+        if error.code() != KafkaError._ALL_BROKERS_DOWN:
+            self._heard = hidden(error.str().partition(" (after ")[0], self._settings)
+
+    def refusal(self, error: Any) -> str | None:
+        """What a client hears of a connection that isn't let in, in our words; None if it is something else."""
+        from confluent_kafka import KafkaError
+
+        if error.code() not in (KafkaError._AUTHENTICATION, KafkaError._SSL):
+            return None
+        said = hidden(re.sub(r"^\S+://\S+: | \(after .*", "", error.str()), self._settings)
+        return rights.refused(self.label, self._settings, said, tls=error.code() == KafkaError._SSL)
+
+    def _answer(self, future: Future[Any], what: str, right: Right, expected: int | None = None) -> Any:
+        """What a request brought; None if the error ``expected``. Of a connection that isn't let in only ``_on_error`` hears: the request
+        itself waits for a better one."""
+        from confluent_kafka import KafkaException
+
+        admin, begun = self._admin(), time.monotonic()
+        try:
+            while not future.done():
+                admin.poll(0)  # calls _on_error
+                if self._refused is not None and time.monotonic() - begun > REFUSED_SECONDS:
+                    raise NotAllowed(self._refused)
+                wait((future,), 0.05)
+            answer = future.result()
+        except KafkaException as error:
+            if error.args[0].code() == expected:
+                return None
+            raise self.explain(error, what, right) from error
+        self._refused, self._heard = None, ""
+        return answer
+
+    def explain(self, error: Any, what: str, right: Right | None = None) -> BrokerError:
+        """A KafkaException in words that name the fix.
+
+        Args:
+            what: was being done. right: that is missing, if one is.
+        """
+        from confluent_kafka import KafkaError
+
+        told = error.args[0]
+        code, said = told.code(), hidden(told.str(), self._settings)
+        where = f"{self.label}, {what}"
+        if (refused := self.refusal(told)) is not None:
+            return NotAllowed(refused)
+        if code == KafkaError._TIMED_OUT and self._refused is not None:
+            return NotAllowed(self._refused)
+        if code in {KafkaError._FENCED, KafkaError.PRODUCER_FENCED, KafkaError.INVALID_PRODUCER_EPOCH}:
+            return SlotFenced(f"{where}: somebody else opened it since, or the broker gave up on us: {said}")
+        if code in FORBIDDEN:
+            if right is not None and FORBIDDEN[code] in (right.kind, "cluster"):
+                return NotAllowed(rights.lacks(self.label, self._settings, right))
+            return NotAllowed(f"{where}: this user lacks a right, see the guide's list for Kafka: {said}")
+        if code in {KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION}:
+            return TopicMissing(f"{where}: there is no such topic; create it, or let the relay do so with Relay(partitions=…)")
+        if code in {KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.RECORD_LIST_TOO_LARGE}:
+            return RecordTooLarge(f"{where}: larger than the topic takes (max.message.bytes): {said}")
+        if code == KafkaError._TIMED_OUT and self._heard:
+            said += f"; {self._heard}"
+        return BrokerUnavailable(f"{where}: {said}")
+
+    def unwritable(self, names: Collection[str]) -> list[str]:
+        """Those of some topics that this user may not write to, as far as the broker tells."""
+        from confluent_kafka import KafkaException, TopicCollection
+        from confluent_kafka.admin import AclOperation  # type: ignore[attr-defined]
+
+        wanted = TopicCollection(sorted(names))
+        found = []
+        for name, future in self._admin().describe_topics(wanted, include_authorized_operations=True, request_timeout=SECONDS).items():
+            try:
+                may = future.result().authorized_operations or ()
+            except KafkaException:
+                may = ()
+            if AclOperation.WRITE not in may:
+                found.append(name)
+        return found
 
     # -- topics
 
     def topics(self, names: Sequence[str]) -> Mapping[str, Topic]:
-        from confluent_kafka import KafkaError, KafkaException, TopicCollection
+        from confluent_kafka import KafkaError, TopicCollection
 
         found = {}
         if not names:
             return {}
         for name, future in self._admin().describe_topics(TopicCollection(list(names)), request_timeout=SECONDS).items():
-            try:
-                told = future.result()
-            except KafkaException as error:
-                if error.args[0].code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
-                    continue
-                raise explain(error, self.label, f"topic {name}") from error
-            found[name] = Topic(name, str(told.topic_id), len(told.partitions))
+            told = self._answer(future, f"topic {name}", Right(("Describe",), "topic", (name,)), KafkaError.UNKNOWN_TOPIC_OR_PART)
+            if told is not None:
+                found[name] = Topic(name, str(told.topic_id), len(told.partitions))
         return found
 
     def create(self, topic: str, partitions: int) -> None:
@@ -118,15 +217,11 @@ class KafkaBroker:
 
     def make(self, topic: str, partitions: int, config: Mapping[str, str]) -> None:
         """Create a topic with these settings, as often copied as the cluster does unless told otherwise."""
-        from confluent_kafka import KafkaError, KafkaException
+        from confluent_kafka import KafkaError
         from confluent_kafka.cimpl import NewTopic
 
         future = self._admin().create_topics([NewTopic(topic, partitions, -1, config=dict(config))], request_timeout=SECONDS)[topic]
-        try:
-            future.result()
-        except KafkaException as error:
-            if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
-                raise explain(error, self.label, f"topic {topic}") from error
+        self._answer(future, f"topic {topic}", Right(("Create",), "topic", (topic,)), KafkaError.TOPIC_ALREADY_EXISTS)
 
     def fits(self, record: Record) -> bool:
         return size(record) + _MARGIN <= self.limit(record.topic)
@@ -150,7 +245,7 @@ class KafkaBroker:
             found = self._limits[topic] = min(most, int(config["max.message.bytes"].value))
             return found
         except KafkaException as error:
-            why = explain(error, self.label, f"topic {topic}")
+            why = self.explain(error, f"topic {topic}")
             if isinstance(why, BrokerUnavailable):
                 raise why from error
             if isinstance(why, NotAllowed):
@@ -173,7 +268,7 @@ class KafkaBroker:
     def ranges(self, partitions: Sequence[Partition]) -> Mapping[Partition, Range]:
         from .kafka_reader import ranges
 
-        return ranges(self._admin(), partitions)
+        return ranges(self._admin(), partitions, self._answer)
 
     def reader(
         self,
@@ -184,7 +279,7 @@ class KafkaBroker:
     ) -> Reader:
         from .kafka_reader import KafkaReader
 
-        return KafkaReader(self._settings, group, topics, assigned, revoked)
+        return KafkaReader(self, group, topics, assigned, revoked)
 
     def close(self) -> None:
         with self._lock:
@@ -199,28 +294,7 @@ def _made(client: Any, settings: Mapping[str, Any]) -> Any:
         return client({**settings, "logger": log})
     except (KafkaException, ValueError, TypeError) as error:
         said = error.args[0].str() if isinstance(error, KafkaException) else str(error)
-        raise ConfigurationError(f"a setting of the broker {settings['bootstrap.servers']} can't be: {said}") from error
-
-
-def explain(error: Any, label: str, what: str) -> BrokerError:
-    """A KafkaException in words that name the fix."""
-    from confluent_kafka import KafkaError
-
-    told = error.args[0]
-    code, said = told.code(), told.str()
-    if code in {KafkaError._FENCED, KafkaError.PRODUCER_FENCED, KafkaError.INVALID_PRODUCER_EPOCH}:
-        return SlotFenced(f"{label}, {what}: somebody else opened it since, or the broker gave up on us: {said}")
-    if code in {KafkaError._AUTHENTICATION, KafkaError.SASL_AUTHENTICATION_FAILED, KafkaError._SSL}:
-        return NotAllowed(f"{label}, {what}: the broker doesn't let us in; look at security.protocol, user and password: {said}")
-    if code in {
-        KafkaError.TOPIC_AUTHORIZATION_FAILED,
-        KafkaError.CLUSTER_AUTHORIZATION_FAILED,
-        KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED,
-        KafkaError.GROUP_AUTHORIZATION_FAILED,
-    }:
-        return NotAllowed(f"{label}, {what}: this user lacks a right, see the guide's list for Kafka: {said}")
-    if code in {KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION}:
-        return TopicMissing(f"{label}, {what}: there is no such topic; create it, or let the relay do so with Relay(partitions=…)")
-    if code in {KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.RECORD_LIST_TOO_LARGE}:
-        return RecordTooLarge(f"{label}, {what}: larger than the topic takes (max.message.bytes): {said}")
-    return BrokerUnavailable(f"{label}, {what}: {said}")
+        said = "; ".join(missing_files(settings)) or hidden(said, settings)
+        raise ConfigurationError(
+            f"a setting of the broker {settings['bootstrap.servers']} can't be: {said}"
+        ) from None  # it may show secrets

@@ -9,10 +9,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import BrokerUnavailable, NotAllowed, OffsetLost
+from .kafka_rights import Right, lacks
 from .port import Partition, Range, Received
+
+if TYPE_CHECKING:
+    from .kafka import KafkaBroker
 
 log = logging.getLogger("tidings.broker")
 
@@ -40,33 +44,37 @@ class KafkaReader:
     """``Reader`` over confluent-kafka's Consumer.
 
     Args:
-        settings: librdkafka's, as for any client; they may not set what ``_READING`` does.
+        broker: whose settings are any client's; they may not set what ``_READING`` does.
     """
 
     def __init__(
         self,
-        settings: Mapping[str, Any],
+        broker: KafkaBroker,
         group: str,
         topics: Sequence[str],
         assigned: Callable[[Sequence[Partition]], Mapping[Partition, int]],
         revoked: Callable[[Sequence[Partition]], None],
     ) -> None:
         self.trouble: str | None = None
-        self._settings = settings
+        self._broker = broker
         self._group = group
         self._topics = list(topics)
         self._assigned = assigned
         self._revoked = revoked
         self._raised: BaseException | None = None
+        self._refused: str | None = None
         self._lost: list[OffsetLost] = []
         self._reached: dict[Partition, int] = {}
         self._ours: set[Partition] = set()
-        self._consumer = self._join(_OLD_GROUPS if "group.protocol" in settings else _NEW_GROUPS)
+        self._consumer = self._join(_OLD_GROUPS if "group.protocol" in broker.settings else _NEW_GROUPS)
 
     def _join(self, protocol: Mapping[str, Any]) -> Any:
         from confluent_kafka import Consumer
 
-        consumer = Consumer({**protocol, **self._settings, **_READING, "group.id": self._group, "error_cb": self._on_error, "logger": log})
+        from .kafka import _made
+
+        given = {**protocol, **self._broker.settings, **_READING, "group.id": self._group, "error_cb": self._on_error}
+        consumer = _made(Consumer, given)
         consumer.subscribe(self._topics, on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_revoke)
         return consumer
 
@@ -86,7 +94,7 @@ class KafkaReader:
             if (one.error() is None or self._on_trouble(one)) and (one.topic(), one.partition()) in ours
         ]
         if records:
-            self.trouble = None
+            self.trouble = self._refused = None
         elif self._lost:
             raise self._lost.pop(0)
         return records
@@ -118,12 +126,11 @@ class KafkaReader:
         elif code == KafkaError._AUTO_OFFSET_RESET:
             self._stop(Partition(told.topic(), told.partition()), told.offset())
         elif code in (KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.GROUP_AUTHORIZATION_FAILED):
-            what = "topic" if code == KafkaError.TOPIC_AUTHORIZATION_FAILED else "group"
-            raise NotAllowed(
-                f"the broker refuses to let {what} {told.topic() if what == 'topic' else self._group!r} be read: give this user READ and"
-                " DESCRIBE on its topics and READ on the group",
-                said=error.str(),
-            )
+            if code == KafkaError.GROUP_AUTHORIZATION_FAILED:
+                right = Right(("Read",), "group", (self._group,))
+            else:
+                right = Right(("Read",), "topic", (told.topic(),) if told.topic() else self._topics)
+            raise NotAllowed(lacks(self._broker.label, self._broker.settings, right), said=error.str())
         elif code == KafkaError._FATAL:
             if "not supported" in error.str() and self._consumer is not None and not self._ours:
                 log.info("the broker knows the classic protocol for groups only")
@@ -155,7 +162,15 @@ class KafkaReader:
 
     def _on_error(self, error: Any) -> None:
         """What concerns no partition: connections that fail. librdkafka goes on trying."""
-        self.trouble = error.str()
+        from confluent_kafka import KafkaError
+
+        refused = self._broker.refusal(error)
+        if refused is not None and refused != self._refused:
+            log.warning("%s", refused)
+        if refused is not None:
+            self._refused = self.trouble = refused
+        elif error.code() != KafkaError._ALL_BROKERS_DOWN or self._refused is None:
+            self.trouble = error.str()
 
     def _on_assign(self, consumer: Any, given: Sequence[Any]) -> None:
         from confluent_kafka import OFFSET_END, TopicPartition
@@ -183,20 +198,21 @@ class KafkaReader:
         consumer.incremental_unassign(taken)
 
 
-def ranges(admin: Any, partitions: Sequence[Partition]) -> Mapping[Partition, Range]:
-    """What they still have, of what is committed."""
-    from confluent_kafka import IsolationLevel, KafkaException, TopicPartition
+def ranges(admin: Any, partitions: Sequence[Partition], answer: Callable[..., Any]) -> Mapping[Partition, Range]:
+    """What they still have, of what is committed. ``answer``: waits for one of the admin's."""
+    from confluent_kafka import IsolationLevel, TopicPartition
     from confluent_kafka.admin import OffsetSpec  # type: ignore[attr-defined]
 
     def ask(which: Any) -> dict[Partition, int]:
         wanted = {TopicPartition(*one): which for one in partitions}
         asked = admin.list_offsets(wanted, isolation_level=IsolationLevel.READ_COMMITTED, request_timeout=SECONDS)
-        return {Partition(one.topic, one.partition): future.result().offset for one, future in asked.items()}
+        found = {}
+        for one, future in asked.items():
+            told = answer(future, f"what {one.topic}/{one.partition} holds", Right(("Describe",), "topic", (one.topic,)))
+            found[Partition(one.topic, one.partition)] = told.offset
+        return found
 
     if not partitions:
         return {}
-    try:
-        first, end = ask(OffsetSpec.earliest()), ask(OffsetSpec.latest())  # type: ignore[no-untyped-call]
-    except KafkaException as error:
-        raise BrokerUnavailable(f"the broker doesn't tell what its partitions hold: {error.args[0].str()}") from error
+    first, end = ask(OffsetSpec.earliest()), ask(OffsetSpec.latest())  # type: ignore[no-untyped-call]
     return {one: Range(first[one], end[one]) for one in partitions}

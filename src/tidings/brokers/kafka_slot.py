@@ -23,10 +23,11 @@ import logging
 import threading
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..errors import BrokerUnavailable, RecordTooLarge, SlotFenced, TopicMissing
+from ..errors import BrokerUnavailable, NotAllowed, RecordTooLarge, SlotFenced, TopicMissing
+from .kafka_rights import Right
 from .port import Record
 
 if TYPE_CHECKING:
@@ -40,6 +41,8 @@ EMPTY_SECONDS = 10.0
 """So long what was purged is waited for before a producer is closed; its threads take milliseconds."""
 SLICE = 1.0
 """Seconds of one try to commit; between two of them ``give_up`` is looked at."""
+OPEN_SECONDS = 10.0
+"""So long the broker may take to end what the predecessor had begun."""
 TAIL = 64
 """So many offsets before the end of the partition are read first; transactions' own markers take offsets too."""
 
@@ -72,6 +75,7 @@ class _Sending:
         self._producer: Any = None
         self._batch = 0
         self._known: set[str] = set()
+        self._refused: str | None = None
         self._given_up = False
 
     def _make(self) -> Any:
@@ -82,8 +86,28 @@ class _Sending:
 
         batch = int(self._broker.settings.get("batch.size", _PRODUCING["batch.size"]))
         self._batch = min(batch, self._broker.smallest())
-        self._producer = _made(Producer, {**_PRODUCING, **self._broker.settings, **self._settings, "batch.size": self._batch})
+        self._refused = None
+        given = {**_PRODUCING, **self._broker.settings, **self._settings, "batch.size": self._batch, "error_cb": self._on_error}
+        self._producer = _made(Producer, given)
         return self._producer
+
+    def _on_error(self, error: Any) -> None:
+        """Of connections; librdkafka goes on trying. Called while it is polled."""
+        self._refused = self._broker.refusal(error) or self._refused
+
+    def _see_if_refused(self) -> None:
+        """After something took too long."""
+        if self._refused is not None:
+            raise NotAllowed(self._refused)
+
+    def _may_not(self, error: Any, topics: Collection[str]) -> Right | None:
+        """The right that sending lacked, if it was one to write: the broker's answer doesn't say to which topic."""
+        from confluent_kafka import KafkaError
+
+        # The cluster's: an idempotent producer is refused at its beginning, if it may write to no topic at all.
+        if error.code() not in (KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.CLUSTER_AUTHORIZATION_FAILED):
+            return None
+        return Right(("Write",), "topic", self._broker.unwritable(topics) or sorted(topics))
 
     def _check(self, records: Sequence[Record]) -> None:
         """Before anything is sent: the topics exist, and each record fits."""
@@ -134,6 +158,18 @@ def _closed(producer: Any, label: str) -> None:
             log.debug("closing a producer of %s: %s", label, error)
 
 
+def _real(producer: Any, error: Any) -> Any:
+    """What is behind an error that says only that the producer has come to its end: it is told to who polls."""
+    from confluent_kafka import KafkaError, KafkaException
+
+    if error.args[0].code() == KafkaError._FATAL:
+        try:
+            producer.poll(0)
+        except KafkaException as real:
+            return real
+    return error
+
+
 class Transactional(_Sending):
     """``Slot`` with the position in the same transaction as the events."""
 
@@ -144,11 +180,12 @@ class Transactional(_Sending):
         super().__init__(
             broker,
             {
-                "transactional.id": f"{name}-{slot}",
+                "transactional.id": (ours := f"{name}-{slot}"),
                 "transaction.timeout.ms": max(1000, int(patience * 1000)),
             },
         )
         self._positions, self._slot, self._slots = name, slot, slots
+        self._id = Right(("Write", "Describe"), "transactional id", (ours,))
         self._key = str(slot).encode()
         self._what = f"slot {slot} of {name}"
         self.mark: bytes | None = None
@@ -167,7 +204,7 @@ class Transactional(_Sending):
 
     def _make(self) -> Any:
         producer = super()._make()
-        self._call(producer.init_transactions, 10.0)
+        self._call(producer.init_transactions, OPEN_SECONDS)
         return producer
 
     def send(self, records: Sequence[Record], mark: bytes) -> None:
@@ -178,7 +215,7 @@ class Transactional(_Sending):
         try:
             self._call(producer.begin_transaction)
             self._fill(producer, records, mark)
-            self._commit(producer)
+            self._commit(producer, records)
         except BaseException:
             self.close()
             raise
@@ -198,7 +235,7 @@ class Transactional(_Sending):
         except BufferError as error:
             raise BrokerUnavailable(f"{self._broker.label}, {self._what}: too much waits to be sent: {error}") from error
 
-    def _commit(self, producer: Any) -> None:
+    def _commit(self, producer: Any, records: Sequence[Record] = ()) -> None:
         from confluent_kafka import KafkaError, KafkaException
 
         while True:
@@ -212,9 +249,11 @@ class Transactional(_Sending):
             except KafkaException as error:
                 told = error.args[0]
                 if told.fatal() or told.txn_requires_abort() or not told.retriable():
-                    raise self._explain(error) from error
+                    topics = {self._positions, *(record.topic for record in records)}
+                    raise self._explain(error, self._may_not(told, topics)) from error
                 if told.code() != KafkaError._TIMED_OUT:
                     time.sleep(0.01)
+            self._see_if_refused()
             if self._given_up:
                 raise BrokerUnavailable(f"{self._broker.label}, {self._what}: no answer, and we are to stop")
 
@@ -224,18 +263,19 @@ class Transactional(_Sending):
         try:
             method(*arguments)
         except KafkaException as error:
-            raise self._explain(error) from error
+            if error.args[0].retriable():
+                self._producer.poll(0)
+                self._see_if_refused()
+            raise self._explain(error, self._id) from error
 
-    def _explain(self, error: Any) -> Exception:
+    def _explain(self, error: Any, right: Right | None = None) -> Exception:
         from confluent_kafka import KafkaError
-
-        from .kafka import explain
 
         code = error.args[0].code()
         # A transaction that took too long was given up by the broker, with the same words as if somebody else had come.
         if code == KafkaError.INVALID_PRODUCER_ID_MAPPING:
             return SlotFenced(f"{self._broker.label}, {self._what}: the broker gave up on us: {error.args[0].str()}")
-        why = explain(error, self._broker.label, self._what)
+        why = self._broker.explain(error, self._what, right)
         if isinstance(why, (TopicMissing, RecordTooLarge)):  # seen too late: something of it was sent
             self._known.clear()
             self._broker.forget()
@@ -271,7 +311,7 @@ class Transactional(_Sending):
                 span *= 16
             return None
         except KafkaException as error:
-            raise self._explain(error) from error
+            raise self._explain(error, Right(("Read",), "topic", (self._positions,))) from error
         finally:
             consumer.close()
 
@@ -292,7 +332,7 @@ class Transactional(_Sending):
             elif record.error().code() == KafkaError._PARTITION_EOF:
                 if record.offset() >= end:
                     return found
-            elif not record.error().retriable():
+            elif record.error().code() != KafkaError.GROUP_AUTHORIZATION_FAILED and not record.error().retriable():  # it isn't joined
                 raise KafkaException(record.error())
         raise BrokerUnavailable(f"{self._broker.label}, {self._what}: its position could not be read in {SECONDS:.0f} seconds")
 
@@ -329,8 +369,6 @@ class OneByOne(_Sending):
     def send(self, records: Sequence[Record], mark: bytes) -> None:
         from confluent_kafka import KafkaException
 
-        from .kafka import explain
-
         self._check(records)
         producer = self._producer
         if producer is None:
@@ -341,6 +379,7 @@ class OneByOne(_Sending):
                 for topic, key, value, headers, when in records:
                     producer.produce(topic, value, key, -1, None, self._delivered, when, headers)
                 while producer.flush(SLICE):
+                    self._see_if_refused()
                     if self._given_up:
                         raise BrokerUnavailable(f"{self._broker.label}: no answer, and we are to stop")
             except BufferError as error:
@@ -348,8 +387,10 @@ class OneByOne(_Sending):
             if self._failed is not None:
                 raise KafkaException(self._failed)
         except KafkaException as error:
+            real = _real(producer, error)
             self.close()
-            raise explain(error, self._broker.label, "sending") from error
+            right = self._may_not(real.args[0], {record.topic for record in records})
+            raise self._broker.explain(real, "sending", right) from error
         except BaseException:
             self.close()
             raise

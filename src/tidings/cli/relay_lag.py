@@ -14,7 +14,7 @@ from .output import count, duration, print_json
 from .relay_table import common_options, options_of
 
 if TYPE_CHECKING:
-    from ..relay.lag import Lag
+    from ..store.outbox import Lag
 
 LIMITS = ("behind", "seconds", "retained", "horizon")
 FLAGS = ("alone", "lost")

@@ -71,6 +71,12 @@ def common_options(command: Any) -> Any:
     "--broker", "broker_url", required=True, metavar="URL", envvar="TIDINGS_BROKER", help="Where to: kafka://host:9092 [TIDINGS_BROKER]."
 )
 @click.option(
+    "--broker-settings",
+    metavar="FILE",
+    envvar="TIDINGS_KAFKA_SETTINGS",
+    help="Settings of the broker's client, name=value in each line, user and password among them [TIDINGS_KAFKA_SETTINGS].",
+)
+@click.option(
     "--topic",
     metavar="TOPIC",
     help="Where rows go; {route} and {type} stand for what is in those columns. The table's name, or outbox.event.{route}, unless given.",
@@ -90,7 +96,7 @@ def common_options(command: Any) -> Any:
 )
 @click.option("--json", "as_json", is_flag=True, help="Print what happens as JSON lines.")
 @debug_option
-def relay_table(broker_url: str, as_json: bool, **given: Any) -> None:
+def relay_table(broker_url: str, broker_settings: str | None, as_json: bool, **given: Any) -> None:
     """Relay an outbox table to a broker, each row once and in order, without a change to the application that writes it.
 
     Rows are sent as CloudEvents (layout simple) or as Debezium's outbox event router sends them (layout debezium). Rows that are already
@@ -98,7 +104,7 @@ def relay_table(broker_url: str, as_json: bool, **given: Any) -> None:
     """
     logging.basicConfig(level="WARNING", format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     options = options_of(**given)
-    broker = _broker(broker_url)
+    broker = _broker(broker_url, broker_settings)
     try:
         _run(options, broker, as_json)
     finally:
@@ -109,9 +115,7 @@ def options_of(*, database: str, columns: tuple[str, ...], name: str | None, **g
     """As ``relay.outbox.Options``; what was not given is as it is there."""
     from ..relay.layout import LAYOUTS
     from ..relay.outbox import Options
-    from ..store.postgres.connect import check_url
 
-    check_url(database)
     named = [one for given_columns in columns for one in given_columns.split(",") if one.strip()]
     table: str = given["table"]
     plain = table.rpartition(".")[2].strip('"')
@@ -138,15 +142,13 @@ def options_of(*, database: str, columns: tuple[str, ...], name: str | None, **g
     )
 
 
-def _broker(url: str) -> Broker:
-    from urllib.parse import urlsplit
+def _broker(url: str, settings: str | None) -> Broker:
+    from ..brokers import broker_at
 
-    parts = urlsplit(url)
-    if parts.scheme != "kafka" or not parts.netloc:
-        raise ConfigurationError(f"--broker {url}: write kafka://host:9092")
-    from ..brokers.kafka import KafkaBroker
-
-    return KafkaBroker(parts.netloc)
+    try:
+        return broker_at(url, settings)
+    except ConfigurationError as error:
+        raise ConfigurationError(str(error).replace("broker=", "--broker ", 1)) from error
 
 
 def _run(options: Any, broker: Broker, as_json: bool) -> None:

@@ -18,8 +18,9 @@ from difflib import get_close_matches
 
 from ..brokers.port import Headers, Record
 from ..errors import ConfigurationError
+from ..store.outbox import Row, Unsendable
 
-Row = Sequence[bytes | None]
+Recorder = Callable[[Row, bytes | None, int | None, bool], Record]
 
 
 @dataclass(frozen=True)
@@ -102,18 +103,6 @@ DEBEZIUM = Layout(
 """``(id, aggregatetype, aggregateid, type, payload)``, sent as Debezium's outbox event router does."""
 
 LAYOUTS = {"simple": SIMPLE, "debezium": DEBEZIUM}
-
-
-class Unsendable(Exception):
-    """A row from which no record can be made. ``id``: of the row. The message says why."""
-
-    def __init__(self, why: str, id: str) -> None:
-        super().__init__(why)
-        self.id = id
-
-
-Recorder = Callable[[Row, bytes | None, int | None, bool], Record]
-"""(row, sequence, milliseconds since 1970 at which it was committed if that is known, whether it is out of order) -> record."""
 
 
 def recorder(layout: Layout, source: str) -> Recorder:

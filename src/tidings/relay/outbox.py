@@ -6,110 +6,43 @@ The table's ticks are the truth. What a crash can leave is a batch that was sent
 takes over ticks them off first, and knows "sent but not ticked" from "never sent". The mark also holds a point in the server's history: a
 row that was written again after it, a flag set back by hand say, is not the row that was sent, and is sent again.
 
-A source (``Polling`` here, ``Changes`` in cdc.py) reads in a thread of its own; the relay's thread owns the broker's slot and the leader's
-connection.
+A source reads in a thread of its own (``store/outbox.py``); the relay's thread owns the broker's slot and the leader's connection.
 """
 
 from __future__ import annotations
 
 import logging
-import queue
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import msgspec
-import psycopg
 
 from ..brokers.port import Broker, Record, Slot, size
 from ..errors import (
     BrokerUnavailable,
     ConfigurationError,
+    NotAllowed,
     RecordTooLarge,
     SlotFenced,
     StoreError,
     StoreFailed,
-    TidingsError,
     TopicMissing,
 )
-from ..store.postgres.connect import explain, is_busy, is_lost
-from ..store.postgres.durable import flush
-from ..store.postgres.horizon import Horizon
-from ..store.postgres.leader import Leader, reading
-from ..store.postgres.outbox import OutboxTable, server
-from ..store.postgres.replication import forget_slot
-from .layout import Layout, Recorder, Unsendable, recorder
+from ..store import outbox_at
+from ..store.outbox import Batch, Found, Given, Leader, Mark, Outbox, Server, Source, Wanted
+from .layout import Layout, recorder
 
 log = logging.getLogger("tidings.relay")
 
 BATCH_ROWS = 2_000
-BATCH_BYTES = 8 * 1024 * 1024
-"""A batch ends at whichever comes first."""
-DEPTH = 2
-"""So many batches are read ahead of the one that is being sent."""
-IDLE_SECONDS = (0.002, 0.25)
-"""With nothing to read, look again after so long: at first, and at the longest."""
-SWEEP_SECONDS = 1.0
-"""How often rows are looked for that lie off the fast path."""
+"""In one transaction of the broker's, at most."""
 AGAIN_SECONDS = (0.2, 5.0)
 """After trouble with the server or the broker, try again after so long: at first, and at the longest."""
 STANDBY_SECONDS = 0.25
 """How often a standby asks whether the leader is gone."""
-
-
-class Mark(msgspec.Struct, omit_defaults=True):
-    """What travels with each batch: how far the relay is.
-
-    Attributes:
-        mode: ``poll`` or ``cdc``. system, timeline, table: where it read.
-        ids: of the rows in the batch. point: a row that was written again from then on is another.
-        cursor: by polling, how far the fast path is. lsn, ordinal: by CDC, the last row that was sent. slot, publication: where from.
-        ticked: whether rows that were sent are ticked off.
-    """
-
-    mode: str
-    system: str
-    timeline: int
-    table: int
-    ids: list[str] = []
-    point: int = 0
-    cursor: str | None = None
-    lsn: int = 0
-    ordinal: int = 0
-    slot: str = ""
-    ticked: bool = True
-    publication: str = ""
-
-
-class Batch(NamedTuple):
-    """Rows as they are to be sent. ids: those to be ticked off. mark: of the relay after it. late: how many are out of order.
-    confirm: by CDC, what the server may forget once it was sent."""
-
-    records: list[Record]
-    ids: list[str]
-    mark: Mark
-    late: int = 0
-    confirm: int = 0
-
-
-class Source(Protocol):
-    """Where batches come from. Its own thread fills it; the relay's thread takes and tells."""
-
-    def take(self, seconds: float) -> Batch | None:
-        """The next batch, None if none came for so long. Raises what its thread ended with."""
-        ...
-
-    def sent(self, batch: Batch) -> None:
-        """It is with the broker, and ticked off."""
-        ...
-
-    def stop(self) -> None:
-        """Read no more. What was read is still given."""
-        ...
-
-    def close(self) -> None: ...
 
 
 @dataclass
@@ -139,6 +72,28 @@ class Options:
     unlimited_wal: bool = False
 
 
+def outbox_of(options: Options) -> Outbox:
+    """The table that these options name. Raises ConfigurationError: the URL is none."""
+    layout = options.layout
+    return outbox_at(
+        options.url,
+        Wanted(
+            relay=options.name,
+            table=options.table,
+            id=layout.id,
+            columns=layout.columns,
+            published=None if options.after == "nothing" else layout.published,
+            time=layout.time,
+            deletes=options.after == "delete",
+            mode=options.mode,
+            batch=options.batch,
+            slot=options.slot,
+            publication=options.publication,
+            unlimited_wal=options.unlimited_wal,
+        ),
+    )
+
+
 @dataclass
 class Progress:
     """What the relay has done since it began. trouble: what it is waiting for, if anything."""
@@ -166,11 +121,13 @@ class OutboxRelay:
 
     def __init__(self, options: Options, broker: Broker, *, tell: Tell | None = None) -> None:
         self.options = options
+        self.outbox = outbox_of(options)
         self.broker = broker
         self.progress = Progress()
         self._tell = tell or (lambda event, facts: None)
         self._stopping = threading.Event()
         self._known: set[str] = set()
+        self._led = False
         self._slot: Slot | None = None
 
     # -- lifecycle
@@ -197,9 +154,12 @@ class OutboxRelay:
             before = self.progress.batches
             try:
                 self._stand()
-            except (psycopg.Error, StoreError, BrokerUnavailable, SlotFenced) as error:
-                if not _passes(error):
-                    raise error if not isinstance(error, psycopg.Error) else explain(error, self.options.url) from error
+            except Exception as error:
+                if not self._passes(error):
+                    told = self.outbox.explain(error)
+                    if told is error:
+                        raise
+                    raise told from error
                 said = " ".join(str(error).split())
                 if self.progress.trouble != said:
                     self.progress.trouble = said
@@ -209,10 +169,16 @@ class OutboxRelay:
             finally:
                 self.progress.leading = False
 
-    def look(self) -> OutboxTable:
+    def _passes(self, error: Exception) -> bool:
+        """Whether it is trouble that ends by itself, or is ended by somebody while we wait."""
+        if isinstance(error, NotAllowed):
+            # Missing from the start, it is a mistake that somebody looks on to; a right that went is given back.
+            return self._led
+        return isinstance(error, (BrokerUnavailable, SlotFenced)) or self.outbox.is_busy(error)
+
+    def look(self) -> Found:
         """Whether the database and the table are what they should be, before anything is waited for."""
-        with reading(self.options.url, self.options.name) as conn:
-            table = self.table(conn)
+        table = self.outbox.look()
         if not table.marks and self.options.mode == "poll":
             raise ConfigurationError(
                 f"{table.name} has no column that says what was sent; name one with --columns published=…, or let rows be deleted with"
@@ -222,7 +188,7 @@ class OutboxRelay:
 
     def _stand(self) -> None:
         """Wait for the lead, then lead until something breaks."""
-        leader = Leader(self.options.url, self.options.name, lease=self.options.lease)
+        leader = self.outbox.leader(self.options.lease)
         try:
             told = False
             while not leader.lead():
@@ -238,48 +204,46 @@ class OutboxRelay:
 
     def _lead(self, leader: Leader) -> None:
         options = self.options
-        here = server(leader.conn)
+        here = leader.server()
         if here.standby:
             raise StoreFailed("this server is a standby (in recovery), where rows can't be ticked off; give the primary's address")
-        table = self.table(leader.conn)
+        table = leader.table()
         slot = self._slot = self.broker.open_slot(options.name, 0, 1, patience=options.lease)
         if self.stopping:
             slot.give_up()
         source: Source | None = None
         try:
-            mark = self._agree(slot.mark, here.id, here.timeline, table, leader)
-            record = recorder(options.layout, options.source or f"{here.database}/{table.name}")
-            source = self._source(table, record, mark, leader, slot)
+            mark = self._agree(slot.mark, here, table, leader)
+            source = leader.source(mark, self._given(slot, options.source or f"{here.database}/{table.name}"))
+            options.resume_from = None  # it was the answer to this, and to nothing that may come later
+            self._led = True
             self.progress.leading, self.progress.trouble = True, None
             self._tell(
                 "leading",
                 {"relay": options.name, "table": table.name, "mode": options.mode, "advice": table.advice, "pooled": table.pooled},
             )
-            self._send(slot, source, table, leader)
+            self._send(slot, source, leader)
         finally:
             if source is not None:
                 source.close()
             self._slot = None
             slot.close()
 
-    def table(self, conn: psycopg.Connection[Any]) -> OutboxTable:
-        """The table, looked at. Raises StoreError: it is no such outbox."""
-        layout, after = self.options.layout, self.options.after
-        return OutboxTable(
-            conn,
-            self.options.table,
-            id=layout.id,
-            columns=layout.columns,
-            published=None if after == "nothing" else layout.published,
-            time=layout.time,
-            deletes=after == "delete",
+    def _given(self, slot: Slot, source: str) -> Given:
+        return Given(
+            record=recorder(self.options.layout, source),
+            unsendable=self.unsendable,
+            note=self.note,
+            facts=self.progress.facts.update,
+            claim=lambda mark: slot.send([], msgspec.json.encode(mark)),
+            anew=self.options.resume_from == "table",
         )
 
     # -- what was left
 
-    def _agree(self, raw: bytes | None, system: str, timeline: int, table: OutboxTable, leader: Leader) -> Mark:
+    def _agree(self, raw: bytes | None, here: Server, table: Found, leader: Leader) -> Mark:
         """The mark to go on from, once what it says was sent has been ticked off."""
-        fresh = Mark(self.options.mode, system, timeline, table.oid)
+        fresh = Mark(self.options.mode, here.id, here.timeline, table.id)
         if raw is None:
             return fresh
         try:
@@ -288,7 +252,7 @@ class OutboxRelay:
             raise ConfigurationError(
                 f"the broker's mark of the relay {self.options.name!r} is not an outbox relay's; take another --name"
             ) from error
-        if (mark.system, mark.timeline, mark.table) != (system, timeline, table.oid):
+        if (mark.system, mark.timeline, mark.table) != (here.id, here.timeline, table.id):
             answer, self.options.resume_from = self.options.resume_from, None
             if answer is None:
                 raise StoreFailed(
@@ -298,30 +262,21 @@ class OutboxRelay:
                 )
             if answer == "table":
                 return fresh
-            mark.system, mark.timeline, mark.table = system, timeline, table.oid
+            mark.system, mark.timeline, mark.table = here.id, here.timeline, table.id
         if mark.mode != self.options.mode and not mark.ticked and self.options.resume_from != "table":
             raise StoreFailed(
                 f"the relay {self.options.name!r} has run by CDC without ticking rows off, so polling can't tell what was sent. Tick those"
                 " rows off yourself, then give --resume-from table to send the others"
             )
         if mark.ids:
-            again = table.tick(leader.conn, mark.ids, before=mark.point)
+            again = leader.tick(mark.ids, before=mark.point)
             if again:
                 self.note(f"{again} rows had been sent and not ticked off; they are now", rows=again)
         return mark
 
     # -- sending
 
-    def _source(self, table: OutboxTable, record: Recorder, mark: Mark, leader: Leader, slot: Slot) -> Source:
-        if self.options.mode == "poll":
-            if mark.slot and forget_slot(leader.conn, mark.slot):
-                self.note(f"dropped the replication slot {mark.slot}: the relay polls now, and a slot that nobody reads keeps WAL")
-            return Polling(self.options, table, record, mark, self.unsendable)
-        from .cdc import Changes
-
-        return Changes(self, table, record, mark, leader, slot)
-
-    def _send(self, slot: Slot, source: Source, table: OutboxTable, leader: Leader) -> None:
+    def _send(self, slot: Slot, source: Source, leader: Leader) -> None:
         stopped = False
         while True:
             if self.stopping and not stopped:
@@ -334,7 +289,7 @@ class OutboxRelay:
                     return
                 continue
             self._send_batch(slot, batch)
-            self.tick(table, leader, batch.ids)
+            self.tick(leader, batch.ids)
             source.sent(batch)
             progress = self.progress
             progress.sent += len(batch.records)
@@ -377,14 +332,14 @@ class OutboxRelay:
                 self.broker.create(name, self.options.create_topics)
         self._known.update(unknown)
 
-    def tick(self, table: OutboxTable, leader: Leader, ids: Sequence[str]) -> None:
+    def tick(self, leader: Leader, ids: Sequence[str]) -> None:
         """Tick rows off, however long the application's locks keep it waiting: nothing is sent before."""
         while True:
             try:
-                table.tick(leader.conn, ids)
+                leader.tick(ids)
                 return
-            except psycopg.Error as error:
-                if is_lost(error) or not is_busy(error):
+            except Exception as error:
+                if self.outbox.is_lost(error) or not self.outbox.is_busy(error):
                     raise
                 self.progress.trouble = f"rows that were sent can't be ticked off yet: {' '.join(str(error).split())}"
                 self._tell("trouble", {"error": self.progress.trouble})
@@ -406,207 +361,5 @@ class OutboxRelay:
         self._tell("skipped", {"id": id, "why": why})
 
 
-def weight(row: Sequence[bytes | None]) -> int:
-    """Bytes that a row's record takes, more or less."""
-    return 300 + sum([len(cell) for cell in row if cell])
-
-
 def _id(record: Record) -> str:
     return next((raw.decode(errors="replace") for name, raw in record.headers if name in ("ce_id", "id")), "?")
-
-
-def _passes(error: BaseException) -> bool:
-    """Whether it is trouble that ends by itself."""
-    if isinstance(error, (BrokerUnavailable, SlotFenced)):
-        return True
-    return is_busy(error)
-
-
-class Threaded:
-    """A source's thread and what it hands over: a queue of a few batches, and the error that it ended with."""
-
-    def __init__(self, name: str) -> None:
-        self._batches: queue.Queue[Batch] = queue.Queue(DEPTH)
-        self._stop = threading.Event()
-        self._failure: BaseException | None = None
-        self._open = 0  # batches that were read and are not ticked off
-        self._lock = threading.Condition()
-        self._thread = threading.Thread(target=self._main, name=f"tidings-{name}", daemon=True)
-
-    def take(self, seconds: float) -> Batch | None:
-        try:
-            return self._batches.get(timeout=0 if self._failure is not None or not self._thread.is_alive() else seconds)
-        except queue.Empty:
-            pass
-        if self._failure is not None:
-            raise self._failure  # with its cause, which says whether waiting helps
-        return None
-
-    def sent(self, batch: Batch) -> None:
-        with self._lock:
-            self._open -= 1
-            self._lock.notify_all()
-
-    def stop(self) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def close(self) -> None:
-        self._stop.set()
-        with self._lock:
-            self._lock.notify_all()
-        while self._thread.is_alive():  # it may be waiting for room
-            try:
-                self._batches.get_nowait()
-            except queue.Empty:
-                pass
-            self._thread.join(0.01)
-
-    def _main(self) -> None:
-        try:
-            self._read()
-        except BaseException as error:
-            self._failure = error
-
-    def _read(self) -> None:
-        raise NotImplementedError
-
-    def _give(self, batch: Batch) -> bool:
-        """Hand it over; False if it is no longer wanted."""
-        with self._lock:
-            self._open += 1
-        while not self._stop.is_set():
-            try:
-                self._batches.put(batch, timeout=0.1)
-                return True
-            except queue.Full:
-                continue
-        with self._lock:
-            self._open -= 1
-        return False
-
-    def _settled(self) -> bool:
-        """Wait until all that was read has been ticked off; False if that is no longer wanted."""
-        with self._lock:
-            while self._open and not self._stop.is_set():
-                self._lock.wait(0.2)
-        return not self._stop.is_set()
-
-
-class Polling(Threaded):
-    """Reads the table itself: ahead of a cursor, and by sweeps what lies off that path.
-
-    Rows ahead may be read while others are being sent. A sweep looks for rows without a tick, and those that are on their way have none
-    either: so it waits until everything that was read is ticked off.
-    """
-
-    def __init__(self, options: Options, table: OutboxTable, record: Recorder, mark: Mark, unsendable: Callable[[str, str], None]) -> None:
-        super().__init__("outbox")
-        self._url = options.url
-        self._name = options.name
-        self._table = table
-        self._record = record
-        self._mark = mark
-        self._unsendable = unsendable
-        self._rows = options.batch
-        self._most = min(256, options.batch)  # until the size of rows is known
-        self._cursor: str | None = mark.cursor if mark.mode == "poll" else None
-        self._from = ""  # where the next look through the rows behind the cursor begins
-        self._thread.start()
-
-    def _read(self) -> None:
-        with reading(self._url, self._name) as conn:
-            table = self._table
-            horizon = Horizon(table.oid, table.sequence) if table.sequence is not None else None
-            pause, swept, more = IDLE_SECONDS[0], 0.0, False
-            while not self._stop.is_set():
-                rows: list[list[bytes | None]] = []
-                if horizon is not None:
-                    safe = horizon.observe(conn)
-                    if self._cursor is None or int(self._cursor) < safe:
-                        rows = table.ahead(conn, self._cursor, safe, self._most)
-                    if not rows and (self._cursor is None or int(self._cursor) < safe):
-                        self._cursor = str(safe)  # nothing below has been left without a tick
-                if rows:
-                    self._cursor = (rows[-1][0] or b"").decode()
-                    self._hand(conn, rows, late=False)
-                    pause = IDLE_SECONDS[0]
-                elif horizon is None or more or time.monotonic() - swept >= SWEEP_SECONDS:
-                    if not self._settled():
-                        return
-                    more = self._sweep(conn, horizon)
-                    swept = time.monotonic()
-                if rows or more:
-                    if time.monotonic() - swept < SWEEP_SECONDS or not self._settled():
-                        continue
-                    more = self._sweep(conn, horizon)
-                    swept = time.monotonic()
-                    continue
-                self._stop.wait(pause)
-                pause = min(pause * 1.5, IDLE_SECONDS[1])
-
-    def _sweep(self, conn: psycopg.Connection[Any], horizon: Horizon | None) -> bool:
-        """Send what lies off the fast path; whether there may be more of it."""
-        table = self._table
-        if horizon is None:
-            ids = table.unordered(conn, self._most)
-        else:
-            ids = table.beyond(conn, horizon, self._most)
-            if self._cursor is not None and table.indexed:
-                ids = [*table.behind(conn, self._cursor, self._most), *ids]
-            elif self._cursor is not None:
-                last, behind = table.window(conn, self._from or _LEAST[table.id_type], self._cursor)
-                self._from = behind[self._most - 1] if len(behind) > self._most else last or ""
-                ids = [*behind[: self._most], *ids]
-        if not ids:
-            return False
-        rows = table.these(conn, ids)
-        if not rows:
-            return False
-        self._hand(conn, rows, late=table.ordered)
-        return self._settled()
-
-    def _hand(self, conn: psycopg.Connection[Any], rows: list[list[bytes | None]], *, late: bool) -> None:
-        """Make a batch of rows, or several if they are large. Nothing leaves that a crash of the server would take back."""
-        flush(conn)
-        point = self._table.now(conn)
-        records: list[Record] = []
-        ids: list[str] = []
-        total = 0
-        ordered = self._table.ordered
-        for row in rows:
-            id = row[0] or b""
-            try:
-                record = self._record(row, id.zfill(20) if ordered else None, None, late)
-            except Unsendable as error:
-                self._unsendable(error.id, str(error))
-            else:
-                records.append(record)
-                total += weight(row)
-            ids.append(id.decode())
-            if total > BATCH_BYTES:
-                self._give(self._batch(records, ids, point, late))
-                self._most = max(16, len(ids) // 2)
-                records, ids, total = [], [], 0
-        if ids:
-            self._give(self._batch(records, ids, point, late))
-        average = (total + 1) // max(1, len(records))
-        self._most = max(16, min(self._rows, self._most * 2, BATCH_BYTES // (average + 1)))
-
-    def _batch(self, records: list[Record], ids: list[str], point: int, late: bool) -> Batch:
-        cursor = self._cursor if late else ids[-1] if self._table.ordered else None
-        mark = Mark(
-            "poll",
-            self._mark.system,
-            self._mark.timeline,
-            self._table.oid,
-            ids=ids if self._table.marks else [],
-            point=point,
-            cursor=cursor,
-        )
-        return Batch(records, ids, mark, len(records) if late else 0)
-
-
-_LEAST = {"smallint": "-32768", "integer": "-2147483648", "bigint": "-9223372036854775808"}
-
-__all__ = ["Batch", "Mark", "Options", "OutboxRelay", "Polling", "Progress", "Source", "Threaded", "TidingsError"]

@@ -19,7 +19,7 @@ import msgspec
 
 from ..brokers.port import Record
 from ..envelope import Envelope
-from ..errors import BrokerError, LogWentBack, PositionUnclear, SlotFenced, StoreError, TopicMissing
+from ..errors import BrokerError, ConfigurationError, LogWentBack, PositionUnclear, SlotFenced, StoreError, TopicMissing
 from ..store.port import FailedAttempt, Parked
 from . import mark as marks
 from .cloudevents import recorder
@@ -209,9 +209,10 @@ class Sender:
             self._ended(self, lost)
 
     def _in_trouble(self, error: Exception) -> None:
-        if not isinstance(error, (StoreError, BrokerError)):
+        expected = isinstance(error, (StoreError, BrokerError, ConfigurationError))
+        if not expected:
             log.error("slot %d of %s: unexpected", self.slot, self._relay, exc_info=error)
-        words = f"{type(error).__name__}: {error}" if not isinstance(error, (StoreError, BrokerError)) else str(error)
+        words = str(error) if expected else f"{type(error).__name__}: {error}"
         if words != self.trouble:
             log.warning("slot %d of %s: %s", self.slot, self._relay, words)
         self._say(words)

@@ -8,6 +8,7 @@ from ..errors import ConfigurationError
 
 if TYPE_CHECKING:
     from ..clock import Clock
+    from .outbox import Outbox, Wanted
     from .port import Store
 
 DIALECTS = ("sqlite", "postgresql")
@@ -29,6 +30,17 @@ def store_at(url: str, *, clock: Clock | None = None, synchronous: Literal["FULL
 
         return SQLiteStore(url, clock=clock, synchronous=synchronous)
     raise ConfigurationError(f"store={url!r}: write sqlite:///shop.db for a file, or postgresql://user@host:5432/database")
+
+
+def outbox_at(url: str, wanted: Wanted) -> Outbox:
+    """Somebody else's outbox table, on the database that a URL names.
+
+    Raises:
+        ConfigurationError: it is no URL of a database that has such tables.
+    """
+    from .postgres.foreign import PostgresOutbox
+
+    return PostgresOutbox(url, wanted)
 
 
 def migrations(dialect: str) -> tuple[tuple[int, str, str], ...]:

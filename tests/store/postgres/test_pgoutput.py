@@ -160,6 +160,22 @@ def test_both_readers_of_an_insert_agree(relation: int, row: list[bytes | None])
     assert decode(data) == Insert(relation, list(row))
 
 
+@given(lsn=st.integers(0, 2**64 - 1), end=st.integers(0, 2**64 - 1), moment=st.integers(-(2**62), 2**62), size=st.integers(0, 40))
+def test_both_readers_of_the_ends_of_a_transaction_agree(lsn: int, end: int, moment: int, size: int) -> None:
+    first = b"B" + struct.pack("!QqI", lsn, moment, 7)
+    last = b"C" + struct.pack("!BQQq", 0, lsn, end, moment)
+    begun, ended = decode(first), decode(last)
+    assert isinstance(begun, Begin)
+    assert isinstance(ended, Commit)
+    assert pgoutput.begin(first) == (begun.lsn, begun.time) == (lsn, moment + pgoutput.EPOCH)
+    assert pgoutput.commit_end(last) == ended.end == end
+    for read, whole in ((pgoutput.begin, first), (pgoutput.commit_end, last)):
+        bad = (whole * 2)[:size]
+        if len(bad) != len(whole):
+            with pytest.raises(Unreadable):
+                read(bad)
+
+
 @given(relation=st.integers(0, 2**32 - 1), row=rows, data=st.data())
 def test_what_is_cut_off_or_too_long_is_refused(relation: int, row: list[bytes | None], data: st.DataObject) -> None:
     whole = _insert(relation, row)

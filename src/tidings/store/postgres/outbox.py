@@ -14,12 +14,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
-from typing import Any, NamedTuple
+from typing import Any
 
 import psycopg
 from psycopg import sql
 
 from ...errors import ConfigurationError, StoreError
+from ..outbox import Server
 from .horizon import Horizon
 
 Cells = list[bytes | None]
@@ -64,15 +65,6 @@ _SYSTEM = """
     FROM pg_control_system() s"""
 
 _WHOLE = {"smallint", "integer", "bigint"}
-
-
-class Server(NamedTuple):
-    """Which server a connection leads to. id: of the cluster. timeline: raised when a standby is promoted."""
-
-    id: str
-    timeline: int
-    standby: bool
-    database: str
 
 
 def server(conn: psycopg.Connection[Any]) -> Server:

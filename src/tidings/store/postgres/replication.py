@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import select
 import time
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, NamedTuple
 
@@ -198,18 +199,23 @@ class Replication:
 
     def read(self) -> bytes | None:
         """The next message of pgoutput; None if nothing has come yet. What the server asks in between is answered."""
-        waited = False
+        return next(self.messages(), None)
+
+    def messages(self) -> Iterator[bytes]:
+        """Those that have come, until there are none left; otherwise as ``read``. Quicker, for many."""
+        get, waited = self._conn.get_copy_data, False
         while True:
-            size, view = self._conn.get_copy_data(1)
+            size, view = get(1)
             if size > 0:
-                data = bytes(view)
-                if data[0] == 119:  # w
-                    return data[XLOG_HEAD:]
-                self._keepalive(data)
+                if view[0] == 119:  # w
+                    yield bytes(view[XLOG_HEAD:])
+                else:
+                    self._keepalive(bytes(view))
+                waited = False
             elif size < 0:
                 self._ended()
             elif waited:
-                return None
+                return
             else:
                 self._consume()  # takes what has arrived, and doesn't wait
                 waited = True

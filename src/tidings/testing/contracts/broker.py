@@ -1,11 +1,15 @@
-"""What a broker must keep (``tidings.brokers.port``) of what a relay sends, as tests.
+"""What a broker must keep (``tidings.brokers.port``), as tests: of what a relay sends here, of what an intake reads in ``reader``.
 
 class TestMyBroker(BrokerContract):
     def make_broker(self) -> Broker:
         return MyBroker("mine://…")
 
     def make_topic(self, partitions: int) -> str: ...
+    def remake_topic(self, topic: str, partitions: int) -> None: ...
+    def trim(self, topic: str, partition: int, first: int) -> None: ...
     def everything(self, topic: str) -> list[Received]: ...
+    def write(self, topic: str, partition: int, values: Sequence[bytes]) -> None: ...
+    def write_open(self, topic: str, partition: int, values: Sequence[bytes]) -> Callable[[bool], None]: ...
 """
 
 from __future__ import annotations
@@ -19,12 +23,13 @@ import pytest
 
 from ...brokers.port import Broker, Received, Record, Slot, size
 from ...errors import BrokerError, RecordTooLarge, SlotFenced, TopicMissing
+from .reader import ReaderStatements
 
 SLOTS = 4
 
 
-class BrokerContract:
-    """Subclass it under a name that begins with ``Test``, and give the three methods."""
+class BrokerContract(ReaderStatements):
+    """Subclass it under a name that begins with ``Test``, and give the methods: these and those of ``ReaderStatements``."""
 
     def make_broker(self) -> Broker:
         """A connection of its own; several of them are on one cluster."""

@@ -20,31 +20,19 @@ import os
 import queue
 import select
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from operator import itemgetter
+from typing import Any, NamedTuple
 
-import msgspec
 import psycopg
 
-from ..brokers.port import Record, Slot
-from ..errors import StoreError, StoreFailed
-from ..store.postgres.leader import Leader, reading
-from ..store.postgres.outbox import OutboxTable, partition_of
-from ..store.postgres.pgoutput import Begin, Commit, Relation, decode, insert, lsn_text
-from ..store.postgres.replication import (
-    Created,
-    Replication,
-    SlotInfo,
-    free_slot,
-    publish_table,
-    published,
-    retention_is_limited,
-    slot_info,
-)
-from .layout import Recorder, Unsendable
-from .outbox import BATCH_BYTES, Batch, Mark, Threaded, weight
-
-if TYPE_CHECKING:
-    from .outbox import OutboxRelay
+from ...errors import StoreError, StoreFailed
+from ..outbox import Batch, Given, Mark, Row, Unsendable, Wanted
+from .leader import reading
+from .outbox import OutboxTable, partition_of
+from .pgoutput import Relation, begin, commit_end, decode, insert, lsn_text
+from .replication import Created, Replication, SlotInfo, free_slot, publish_table, published, retention_is_limited, slot_info
+from .source import BATCH_BYTES, Threaded, weight
 
 WAIT_SECONDS = 1.0
 """The server is listened to for so long at a time."""
@@ -58,19 +46,20 @@ class Changes(Threaded):
         StoreError: the slot is lost, the publication can't be made, WAL would be kept without limit; with what to do.
     """
 
-    def __init__(self, relay: OutboxRelay, table: OutboxTable, record: Recorder, mark: Mark, leader: Leader, slot: Slot) -> None:
+    def __init__(self, url: str, wanted: Wanted, table: OutboxTable, mark: Mark, given: Given, conn: psycopg.Connection[Any]) -> None:
         super().__init__("cdc")
-        self._relay = relay
-        self._options = relay.options
+        self._url = url
+        self._wanted = wanted
+        self._given = given
         self._table = table
-        self._record = record
+        self._record = given.record
         self._mark = mark
-        self._slot = self._options.slot
+        self._slot = wanted.slot
         self._woken, self._waker = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._confirmed = 0
         self._stream: Replication | None = None
         try:
-            self._prepare(leader.conn, slot)
+            self._prepare(conn)
         except BaseException:
             self._release()
             raise
@@ -115,42 +104,42 @@ class Changes(Threaded):
 
     # -- before the stream
 
-    def _prepare(self, conn: psycopg.Connection[Any], broker: Slot) -> None:
-        options, table, mark = self._options, self._table, self._mark
+    def _prepare(self, conn: psycopg.Connection[Any]) -> None:
+        wanted, table, mark = self._wanted, self._table, self._mark
         info = slot_info(conn, self._slot)
         claimed = mark.slot == self._slot
         if info is not None and not claimed:
             raise StoreError(
                 f"there is a slot {self._slot} that this relay has not made; drop it if nobody needs it, or take another name with --slot"
             )
-        if not options.unlimited_wal and not retention_is_limited(conn):
+        if not wanted.unlimited_wal and not retention_is_limited(conn):
             raise StoreError(
                 "a relay that is down would keep WAL until the disk is full: set max_slot_wal_keep_size, as in ALTER SYSTEM SET"
                 " max_slot_wal_keep_size = '20GB' and SELECT pg_reload_conf(), or accept it with --unlimited-wal"
             )
-        publication = publish_table(conn, options.publication, table.oid, table.name)
+        publication = publish_table(conn, wanted.publication, table.oid, table.name)
         begun = claimed and mark.mode == "cdc" and mark.lsn > 0
         lost = self._lost(info, publication) if begun else None
-        if lost and not table.marks and options.resume_from != "table":
+        if lost and not table.marks and not self._given.anew:
             raise StoreFailed(
                 f"{lost}, and rows are not ticked off: what was committed after {lsn_text(mark.lsn)} and before a new slot can't be had any"
                 " more. Send those rows yourself if need be, then give --resume-from table to begin with a new slot"
             )
         if info is not None and info.pid is not None:
             free_slot(conn, self._slot)  # we lead: it is a process that is frozen or dying
-        self._stream = Replication(options.url, name=f"tidings relay {options.name}")
+        self._stream = Replication(self._url, name=f"tidings relay {wanted.relay}")
         self._created: Created | None = None
         if begun and not lost:
-            options.resume_from = None
             return
-        if not claimed:
-            broker.send([], msgspec.json.encode(self._place(0, 0, [])))
+        if not claimed or table.marks:
+            # Until the rows without a tick were sent, the slot that is made now isn't to be trusted.
+            self._given.claim(self._place(0, 0, []))
         if info is not None:
             self._drop(conn)
         self._created = self._stream.create(self._slot)
         text = f"{lost or 'a first start'}: made the replication slot {self._slot}, which begins at {lsn_text(self._created.start)}"
         text += "; rows without a tick are sent first" if table.marks else "; rows that are in the table already are not sent"
-        self._relay.note(text, slot=self._slot)
+        self._given.note(text, slot=self._slot)
         self._mark = Mark("cdc", mark.system, mark.timeline, table.oid, slot=self._slot, ticked=table.marks, publication=publication)
 
     def _lost(self, info: SlotInfo | None, publication: str) -> str | None:
@@ -160,7 +149,7 @@ class Changes(Threaded):
         if info.wal == "lost":
             return f"the slot {self._slot} was given up, since it kept more WAL than max_slot_wal_keep_size allows"
         if publication != self._mark.publication:
-            return f"the publication {self._options.publication} was made anew, and what was committed without it isn't in the stream"
+            return f"the publication {self._wanted.publication} was made anew, and what was committed without it isn't in the stream"
         return None
 
     def _drop(self, conn: psycopg.Connection[Any]) -> None:
@@ -188,14 +177,14 @@ class Changes(Threaded):
             if not self._give(Batch([], [], self._place(self._created.start, 0, []))) or not self._settled():
                 return
         self._start(stream)
-        with reading(self._options.url, self._options.name) as conn:
+        with reading(self._url, self._wanted.relay) as conn:
             _Reading(self, stream, conn).run()
 
     def _start(self, stream: Replication) -> None:
         until = time.monotonic() + 10
         while True:
             try:
-                stream.start(self._slot, self._options.publication)
+                stream.start(self._slot, self._wanted.publication)
                 return
             except StoreFailed as error:
                 if "is active for PID" not in str(error) or time.monotonic() > until or self._stop.wait(0.02):
@@ -203,10 +192,10 @@ class Changes(Threaded):
 
     def _snapshot(self, created: Created) -> bool:
         """Send what has no tick and was committed before the slot's start; False if that was broken off."""
-        with reading(self._options.url, self._options.name) as conn, reading(self._options.url, self._options.name) as other:
+        with reading(self._url, self._wanted.relay) as conn, reading(self._url, self._wanted.relay) as other:
             conn.execute("BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY")
             conn.execute(f"SET TRANSACTION SNAPSHOT '{created.snapshot}'")
-            for rows in self._table.everything(conn, self._options.batch):
+            for rows in self._table.everything(conn, self._wanted.batch):
                 batch = Filling()
                 for row in rows:
                     self.add(batch, row, None, None)
@@ -220,11 +209,11 @@ class Changes(Threaded):
             self._mark.publication,
         )  # fmt: skip
 
-    def add(self, batch: Filling, row: list[bytes | None], sequence: bytes | None, millis: int | None) -> None:
+    def add(self, batch: Filling, row: Row, sequence: bytes | None, millis: int | None) -> None:
         try:
             record = self._record(row, sequence, millis, False)
         except Unsendable as error:
-            self._relay.unsendable(error.id, str(error))
+            self._given.unsendable(error.id, str(error))
         else:
             batch.records.append(record)
             batch.bytes += weight(row)
@@ -232,11 +221,18 @@ class Changes(Threaded):
             batch.ids.append((row[0] or b"").decode())
 
 
+class Columns(NamedTuple):
+    """Where a table has what is wanted. wanted: takes it out of a row's values. flag: the column that says that it was sent; -1: none."""
+
+    wanted: Callable[[Sequence[bytes | None]], tuple[bytes | None, ...]]
+    flag: int
+
+
 class Filling:
     """A batch that is being filled."""
 
     def __init__(self) -> None:
-        self.records: list[Record] = []
+        self.records: list[Any] = []
         self.ids: list[str] = []
         self.bytes = 0
         self.rows = 0
@@ -259,18 +255,13 @@ class _Reading:
         self._ended = 0  # the end of the last transaction that was read whole
         self._after = (changes._mark.lsn, changes._mark.ordinal)
         self._inside = False
-        self._columns: dict[int, list[int] | None] = {}  # of each table: where the columns are that we want; None: not ours
+        self._columns: dict[int, Columns | None] = {}  # of each table; None: not ours
         self._looked = 0.0
 
     def run(self) -> None:
         of, stream = self._of, self._stream
-        most = of._options.batch
         while not of._stop.is_set():
-            data = stream.read()
-            if data is not None:
-                self._message(data)
-                if self._batch.rows < most and self._batch.bytes < BATCH_BYTES:
-                    continue
+            if self._fill():
                 self._look()
                 self._flush()
             elif self._batch.rows and not of._open:
@@ -282,46 +273,63 @@ class _Reading:
             self._look()
         # What was read and not handed over is read again next time.
 
-    def _message(self, data: bytes) -> None:
-        match data[0]:
-            case 73:  # I
-                self._row(data)
-            case 66:  # B
-                begin = decode(data)
-                assert isinstance(begin, Begin)
-                self._lsn, self._ordinal, self._millis, self._inside = begin.lsn, 0, begin.time // 1000, True
-            case 67:  # C
-                commit = decode(data)
-                assert isinstance(commit, Commit)
-                self._ended, self._inside = commit.end, False
-            case 82:  # R
-                relation = decode(data)
-                assert isinstance(relation, Relation)
-                self._columns[relation.oid] = self._find(relation)
+    def _fill(self) -> bool:
+        """Read on until the batch is full; False if nothing more has come. Written for speed: most of what comes are rows."""
+        of, batch, columns = self._of, self._batch, self._columns
+        most, record, marks = of._wanted.batch, of._record, of._table.marks
+        records, ids = batch.records, batch.ids
+        lsn, ordinal, after = self._lsn, self._ordinal, self._after
+        passing = (lsn, ordinal) < after
+        try:
+            for data in self._stream.messages():
+                kind = data[0]
+                if kind == 73:  # I
+                    oid, values = insert(data)
+                    here = columns[oid]
+                    if here is None:
+                        continue
+                    ordinal += 1
+                    if passing:
+                        passing = (lsn, ordinal) < after
+                        continue
+                    batch.rows += 1
+                    if here.flag >= 0 and values[here.flag] == b"t":
+                        continue  # whoever wrote it says that it was sent
+                    row = here.wanted(values)
+                    try:
+                        records.append(record(row, b"%020d.%010d" % (lsn, ordinal), self._millis, False))
+                    except Unsendable as error:
+                        of._given.unsendable(error.id, str(error))
+                    else:
+                        batch.bytes += 300 + len(data)
+                    if marks:
+                        ids.append((row[0] or b"").decode())
+                    if batch.rows >= most or batch.bytes >= BATCH_BYTES:
+                        return True
+                elif kind == 66:  # B
+                    lsn, moment = begin(data)
+                    ordinal, self._millis, self._inside = 0, moment // 1000, True
+                    passing = (lsn, ordinal) < after
+                elif kind == 67:  # C
+                    self._ended, self._inside = commit_end(data), False
+                elif kind == 82:  # R
+                    relation = decode(data)
+                    assert isinstance(relation, Relation)
+                    self._lsn = lsn
+                    columns[relation.oid] = self._find(relation)
+            return False
+        finally:
+            self._lsn, self._ordinal = lsn, ordinal
 
-    def _row(self, data: bytes) -> None:
-        oid, values = insert(data)
-        columns = self._columns[oid]
-        if columns is None:
-            return
-        self._ordinal += 1
-        if (self._lsn, self._ordinal) <= self._after:
-            return
-        self._batch.rows += 1
-        if len(columns) and columns[-1] >= 0 and values[columns[-1]] == b"t":
-            return  # whoever wrote it says that it was sent
-        row = [values[number] for number in columns[:-1]]
-        self._of.add(self._batch, row, b"%020d.%010d" % (self._lsn, self._ordinal), self._millis)
-
-    def _find(self, relation: Relation) -> list[int] | None:
-        """Where the table has the columns that are wanted, the flag last (-1: none); None if it is another table."""
+    def _find(self, relation: Relation) -> Columns | None:
+        """Where the table has the columns that are wanted; None if it is another table."""
         of = self._of
         if relation.oid != of._table.oid and not partition_of(self._conn, relation.oid, of._table.oid):
             return None
-        layout = of._options.layout
+        wanted = of._wanted
         there = {column.name: number for number, column in enumerate(relation.columns)}
         found = []
-        for name in (layout.id, *layout.columns):
+        for name in (wanted.id, *wanted.columns):
             if name not in there:
                 raise StoreError(
                     f"{of._table.name} lost its column {name!r} before {lsn_text(self._lsn)} -- it has {', '.join(there)}; say with"
@@ -329,7 +337,7 @@ class _Reading:
                     columns=list(there),
                 )
             found.append(there[name])
-        return [*found, there.get(layout.published, -1) if layout.published else -1]
+        return Columns(itemgetter(*found), there.get(wanted.published, -1) if wanted.published else -1)
 
     def _flush(self) -> None:
         """Hand over what was read."""
@@ -356,11 +364,11 @@ class _Reading:
             return
         self._looked = time.monotonic()
         of = self._of
-        if published(self._conn, of._options.publication, of._table.oid) != of._mark.publication:
-            raise psycopg.OperationalError(f"the publication {of._options.publication} no longer sends the table as it did")
+        if published(self._conn, of._wanted.publication, of._table.oid) != of._mark.publication:
+            raise psycopg.OperationalError(f"the publication {of._wanted.publication} no longer sends the table as it did")
         info = slot_info(self._conn, of._slot)
         if info is not None:
-            of._relay.progress.facts.update(retained_bytes=info.retained, left_bytes=info.left, confirmed=lsn_text(info.confirmed))
+            of._given.facts({"retained_bytes": info.retained, "left_bytes": info.left, "confirmed": lsn_text(info.confirmed)})
 
     def _confirm(self) -> None:
         of = self._of
