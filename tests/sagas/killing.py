@@ -1,7 +1,8 @@
-"""A three-step order saga in real processes, killed at every point in turn, and finished by another process.
+"""A saga in real processes, killed at every point in turn, and finished by another process.
 
-``python -m tests.sagas.killing URL FOLDER forward|back|claimed`` prints one JSON line for each point: where it was, and what the database
-and the world outside hold when the saga has ended. A point lies before and behind each durable write of a saga, and each call outside.
+``python -m tests.sagas.killing URL FOLDER WAY [SEED]`` prints one JSON line for each point: where it was, and what the database and the
+world outside hold when the saga (of this way, see ``killed.py``) has ended. A point lies before and behind each durable write of a saga,
+and each call outside. With a seed: only as many as ``FEW`` says.
 
 Each process is forked from this one, which has no thread and no loop of its own.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import random
 import signal
 import sqlite3
 import sys
@@ -22,21 +24,15 @@ from typing import Any
 
 import psycopg
 
-from tests.sagas.asking import asks_for_tx
-from tidings import App, Context, Event, Refused, Saga
+from tests.sagas.killed import Placed, shop
+from tidings import App
 from tidings.sagas import runner
 from tidings.store.postgres.sagas import ServerSagas
-from tidings.store.sagas import SagaUnit
+from tidings.store.sagas import CLOSED, SagaUnit
 
-WRITES = ("start", "claim", "record", "turn", "release")
-
-
-class Placed(Event, key="order_id"):
-    order_id: int
-
-
-class Charged(Event, key="order_id"):
-    order_id: int
+WRITES = ("start", "claim", "record", "turn", "release", "adopt", "ask_undo", "restart", "turn_back", "act")
+FEW = 24
+"""Points, where they are chosen by a seed."""
 
 
 class Killer:
@@ -97,52 +93,6 @@ class Killer:
         app._transactions.begin = killing_begin  # type: ignore[method-assign]
 
 
-def shop(url: str, folder: Path, fails: bool, killer: Killer) -> App:
-    app = App("shop", store=url, lease=0.3)
-    on_file = url.startswith("sqlite")
-    mark = "?" if on_file else "%s"
-
-    def put(tx: Any, order: Placed, what: str) -> None:
-        tx.execute(f"INSERT INTO effects VALUES ({mark}, {mark})", (order.order_id, what))
-
-    def outside(order: Placed, ctx: Context, what: str) -> None:
-        killer.point(f"before {what}")
-        with (folder / f"{order.order_id}.txt").open("a") as file:
-            file.write(f"{what} {ctx.idempotency_key}\n")
-        killer.point(f"behind {what}")
-
-    @asks_for_tx(url)
-    def charge(order: Placed, tx: Any, ctx: Context) -> str:
-        put(tx, order, "charge")
-        ctx.publish(Charged(order_id=order.order_id))
-        return f"payment-{order.order_id}"
-
-    @asks_for_tx(url)
-    def refund(order: Placed, tx: Any, result: object) -> None:
-        put(tx, order, f"refund {result}")
-
-    async def reserve(order: Placed, ctx: Context) -> int:
-        outside(order, ctx, "reserve")
-        return 7
-
-    def unreserve(order: Placed, ctx: Context, result: object) -> None:
-        outside(order, ctx, f"unreserve-{result}")
-
-    @asks_for_tx(url)
-    def ship(order: Placed, payment: str, box: int, tx: Any) -> None:
-        put(tx, order, f"ship {payment} {box}")
-        if fails:
-            raise Refused("nobody lives there")
-
-    @app.saga(Placed)
-    async def checkout(order: Placed, saga: Saga) -> None:
-        payment = await saga.step(charge, order, undo=refund)
-        box = await saga.step(reserve, order, undo=unreserve)
-        await saga.step(ship, order, payment, box)
-
-    return app
-
-
 def prepare(url: str) -> None:
     with closing(connect(url)) as conn:
         conn.execute("CREATE TABLE IF NOT EXISTS effects (id integer, what text)")
@@ -164,7 +114,7 @@ async def work(app: App, order: int) -> None:
         async with asyncio.timeout(30):
             while True:
                 row = app.store.query(lambda unit: unit.sagas().row("checkout", str(order)))
-                if row is not None and row.state in ("completed", "compensated"):
+                if row is not None and row.state in CLOSED:
                     return
                 await asyncio.sleep(0.01)
 
@@ -194,38 +144,45 @@ def in_child(job: Callable[[], None]) -> tuple[int, str]:
 
 
 def main() -> None:
-    url, folder, fails = sys.argv[1], Path(sys.argv[2]), sys.argv[3] == "back"
-    if sys.argv[3] == "claimed":
+    url, folder, way = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
+    if way == "claimed":
         runner.AT_START = 0
     in_child(lambda: prepare(url))
     points: list[str | None] = [None]
     for order, at in enumerate(points, 1):  # the first one, which goes through, tells the others
-        assert in_child(lambda: asyncio.run(publish(shop(url, folder, fails, Killer(None)), order)))[0] == 0  # noqa: B023
+        assert in_child(lambda: asyncio.run(publish(shop(url, folder, way, _nothing), order)))[0] == 0  # noqa: B023
 
         def killed() -> None:
             killer = Killer(at)  # noqa: B023
-            app = shop(url, folder, fails, killer)
+            app = shop(url, folder, way, killer.point)
             killer.watch(app)
             asyncio.run(work(app, order))  # noqa: B023
 
         code, passed = in_child(killed)
         if at is None:
-            points += passed.splitlines()
+            found = passed.splitlines()
+            points += found if len(sys.argv) < 5 else random.Random(sys.argv[4]).sample(found, min(FEW, len(found)))
         if code != 0:
             assert code == -signal.SIGKILL, (code, passed)
-            assert in_child(lambda: asyncio.run(work(shop(url, folder, fails, Killer(None)), order)))[0] == 0  # noqa: B023
-        app = shop(url, folder, fails, Killer(None))
-        app.store.open_to_read()
-        row = app.store.query(lambda unit: unit.sagas().row("checkout", str(order)))  # noqa: B023
-        events = app.store.query(lambda unit: unit.select(limit=1000, types=["shop.Charged"], key=("order_id", str(order))))  # noqa: B023
-        app.store.close()
-        file = folder / f"{order}.txt"
-        calls = sorted(set(file.read_text().splitlines())) if file.exists() else []
-        found = {
-            "point": at, "killed": code != 0, "state": row.state if row else None, "effects": rows(url, order), "events": len(events),
-            "outside": [call.split()[0] for call in calls],
-        }  # fmt: skip
-        print(json.dumps(found), flush=True)
+            assert in_child(lambda: asyncio.run(work(shop(url, folder, way, _nothing), order)))[0] == 0, at  # noqa: B023
+        print(json.dumps({"point": at, "killed": code != 0, **outcome(url, folder, way, order)}), flush=True)
+
+
+def outcome(url: str, folder: Path, way: str, order: int) -> dict[str, Any]:
+    app = shop(url, folder, way, _nothing)
+    app.store.open_to_read()
+    row, child = app.store.query(lambda unit: [unit.sagas().row(saga, str(order)) for saga in ("checkout", "parcel")])
+    events = app.store.query(lambda unit: unit.select(limit=1000, types=["shop.Charged"], key=("order_id", str(order))))
+    app.store.close()
+    file = folder / f"{order}.txt"
+    calls = file.read_text().splitlines() if file.exists() else []
+    return {
+        "state": row.state if row else None, "child": child.state if child else None, "effects": rows(url, order), "events": len(events),
+        "outside": [call.split()[0] for call in sorted(set(calls))], "calls": len(calls),
+    }  # fmt: skip
+
+
+def _nothing(name: str) -> None: ...
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tests.running import until
 from tests.sagas.test_saga import Placed, Shipped, harness, shop
 from tidings import App, ChildFailed, Event, Refused, Saga
 
@@ -169,6 +170,78 @@ async def test_a_child_that_still_runs_is_undone_where_it_stands(store_url: str)
         await shops.publish(PickedUp(parcel_id="p1"))
         await shops.settle()
         assert shops.saga("parcel", "p1").state == "compensated"
+
+
+@pytest.mark.promise("effects once")
+@pytest.mark.parametrize("way", ["parent fails", "operator"])
+async def test_a_child_at_a_long_step_hears_that_it_is_to_be_undone(store_url: str, way: str) -> None:
+    """As of an operator's order: it begins nothing behind that step, and is undone."""
+    app, entered, go_on, fail = shop(store_url), asyncio.Event(), asyncio.Event(), asyncio.Event()
+    log = list[str]()
+
+    async def long(name: str) -> None:
+        entered.set()
+        await go_on.wait()
+        log.append(name)
+
+    def work(name: str) -> None:
+        log.append(name)
+
+    def undo(name: str) -> None:
+        log.append(f"undo {name}")
+
+    async def refuse() -> None:
+        await fail.wait()
+        raise Refused("no")
+
+    @app.saga(Wanted)
+    async def parcel(wanted: Wanted, saga: Saga) -> None:
+        await saga.step(long, "print", undo=undo)
+        await saga.step(work, "label", undo=undo)
+
+    @app.saga(Placed)
+    async def checkout(order: Placed, saga: Saga) -> None:
+        child = saga.child(parcel, Wanted(parcel_id="p1"))
+        await (child if way == "operator" else asyncio.gather(child, saga.step(refuse)))
+
+    async with harness(app) as shops:
+        await shops.publish(Placed(order_id=1))
+        await asyncio.wait_for(entered.wait(), 10)
+        if way == "operator":
+            app.operator("ann").cancel("checkout", 1, reason="the customer has gone")
+        fail.set()
+        await until(lambda: shops.saga("parcel", "p1").undo is not None)
+        await until(lambda: app.sagas is not None and any(one.asked and one.row.saga == "parcel" for one in app.sagas.drivers))
+        go_on.set()
+        await shops.settle()
+        assert (shops.saga("checkout", 1).state, shops.saga("parcel", "p1").state) == (
+            "cancelled" if way == "operator" else "compensated", "compensated",
+        )  # fmt: skip
+        assert log == ["print", "undo label", "undo print"]  # the body has called for the label, which nobody began
+
+
+async def test_a_child_that_is_asleep_is_undone_at_once(store_url: str) -> None:
+    world = World()
+    app = world.app(store_url)
+
+    @app.saga(Placed, name="nap")
+    async def nap(order: Placed, saga: Saga) -> None:
+        await saga.step(world.work, "nap", undo=world.undo)
+        await saga.sleep(86_400)
+
+    @app.saga(Shipped)
+    async def checkout(order: Shipped, saga: Saga) -> None:
+        await asyncio.gather(saga.child(nap, Placed(order_id=1)), fails(saga))
+
+    async def fails(saga: Saga) -> None:
+        await saga.sleep(10)
+        await saga.step(world.refuse)
+
+    async with harness(app) as shops:
+        await shops.publish(Shipped(order_id=1))
+        await shops.advance(11)
+        assert (shops.saga("checkout", 1).state, shops.saga("nap", 1).state) == ("compensated", "compensated")
+        assert world.log == ["nap", "undo nap"]
 
 
 async def test_an_instance_that_is_nobodys_child_stays_what_it_is(store_url: str) -> None:

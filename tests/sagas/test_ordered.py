@@ -6,9 +6,10 @@ import asyncio
 
 import pytest
 
+from tests.running import until
 from tests.sagas.test_children import PickedUp, Wanted, World
 from tests.sagas.test_saga import ONCE, Placed, Shipped, harness, journal, shop
-from tidings import ActionRefused, Refused, Saga
+from tidings import ActionRefused, Context, Refused, Saga
 from tidings.sagas.check import problem_of
 
 
@@ -63,13 +64,19 @@ async def test_an_order_that_was_accepted_before_the_pivot_counts(store_url: str
 
 
 @pytest.mark.promise("nothing vanishes")
-async def test_what_nobody_knows_of_is_told_by_a_person(store_url: str) -> None:
+@pytest.mark.promise("effects once")
+@pytest.mark.parametrize("says", ["done", "not done", "not done, and it dies again"])
+async def test_what_nobody_knows_of_is_told_by_a_person(store_url: str, says: str) -> None:
     app, begun, sent = shop(store_url), asyncio.Event(), list[str]()
+    calls, keys, hangs = list[int](), set[str](), [True]
 
-    async def pay(order_id: int) -> str:
+    async def pay(order_id: int, ctx: Context) -> str:
+        calls.append(ctx.attempt)
+        keys.add(ctx.idempotency_key)
         begun.set()
-        await asyncio.Event().wait()
-        return "never"
+        if hangs[0]:
+            await asyncio.Event().wait()
+        return "p8"
 
     def send(payment: str) -> None:
         sent.append(payment)
@@ -79,15 +86,76 @@ async def test_what_nobody_knows_of_is_told_by_a_person(store_url: str) -> None:
         await saga.step(send, await saga.step(pay, order.order_id, at_most_once=True))
 
     async with harness(app) as shops:
+
+        async def dies() -> None:
+            await asyncio.wait_for(begun.wait(), 10)
+            begun.clear()
+            await shops.crash()
+            await shops.restart()
+            await shops.advance(60)
+            assert shops.saga("checkout", 1).state == "parked"
+            assert "`tidings saga retry --not-done` if not" in (shops.saga("checkout", 1).error or "")
+
         await shops.publish(Placed(order_id=1))
-        await begun.wait()
-        await shops.crash()
-        await shops.restart()
-        await shops.advance(60)
-        assert shops.saga("checkout", 1).state == "parked"
-        app.operator("ann").skip("checkout", 1, "pay", "p7", reason="the bank says it was booked")
+        await dies()
+        ann = app.operator("ann")
+        with pytest.raises(ActionRefused, match="has no step 'send' of which nobody knows whether it happened; there is 'pay'"):
+            ann.retry("checkout", 1, not_done="send", reason="the bank knows nothing of it")
+        ann.retry("checkout", 1, reason="perhaps it was nothing")
         await shops.settle()
-        assert (shops.saga("checkout", 1).state, sent) == ("completed", ["p7"])
+        assert (shops.saga("checkout", 1).state, len(calls)) == ("parked", 1)  # that says nothing of the step
+        if says == "done":
+            ann.skip("checkout", 1, "pay", "p7", reason="the bank says it was booked")
+        else:
+            hangs[0] = says == "not done, and it dies again"
+            ann.retry("checkout", 1, not_done="pay", reason="the bank knows nothing of it")
+            if hangs[0]:  # then it isn't known again
+                await dies()
+                hangs[0] = False
+                ann.retry("checkout", 1, not_done="pay", reason="nor of that")
+        await shops.settle()
+        assert (shops.saga("checkout", 1).state, sent) == ("completed", ["p7" if says == "done" else "p8"])
+        assert (len(calls), len(keys)) == ({"done": 1, "not done": 2}.get(says, 3), 1)
+        actions = shops.store.query(lambda unit: unit.sagas().actions("checkout", "1"))
+        assert actions[1].detail == ('pay: "p7"' if says == "done" else "pay: not done")
+        with pytest.raises(ActionRefused, match="is completed"):
+            ann.retry("checkout", 1, not_done="pay", reason="once more")
+
+
+async def test_a_step_that_is_being_found_out_is_told_by_a_person_too(store_url: str) -> None:
+    """Its reconcile function waits for another attempt."""
+    app, begun, hangs, ended = shop(store_url), set[int](), [True], list[str]()
+
+    async def pay(order_id: int) -> str:
+        begun.add(order_id)
+        if hangs[0]:
+            await asyncio.Event().wait()
+        return "p8"
+
+    def look(order_id: int) -> str:
+        raise ConnectionError("the bank is closed")
+
+    def end(how: str) -> None:
+        ended.append(how)
+
+    @app.saga(Placed)
+    async def checkout(order: Placed, saga: Saga) -> None:
+        await saga.step(end, await saga.step(pay, order.order_id, at_most_once=True, reconcile=look))
+
+    async with harness(app) as shops:
+        for order in (1, 2):
+            await shops.publish(Placed(order_id=order))
+        await until(lambda: len(begun) == 2)
+        await shops.crash()
+        hangs[0] = False
+        await shops.restart()
+        await shops.settle()
+        assert shops.saga("checkout", 1).state == "waiting"
+        app.operator("ann").retry("checkout", 1, not_done="pay", reason="not there")
+        app.operator("ann").skip("checkout", 2, "pay", "p7", reason="booked")
+        await shops.settle()
+        assert [shops.saga("checkout", order).state for order in (1, 2)] == ["completed", "completed"]
+        assert sorted(ended) == ["p7", "p8"]
 
 
 @pytest.mark.parametrize("how", ["compensate", "cancel"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -12,6 +13,7 @@ import click
 from ..errors import NotFound
 from ..sagas import account
 from ..sagas.operating import waits
+from ..sagas.selection import Selection
 from ..store.port import Store
 from ..store.sagas import CLOSED, Action, Entry, SagaRow
 from ..story import Story, story_of
@@ -19,10 +21,10 @@ from .options import Duration, Target, store_options
 from .output import clock_time, console, count, duration, print_json, table
 from .saga_actions import ACTIONS
 from .saga_check import check, migrate
+from .saga_many import UNDER_WAY
 from .trace import told_json, tree_of
 
-STATES = ("running", "waiting", "compensating", "stuck", "parked", "paused", *CLOSED)
-PAGE = 1000
+STATES = (*UNDER_WAY, *CLOSED)
 
 
 @click.group(epilog="Example: tidings saga show checkout 42 --store sqlite:///shop.db")
@@ -50,10 +52,11 @@ def list_(
     now = time.time_ns() // 1000
     before = None if older_than is None else now - round(older_than.total_seconds() * 1e6)
     with target.reading() as store:
-        rows = _select(store, name, states, version, waiting_for, before, limit + 1)
-    more, rows = len(rows) > limit, rows[:limit]
+        rows = Selection(name, states, version, waiting_for, before).first(store, limit + 1)
+        more, rows = len(rows) > limit, rows[:limit]
+        children = store.query(lambda unit: unit.sagas().each(_awaited(rows)))
     if as_json:
-        print_json([_as_json(row) for row in rows])
+        print_json([_as_json(row, children) for row in rows])
         return
     if not rows:
         click.echo("no sagas")
@@ -63,7 +66,8 @@ def list_(
         there = waits(row)
         made.add_row(
             row.saga, row.key, str(row.version), row.state, duration((now - account.standing_since(row)) / 1e6),
-            ", ".join(account.wait_words(wait) for wait in there), _until([wait.get("until") for wait in there]), row.error or "",
+            ", ".join(account.wait_words(wait) + _standing(wait, children) for wait in there),
+            _until([wait.get("until") for wait in there]), row.error or "",
         )  # fmt: skip
     console().print(made)
     if more:
@@ -102,26 +106,38 @@ def timers(target: Target, as_json: bool, name: str | None, limit: int) -> None:
 def show(target: Target, as_json: bool, name: str, key: str, no_events: bool) -> None:
     """Tell where an instance stands: NAME is the saga's, or that of its key (order_id, or order)."""
     with target.reading() as store:
-        found = [(row, *_details(store, row, not no_events)) for row in named(store, name, key)]
+        found = [(row, *_details(store, row, not no_events), _children(store, row)) for row in named(store, name, key)]
     if as_json:
         print_json(
             [
                 {
                     **_as_json(row),
+                    "mend": account.mend(row, journal),
                     "undos": account.undos(row, journal),
                     "timeline": account.timeline(row, journal, actions),
                     "journal": journal,
                     "actions": actions,
                     "events": None if story is None else [told_json(root) for root in story.roots],
+                    "children": [
+                        {
+                            "saga": child.saga,
+                            "key": child.key,
+                            "state": child.state,
+                            "says": account.child_words(child, of),
+                            "trouble": account.trouble(child),
+                            "mend": account.mend(child, of),
+                        }
+                        for child, of in children
+                    ],
                 }
-                for row, journal, actions, story in found
+                for row, journal, actions, story, children in found
             ]
         )
         return
-    for number, (row, journal, actions, story) in enumerate(found):
+    for number, (row, journal, actions, story, children) in enumerate(found):
         if number:
             click.echo("")
-        _print(row, journal, actions, story)
+        _print(row, journal, actions, story, children)
 
 
 def named(store: Store, name: str, key: str) -> list[SagaRow]:
@@ -134,30 +150,6 @@ def named(store: Store, name: str, key: str) -> list[SagaRow]:
     return rows
 
 
-def _select(
-    store: Store, name: str | None, states: tuple[str, ...], version: int | None, waiting_for: str | None, before: int | None, limit: int
-) -> list[SagaRow]:  # fmt: skip
-    """By the store as far as it can tell, the rest by looking at each."""
-    found: list[SagaRow] = []
-    last: SagaRow | None = None
-    while len(found) < limit:
-        page: list[SagaRow] = store.query(
-            lambda unit, last=last: unit.sagas().rows(  # type: ignore[misc]
-                name, states, max(PAGE, limit), version=version, before=before, waits=waiting_for, after=last
-            )
-        )
-        for row in page:
-            asked = [wait for wait in waits(row) if waiting_for is None or account.is_waited_for(wait, waiting_for)]
-            if waiting_for is not None and not asked:
-                continue
-            if before is None or account.standing_since(row, asked) <= before:
-                found.append(row)
-        if len(page) < max(PAGE, limit):
-            break
-        last = page[-1]
-    return found[:limit]
-
-
 def _details(store: Store, row: SagaRow, events: bool) -> tuple[list[Entry], list[Action], Story | None]:
     def read(unit: Any) -> tuple[list[Entry], list[Action], Story | None]:
         story = story_of(unit, row.envelope.key_name or "", row.key) if events else None
@@ -166,7 +158,32 @@ def _details(store: Store, row: SagaRow, events: bool) -> tuple[list[Entry], lis
     return store.query(read)
 
 
-def _as_json(row: SagaRow) -> dict[str, Any]:
+def _awaited(rows: Sequence[SagaRow]) -> list[tuple[str, str]]:
+    """The children that they wait for."""
+    return [child for row in rows for wait in waits(row) if (child := account.child_of(wait)) is not None]
+
+
+def _children(store: Store, row: SagaRow) -> list[tuple[SagaRow, list[Entry]]]:
+    """The children that it waits for, those that they wait for, and so on: any of them may be the one that waits for a person."""
+
+    def read(unit: Any) -> list[tuple[SagaRow, list[Entry]]]:
+        sagas, found, last = unit.sagas(), dict[tuple[str, str], SagaRow](), [row]
+        while last and len(found) < 100:
+            asked = [child for child in _awaited(last) if child not in found]
+            there = sagas.each(asked)
+            last = [there[child] for child in asked if child in there]
+            found |= there
+        return [(child, sagas.journal(child.saga, child.key)) for child in found.values()]
+
+    return store.query(read)
+
+
+def _standing(wait: dict[str, Any], children: Mapping[tuple[str, str], SagaRow]) -> str:
+    child = children.get(account.child_of(wait) or ("", ""))
+    return f" ({child.state})" if child is not None and account.trouble(child) is not None else ""
+
+
+def _as_json(row: SagaRow, children: Mapping[tuple[str, str], SagaRow] | None = None) -> dict[str, Any]:
     return {
         "saga": row.saga,
         "key": row.key,
@@ -179,7 +196,7 @@ def _as_json(row: SagaRow) -> dict[str, Any]:
         "started": row.started,
         "due": row.due,
         "worker": row.worker,
-        "waits_for": [{**wait, "says": account.wait_words(wait)} for wait in waits(row)],
+        "waits_for": [{**wait, "says": account.wait_words(wait) + _standing(wait, children or {})} for wait in waits(row)],
         "ordered": row.back,
         "error": row.error,
         "event_id": row.envelope.event_id,
@@ -187,7 +204,9 @@ def _as_json(row: SagaRow) -> dict[str, Any]:
     }
 
 
-def _print(row: SagaRow, journal: list[Entry], actions: list[Action], story: Story | None) -> None:
+def _print(
+    row: SagaRow, journal: list[Entry], actions: list[Action], story: Story | None, children: list[tuple[SagaRow, list[Entry]]]
+) -> None:  # fmt: skip
     now, out = time.time_ns() // 1000, console()
     ago = f"{clock_time(row.since)[:19]}, {duration((now - row.since) / 1e6)}"
     out.print(f"{row.saga} {row.key} {account.state_words(row)}", style="bold", soft_wrap=True)
@@ -199,6 +218,10 @@ def _print(row: SagaRow, journal: list[Entry], actions: list[Action], story: Sto
         until = f", until {clock_time(wait['until'])[:19]} ({_left(wait['until'], now)})" if wait.get("until") is not None else ""
         waited = f"since {clock_time(wait['since'])[:19]}, {duration((now - wait['since']) / 1e6)}"
         facts.add_row("  waits for", f"{account.wait_words(wait)} {waited}{until}; {_place(wait)}".rstrip("; "))
+    if (advice := account.advice(row, journal)) is not None:
+        facts.add_row("  then", advice)
+    for child, of in children:
+        facts.add_row("  child", account.child_words(child, of))
     facts.add_row("  next timer", "none" if row.due is None else f"{clock_time(row.due)[:19]} ({_left(row.due, now)})")
     if (error := account.last_error(row, journal)) is not None:
         facts.add_row("  last error", error[0] + ("" if error[1] is None else f" ({clock_time(error[1])[:19]})"))

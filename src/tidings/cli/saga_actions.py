@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import getpass
 from collections.abc import Callable
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -14,6 +15,7 @@ from ..errors import ActionRefused, InvalidEvent
 from ..sagas.operator import Operator
 from .options import Target, store_options
 from .output import print_json
+from .saga_many import Many, act_on_many, many_options
 
 if TYPE_CHECKING:
     from ..app import App
@@ -23,24 +25,38 @@ ACTIONS: list[click.Command] = []
 Act = Callable[[Operator, str, str], "SagaRow"]
 
 
-def _action(example: str) -> Callable[[Callable[..., None]], click.Command]:
-    """A command that gets ``act(do, said)``: call it with what is done and what is said then."""
+def _action(example: str, *, to_many: bool = True) -> Callable[[Callable[..., None]], click.Command]:
+    """A command that gets ``act(do, said)``: call it with what is done and what is said then; and with the other arguments of the
+    operator's method of this name, for many instances."""
 
     def mark(fn: Callable[..., None]) -> click.Command:
         @functools.wraps(fn)
-        def command(target: Target, as_json: bool, name: str, key: str, reason: str, actor: str | None, **rest: Any) -> None:
-            def act(do: Act, said: str, app: App | None = None) -> None:
+        def command(target: Target, as_json: bool, name: str, key: str | None, reason: str, actor: str | None, **rest: Any) -> None:
+            many = Many(**{one.name: rest.pop(one.name) for one in fields(Many)}) if to_many else None
+            if many is not None and many.said and key is not None and "step" in rest and rest["step"] is None:
+                key, rest["step"] = None, key  # NAME STEP, without a key
+            if "step" in rest and rest["step"] is None:
+                raise click.UsageError("Missing argument 'STEP'.")
+            if not reason.strip():
+                raise click.UsageError("--reason is empty; say why")
+            if many is not None and many.said == (key is not None):
+                raise click.UsageError("say which: one by its KEY, or many by --state, --waiting-for, --older-than, --version or --all")
+            who = actor or getpass.getuser()
+
+            def act(do: Act, said: str, app: App | None = None, **what: Any) -> None:
                 from .saga import named
 
-                if not reason.strip():
-                    raise click.UsageError("--reason is empty; say why")
                 with target.writing() as store:
+                    known = {} if app is None else {"sagas": app.saga_definitions, "type_of": app.type_of}
+                    operator = Operator(store, who, **known)  # type: ignore[arg-type]
+                    if key is None:
+                        assert many is not None
+                        act_on_many(store, operator, name, many, fn.__name__, reason, what, as_json)
+                        return
                     rows = named(store, name, key)
                     if len(rows) > 1:
                         raise click.UsageError(f"several sagas have this key: {', '.join(row.saga for row in rows)}; name one of them")
-                    who = actor or getpass.getuser()
-                    known = {} if app is None else {"sagas": app.saga_definitions, "type_of": app.type_of}
-                    row = do(Operator(store, who, **known), rows[0].saga, key)  # type: ignore[arg-type]
+                    row = do(operator, rows[0].saga, key)
                 if as_json:
                     facts = {"saga": row.saga, "key": row.key, "action": fn.__name__, "actor": who, "reason": reason, "state": row.state}
                     print_json({**facts, "worker": row.worker})
@@ -55,7 +71,8 @@ def _action(example: str) -> Callable[[Callable[..., None]], click.Command]:
             click.option("--reason", required=True, help="Why; it is kept."),
         ):
             command = option(command)
-        made = click.argument("name")(click.argument("key")(command))
+        optioned = many_options(command) if to_many else command
+        made = click.argument("name")(click.argument("key", required=not to_many)(optioned))
         decorated = click.command(fn.__name__, epilog=f"Example: tidings saga {example} --store sqlite:///shop.db")(store_options(made))
         ACTIONS.append(decorated)
         return decorated
@@ -64,13 +81,19 @@ def _action(example: str) -> Callable[[Callable[..., None]], click.Command]:
 
 
 @_action('retry checkout 42 --reason "the bank answers again"')
-def retry(act: Any, reason: str) -> None:
-    """Try now what an instance waits to try again, an undo as well, or run a parked one once more."""
-    act(lambda operator, saga, key: operator.retry(saga, key, reason=reason), "is tried again now")
+@click.option("--not-done", metavar="STEP", help="A step that was cut off, and did not happen, as you have found out: it is called.")
+def retry(act: Any, reason: str, not_done: str | None) -> None:
+    """Try now what an instance waits to try again, an undo as well, or run a parked one once more.
+
+    A step that is tried once at most, and of which nobody knows whether it happened, is not called again before somebody has found out:
+    --not-done says that it did not happen. If it did, `skip` goes on with its result.
+    """
+    said = "is tried again now" if not_done is None else f"is tried again now, with {not_done}, which was not done"
+    act(lambda operator, saga, key: operator.retry(saga, key, reason=reason, not_done=not_done), said, not_done=not_done)
 
 
 @_action('skip checkout 42 charge --result \'"p-17"\' --reason "paid at the counter"')
-@click.argument("step")
+@click.argument("step", required=False)
 @click.option("--result", default="null", metavar="JSON", help="What the step is to have returned; nothing unless given.")
 def skip(act: Any, reason: str, step: str, result: str) -> None:
     """Go on without STEP, which waits for another attempt, as if it had returned --result.
@@ -82,10 +105,12 @@ def skip(act: Any, reason: str, step: str, result: str) -> None:
         value = msgspec.json.decode(result)
     except msgspec.DecodeError as error:
         raise click.UsageError(f"--result is no JSON: {error}; a text is written '\"p-17\"'") from error
-    act(lambda operator, saga, key: operator.skip(saga, key, step, value, reason=reason), f"goes on without {step}")
+    act(
+        lambda operator, saga, key: operator.skip(saga, key, step, value, reason=reason), f"goes on without {step}", step=step, result=value
+    )
 
 
-@_action('supply checkout 42 ShipmentDispatched \'{"parcel": "p1"}\' --app shop:app --reason "the carrier\'s mail was lost"')
+@_action('supply checkout 42 ShipmentDispatched \'{"parcel": "p1"}\' --app shop:app --reason "the carrier\'s mail was lost"', to_many=False)
 @click.argument("event_type")
 @click.argument("data", default="{}")
 def supply(act: Any, reason: str, target: Target, event_type: str, data: str) -> None:

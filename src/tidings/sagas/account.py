@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ..store.sagas import CLOSED, Action, Entry, SagaRow
 from .journal import key_of, words
-from .operating import UNDO_WORDS, UNDOING, underlying, waits
+from .operating import UNDO_WORDS, UNDOING, underlying, unknown, waits
 
 _STATES = {
     "running": "is about to go on",
@@ -20,7 +21,12 @@ _STATES = {
     "compensated": "has failed, and is undone",
     "cancelled": "was cancelled, and is undone",
 }
-_OUTCOMES = {"late": "nothing came in time", "skipped": "skipped by hand", "retrying": "failed, is tried again"}
+_OUTCOMES = {
+    "late": "nothing came in time",
+    "skipped": "skipped by hand",
+    "retrying": "failed, is tried again",
+    "begun": "begun; nobody knows",
+}
 
 
 @dataclass(slots=True)
@@ -67,8 +73,10 @@ def standing_since(row: SagaRow, asked: Sequence[dict[str, Any]] | None = None) 
 
 
 def wait_words(wait: dict[str, Any]) -> str:
-    """``the event shop.Shipped or shop.Cancelled``, ``its sleep to end``, ``another attempt at charge``."""
+    """``the event shop.Shipped or shop.Cancelled``, ``its sleep to end``, ``another attempt at charge``, ``the child parcel p1 to end``."""
     kind, what = wait.get("call", ["step"])[0], str(wait["for"])
+    if (child := child_of(wait)) is not None:
+        return f"the child {' '.join(child)} to {'be undone' if kind == 'undo' else 'end'}"
     if kind == "wait":
         return f"the event {what.replace(' | ', ' or ')}"
     if kind == "sleep":
@@ -76,6 +84,47 @@ def wait_words(wait: dict[str, Any]) -> str:
     if kind == "undo":
         return f"another attempt to undo {words(tuple(wait['call']))} ({what.removeprefix('undo ')})"
     return what if "error" in wait else f"{what} to begin"
+
+
+def child_of(wait: dict[str, Any]) -> tuple[str, str] | None:
+    """Saga and key of the child that is waited for."""
+    found = wait.get("child")
+    return None if found is None else (str(found[0]), str(found[1]))
+
+
+def trouble(row: SagaRow) -> str | None:
+    """Why it goes on only when a person has done something."""
+    if row.state == "stuck":
+        return next((str(wait["error"]) for wait in waits(row) if wait.get("error")), row.error or "an undo fails again and again")
+    return row.error or "its code doesn't fit" if row.state == "parked" else "an operator has paused it" if row.state == "paused" else None
+
+
+def mend(row: SagaRow, journal: Sequence[Entry] = ()) -> list[str]:
+    """The commands with which a person lets it go on, one or the other; none if it doesn't wait for one."""
+    name = f"{row.saga} {row.key}"
+    if row.state == "parked" and (cut := unknown(row, journal)):
+        step = shlex.quote(words(key_of(cut[0])))
+        return [f"tidings saga skip {name} {step} --result … --reason …", f"tidings saga retry {name} --not-done {step} --reason …"]
+    if row.state in ("stuck", "parked"):
+        return [f"tidings saga retry {name} --reason …"]
+    return [f"tidings saga resume {name} --reason …"] if row.state == "paused" else []
+
+
+def advice(row: SagaRow, journal: Sequence[Entry] = ()) -> str | None:
+    """``mend`` in words: ``when the cause is gone: `tidings saga retry …```."""
+    commands = mend(row, journal)
+    if len(commands) == 2:
+        return f"if it happened: `{commands[0]}`; if not: `{commands[1]}`"
+    first = {"stuck": "when the cause is gone", "parked": "when that is mended"}.get(row.state, "when it may go on")
+    return f"{first}: `{commands[0]}`" if commands else None
+
+
+def child_words(row: SagaRow, journal: Sequence[Entry] = ()) -> str:
+    """Where a child stands that its parent waits for; if it waits for a person, why, and with which command that one lets it go on."""
+    said = f"{row.saga} {row.key} {state_words(row)}"
+    if (there := waits(row)) and row.state == "waiting":
+        said += f" for {', '.join(wait_words(wait) for wait in there)}"
+    return said if (why := trouble(row)) is None else f"{said} ({why}); {advice(row, journal)}"
 
 
 def is_waited_for(wait: dict[str, Any], name: str) -> bool:
@@ -111,7 +160,7 @@ def timeline(row: SagaRow, journal: Sequence[Entry], actions: Sequence[Action]) 
         if entry.kind == "back":
             continue  # the action tells it
         what = {"undo": f"undo {name}", "wait": f"wait for {name.replace(' | ', ' or ')}", "sleep": "sleep"}.get(entry.kind, name)
-        outcome = _OUTCOMES.get(entry.state, entry.state)
+        outcome = "begun" if entry.kind == "child" and entry.state == "begun" else _OUTCOMES.get(entry.state, entry.state)
         over = None if entry.state == "retrying" else took
         if entry.kind == "wait" and entry.state == "done":
             outcome = "came"

@@ -505,7 +505,8 @@ class Driver:
             if _cut_off(call) and call.reconcile is None:
                 raise OutcomeUnknown(
                     f"{call.line}: {words(call.key)} is tried once at most and was cut off, so nobody knows whether it happened: find out,"
-                    " and say so; or give the step a reconcile=",
+                    " and say so (`tidings saga skip` with its result if it did, `tidings saga retry --not-done` if not); or give the step"
+                    " a reconcile=",
                     step=call.key[2],
                 )
         times = [due for call in pending if (due := _due(call)) is not None]
@@ -576,6 +577,7 @@ class Driver:
                         "until": entry.due,
                         "attempts": entry.attempts,
                         "error": entry.error,
+                        **({} if call.child is None else {"child": list(call.child)}),
                         "then": [words(later.key) for later_turn in rounds[turn + 1 :] for later in later_turn],
                     }
                     for call, entry in failed
@@ -657,7 +659,7 @@ def _wait(call: Call) -> dict[str, Any]:
     """What it waits for, as ``tidings saga show`` tells it."""
     facts: dict[str, Any] = {"for": words(call.key), "call": list(call.key), "since": call.began, "until": _due(call), "line": call.line}
     if call.child is not None:
-        facts["for"] = f"the child {' '.join(call.child)}"
+        facts |= {"for": f"the child {' '.join(call.child)}", "child": list(call.child)}
     elif call.entry is not None:
         facts |= {"for": f"another attempt at {words(call.key)}", "attempts": call.entry.attempts, "error": call.entry.error}
     return facts

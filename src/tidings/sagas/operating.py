@@ -22,6 +22,8 @@ _LEFT = {
     "resume": "nothing is left to go on with",
 }
 ACTIONS = tuple(_LEFT)
+TO_MANY = tuple(action for action in ACTIONS if action != "supply")
+"""An event is one instance's."""
 
 
 def underlying(row: SagaRow) -> str:
@@ -63,12 +65,13 @@ def is_behind_its_pivot(journal: Sequence[Entry]) -> bool:
 
 def skippable(row: SagaRow, journal: Sequence[Entry]) -> list[Entry]:
     """Lines that an operator may write in place of a worker: what is tried again, a sleep, and, if the instance is parked, what was skipped
-    (with a result that doesn't fit, perhaps), or begun and is tried once at most. Of an instance that is being undone, undos only."""
+    (with a result that doesn't fit, perhaps); and what nobody knows of. Of an instance that is being undone, undos only."""
     if underlying(row) in UNDOING:
         return [entry for entry in journal if entry.kind == "undo" and entry.state == "retrying"]
     found = [entry for entry in journal if entry.kind == "step" and entry.state == "retrying"]
     if underlying(row) == "parked":
-        found += [entry for entry in journal if entry.kind == "step" and entry.state in ("skipped", "begun")]
+        found += [entry for entry in journal if entry.kind == "step" and entry.state == "skipped"]
+    found += unknown(row, journal)
     for wait in waits(row):
         kind, branch, step, number = wait["call"]
         if kind == "sleep":
@@ -90,6 +93,27 @@ def to_skip(row: SagaRow, journal: Sequence[Entry], step: str) -> Entry | str:
         return f"{row.saga} {row.key} waits for an event there; `tidings saga supply` supplies it"
     hint = f"there is {names}" if there else "nothing of it waits to be tried again"
     return f"{row.saga} {row.key} has no {step!r} that could be skipped; {hint}"
+
+
+def unknown(row: SagaRow, journal: Sequence[Entry]) -> list[Entry]:
+    """Lines of steps that are tried once at most and were cut off: nobody knows whether they happened. None while somebody may be at them,
+    or if the instance is being undone, when they are undone in any case."""
+    if row.worker is not None or underlying(row) not in ("parked", "waiting"):
+        return []
+    return [entry for entry in journal if entry.kind == "step" and entry.state == "begun" and not entry.branch.startswith("g")]
+
+
+def to_call(row: SagaRow, journal: Sequence[Entry], step: str) -> Entry | str:
+    """The line of which ``step`` says that it did not happen, so that it is to be called; or why there is none."""
+    there = unknown(row, journal)
+    found = [entry for entry in there if step in (entry.step, words(key_of(entry)))]
+    if len(found) == 1:
+        return found[0]
+    names = ", ".join(repr(words(key_of(entry))) for entry in found or there)
+    if found:
+        return f"{row.saga} {row.key} has several of that name; say which: {names}"
+    hint = f"there is {names}" if there else "of each step it is known"
+    return f"{row.saga} {row.key} has no step {step!r} of which nobody knows whether it happened; {hint}"
 
 
 def done_by_hand(entry: Entry, result: str | None, now: int) -> Entry:

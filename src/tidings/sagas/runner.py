@@ -351,7 +351,8 @@ class RunningSagas:
 
         def settled(made: bool | None) -> None:
             row = self._starting.pop(instance) if mine else None
-            self._doubt = self._doubt or made is None
+            # One that wasn't made, since it was there, may have been made by us before, in a commit of which we weren't told.
+            self._doubt = self._doubt or made is None or (mine and not made)
             if made and row is not None and not self.stopping:
                 self._drive(row, [], [], orders)
             elif made:

@@ -425,7 +425,8 @@ class SagaUnit:
         return entry if self.record(hold, entry) else None
 
     def ask_undo(self, child: tuple[str, str], reason: str, now: int) -> None:
-        """An instance is to be undone, whatever its body would do; nothing if it was asked already, or is undone."""
+        """An instance is to be undone, whatever its body would do; nothing if it was asked already, or is undone. A worker that has it in
+        hand hears of it as of an operator's order."""
         self._run(
             "UPDATE tidings_sagas SET undo = ?, back = coalesce(back, 'compensate'), arrived = arrived + 1, since = ?, state = CASE WHEN"
             " state = 'completed' THEN 'compensating' ELSE state END, due = CASE WHEN worker IS NULL AND state <> 'paused' THEN"
@@ -433,6 +434,8 @@ class SagaUnit:
             " ('compensated', 'cancelled', 'gone')",
             reason, now, now, *child,
         )  # fmt: skip
+        self._tell()
+        self._run(f"{CONTROL} AND EXISTS (SELECT 1 FROM tidings_sagas WHERE saga = ? AND key = ? AND worker IS NOT NULL)", *child)
 
     def free(self, hold: Hold, due: int) -> bool:
         """Let go of the instance as it is, until then."""
@@ -480,6 +483,18 @@ class SagaUnit:
                 *(value for pair in some for value in pair),
             )
             found += [(row[0], row[1], row[2], row[3], row[4]) for row in rows.fetchall()]
+        return found
+
+    def each(self, asked: Sequence[tuple[str, str]]) -> dict[tuple[str, str], SagaRow]:
+        """Those that there are, by saga and key."""
+        found: dict[tuple[str, str], SagaRow] = {}
+        for start in range(0, len(asked), 200):
+            some = asked[start : start + 200]
+            pairs = ", ".join(["(?, ?)"] * len(some))
+            rows = self._run(
+                f"SELECT {READ} FROM tidings_sagas WHERE (saga, key) IN (VALUES {pairs})", *(value for pair in some for value in pair)
+            )
+            found |= {(row.saga, row.key): row for row in map(saga_row, rows.fetchall())}
         return found
 
     def rows(
@@ -543,7 +558,7 @@ class SagaUnit:
         )  # fmt: skip
         if done.rowcount != 1:
             return False
-        self.act(row.saga, row.key, Action(now, actor, f"migrate to version {version}", reason))
+        self.act([(row.saga, row.key)], Action(now, actor, f"migrate to version {version}", reason))
         return True
 
     def alarms(self) -> list[tuple[str, str, int]]:
@@ -579,6 +594,14 @@ class SagaUnit:
         """Make it due now, and what it tries again with it."""
         self._run("UPDATE tidings_sagas SET due = ? WHERE saga = ? AND key = ? AND worker IS NULL AND state <> 'paused'", now, saga, key)
         self._run("UPDATE tidings_saga_journal SET due = ? WHERE saga = ? AND key = ? AND state = 'retrying'", now, saga, key)
+
+    def not_done(self, saga: str, key: str, entry: Entry, error: str, now: int) -> None:
+        """A step that was begun, and of which nobody knew, did not happen: it is to be called, as soon as ``again`` says."""
+        self._run(
+            "UPDATE tidings_saga_journal SET state = 'retrying', error = ?, ended = ?, due = ? WHERE saga = ? AND key = ? AND kind = 'step'"
+            " AND branch = ? AND step = ? AND number = ? AND state = 'begun'",
+            error, now, now, saga, key, entry.branch, entry.step, entry.number,
+        )  # fmt: skip
 
     def skip(self, saga: str, key: str, entry: Entry, now: int) -> None:
         """Write what an operator says about a call, as the last line of the journal, and go on."""
@@ -634,14 +657,20 @@ class SagaUnit:
             now, now, saga, key,
         )  # fmt: skip
 
-    def act(self, saga: str, key: str, action: Action) -> None:
-        """Keep who did what and why, and tell the workers that there is something to be read."""
-        self._run(
-            "INSERT INTO tidings_saga_actions (saga, key, time, actor, action, reason, detail) VALUES (?, ?, ?, ?, ?, ?, ?)",
-            saga, key, action.time, action.actor, action.action, action.reason, action.detail,
-        )  # fmt: skip
-        self._run("UPDATE tidings_meta SET value = CAST(CAST(value AS bigint) + 1 AS text) WHERE name = 'control'")
+    def act(self, instances: Sequence[tuple[str, str]], action: Action) -> None:
+        """Keep who did what to them and why, and tell the workers that there is something to be read."""
+        for saga, key in instances:
+            self._run(
+                "INSERT INTO tidings_saga_actions (saga, key, time, actor, action, reason, detail) VALUES (?, ?, ?, ?, ?, ?, ?)",
+                saga, key, action.time, action.actor, action.action, action.reason, action.detail,
+            )  # fmt: skip
+        if instances:  # the last lock: whoever has it waits for no instance
+            self._run(CONTROL)
+            self._tell()
 
+
+CONTROL = "UPDATE tidings_meta SET value = CAST(CAST(value AS bigint) + 1 AS text) WHERE name = 'control'"
+"""All workers see that it has changed, and look for what was ordered of those that they have in hand."""
 
 _RETAINED = "(SELECT CAST(value AS bigint) FROM tidings_meta WHERE name = 'retained')"
 """Of the log, rows up to there may be gone."""

@@ -2,74 +2,17 @@
 
 from __future__ import annotations
 
-import socket
-import threading
 from collections.abc import Iterator
-from contextlib import suppress
 from functools import partial
 from urllib.parse import urlsplit
 
 import psycopg
 import pytest
 
+from tests.store.postgres.proxy import Proxy
 from tidings import PostgresStore
 from tidings.store.postgres.unit import PostgresUnit
 from tidings.testing.contracts.store import an_event
-
-
-class Proxy:
-    """Passes bytes to a server and back, and cuts the connection where it is told to.
-
-    Attributes:
-        cut: ``before`` a COMMIT reaches the server, ``after`` it did and before its answer comes back, or None.
-    """
-
-    def __init__(self, port: int) -> None:
-        self._server = port
-        self._listening = socket.create_server(("127.0.0.1", 0))
-        self.port = self._listening.getsockname()[1]
-        self.cut: str | None = None
-        self.cuts = 0
-        self._open: list[socket.socket] = []
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def close(self) -> None:
-        self._listening.close()
-        for one in self._open:
-            with suppress(OSError):
-                one.shutdown(socket.SHUT_RDWR)
-            one.close()
-
-    def _accept(self) -> None:
-        with suppress(OSError):
-            while True:
-                client, _ = self._listening.accept()
-                server = socket.create_connection(("127.0.0.1", self._server))
-                self._open += [client, server]
-                lost, answered = threading.Event(), threading.Event()
-                threading.Thread(target=self._pass, args=(client, server, lost, answered, True), daemon=True).start()
-                threading.Thread(target=self._pass, args=(server, client, lost, answered, False), daemon=True).start()
-
-    def _pass(
-        self, source: socket.socket, target: socket.socket, lost: threading.Event, answered: threading.Event, is_client: bool
-    ) -> None:
-        with suppress(OSError):
-            while data := source.recv(65536):
-                if is_client and self.cut is not None and b"COMMIT\0" in data:
-                    how, self.cut = self.cut, None
-                    self.cuts += 1
-                    lost.set()
-                    if how == "after":
-                        target.sendall(data)
-                        answered.wait(10)  # it is done
-                    break
-                if lost.is_set():
-                    answered.set()
-                    return
-                target.sendall(data)
-        for one in (source, target):
-            with suppress(OSError):
-                one.shutdown(socket.SHUT_RDWR)
 
 
 @pytest.fixture
