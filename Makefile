@@ -33,6 +33,7 @@ bench: setup ## every path against its raw loop and the peers, in one run
 soak: setup ## a hundred writers on PostgreSQL, then workers, sagas, relays and intakes killed and frozen at random; SEEDS=n runs n seeds
 	$(PYTHON) -m tests.storm.horizon --seeds $(or $(SEEDS),3) --writers 100 --seconds 10
 	$(PYTHON) -m tests.soak --seeds $(or $(SEEDS),3) $(ARGS)
+	TIDINGS_KILL_POINTS=all $(PYTHON) -m pytest --numprocesses $(or $(JOBS),2) -q tests/sagas/test_killed.py
 	$(PYTHON) -m tests.storm.sagas --seeds $(or $(SEEDS),3)
 	$(PYTHON) -m tests.storm.relays --seeds $(or $(SEEDS),3) --kills 8 --freezes 3
 	$(PYTHON) -m tests.storm.intakes --seeds $(or $(SEEDS),3) --seconds 20

@@ -31,7 +31,7 @@ from tidings.store.postgres.sagas import ServerSagas
 from tidings.store.sagas import CLOSED, SagaUnit
 
 WRITES = ("start", "claim", "record", "turn", "release", "adopt", "ask_undo", "restart", "turn_back", "act")
-FEW = 24
+FEW = 8
 """Points, where they are chosen by a seed."""
 
 
