@@ -238,7 +238,12 @@ class RunningSagas:
         try:
             await self.write(lambda unit: unit.sagas().free(hold, due))
         except StoreTrouble:
-            self._doubt = True
+            self._be_in_doubt()
+
+    def _be_in_doubt(self) -> None:
+        """This worker may hold instances in the store of which it knows nothing: look soon."""
+        self._doubt = True
+        self._wanted.set()
 
     def expect(self, due: int | None) -> None:
         """Something will be due then; None: it may be now."""
@@ -351,8 +356,11 @@ class RunningSagas:
 
         def settled(made: bool | None) -> None:
             row = self._starting.pop(instance) if mine else None
-            # One that wasn't made, since it was there, may have been made by us before, in a commit of which we weren't told.
-            self._doubt = self._doubt or made is None or (mine and not made)
+            if made is None:
+                self._be_in_doubt()
+            elif mine and not made:  # it was there: perhaps made by us before, in a commit of which we weren't told
+                self._doubt = True
+                self.wake()
             if made and row is not None and not self.stopping:
                 self._drive(row, [], [], orders)
             elif made:
@@ -381,7 +389,7 @@ class RunningSagas:
             self.drivers.discard(driver)
             if not done.cancelled() and (error := done.exception()) is not None:
                 log.error("%s %s: %s", row.saga, row.key, error)
-                self._doubt = True
+                self._be_in_doubt()
             if full:
                 self.hurry()
             self.changed()

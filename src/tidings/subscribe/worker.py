@@ -47,6 +47,8 @@ CONDENSE_SECONDS = (0.1, 1.0, 30.0)
 TRIM_CHUNK = 5_000
 TRIM_SECONDS = 5.0
 UPKEEP_SECONDS = 30.0
+LEAVE_SECONDS = 5.0
+"""A worker that ends waits so long for a store that doesn't answer, and then lets its lease run out."""
 
 
 def _add_block(unit: Any, block: Any) -> None:
@@ -188,9 +190,11 @@ class Worker:
         await asyncio.gather(*(reader.close() for reader in self._all()))
         await self._transactions.close()  # what still runs there holds the file, perhaps
         try:
-            await asyncio.wrap_future(self._store.write(self._leave))
-        except StoreError as error:
-            log.warning("the lease could not be given back, so it has to run out: %s", error)
+            async with asyncio.timeout(LEAVE_SECONDS):
+                await asyncio.wrap_future(self._store.write(self._leave))
+        except (StoreError, TimeoutError) as error:
+            trouble = str(error) or f"the store has not answered for {LEAVE_SECONDS:.0f} s"
+            log.warning("the lease could not be given back, so it has to run out: %s", trouble)
         self._readers.shutdown(wait=False)
         self._keeper.shutdown(wait=False)
 
