@@ -82,17 +82,29 @@ def skippable(row: SagaRow, journal: Sequence[Entry]) -> list[Entry]:
 def to_skip(row: SagaRow, journal: Sequence[Entry], step: str) -> Entry | str:
     """The line that ``step`` names, by its name or by all its words (``charge (call 2)``), or why there is none."""
     there = skippable(row, journal)
-    found = [entry for entry in there if step in (entry.step, words(key_of(entry)))]
-    if len(found) == 1:
-        return found[0]
-    names = ", ".join(repr(words(key_of(entry))) for entry in found or there)
-    if found:
-        return f"{row.saga} {row.key} has several of that name; say which: {names}"
+    if (found := _named(row, there, step)) is not None:
+        return found
     events = [wait["for"] for wait in waits(row) if wait["call"][0] == "wait"]
     if step in events or any(step in name.split(" | ") for name in events):
         return f"{row.saga} {row.key} waits for an event there; `tidings saga supply` supplies it"
-    hint = f"there is {names}" if there else "nothing of it waits to be tried again"
+    hint = _listed(there) or "nothing of it waits to be tried again"
     return f"{row.saga} {row.key} has no {step!r} that could be skipped; {hint}"
+
+
+def _named(row: SagaRow, there: Sequence[Entry], step: str) -> Entry | str | None:
+    """The one that is meant; that several could be; None if there is none."""
+    found = [entry for entry in there if step in (entry.step, words(key_of(entry)))]
+    if len(found) > 1:
+        return f"{row.saga} {row.key} has several of that name; say which: {_names(found)}"
+    return found[0] if found else None
+
+
+def _listed(there: Sequence[Entry]) -> str:
+    return f"there is {_names(there)}" if there else ""
+
+
+def _names(entries: Sequence[Entry]) -> str:
+    return ", ".join(repr(words(key_of(entry))) for entry in entries)
 
 
 def unknown(row: SagaRow, journal: Sequence[Entry]) -> list[Entry]:
@@ -106,13 +118,9 @@ def unknown(row: SagaRow, journal: Sequence[Entry]) -> list[Entry]:
 def to_call(row: SagaRow, journal: Sequence[Entry], step: str) -> Entry | str:
     """The line of which ``step`` says that it did not happen, so that it is to be called; or why there is none."""
     there = unknown(row, journal)
-    found = [entry for entry in there if step in (entry.step, words(key_of(entry)))]
-    if len(found) == 1:
-        return found[0]
-    names = ", ".join(repr(words(key_of(entry))) for entry in found or there)
-    if found:
-        return f"{row.saga} {row.key} has several of that name; say which: {names}"
-    hint = f"there is {names}" if there else "of each step it is known"
+    if (found := _named(row, there, step)) is not None:
+        return found
+    hint = _listed(there) or "of each step it is known"
     return f"{row.saga} {row.key} has no step {step!r} of which nobody knows whether it happened; {hint}"
 
 
