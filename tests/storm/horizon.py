@@ -231,7 +231,9 @@ class Writer:
                     conn.execute("ROLLBACK")  # type: ignore[union-attr]  # past the partition, or too many prepared ones
                     self.did["refused"] += 1
                 except psycopg.OperationalError:
-                    conn = None
+                    if conn is not None:
+                        conn.close()  # the server's last word may have been heard and the end of the connection not yet
+                        conn = None
                     self.did["disconnected"] += 1
                     time.sleep(self.rng.uniform(0, 0.1))
             if conn is not None:
