@@ -226,17 +226,17 @@ LIST = (
     ),
     Sabotage(
         "a handler's transaction is given up once, so that no neighbour's is taken for it",
-        "store/sqlite/transactions.py",
+        "store/transaction.py",
         "            if self.aborted or self._settling:",
         "            if self._settling:",
-        "tests/subscribe/test_runner.py::test_a_handler_past_its_timeout_is_stopped_and_tried_again[tx]",
+        "tests/store/test_transaction.py::test_it_is_given_up_once_and_then_not_committed",
     ),
     Sabotage(
-        "a handler's transaction is given up once (PostgreSQL)",
-        "store/postgres/transactions.py",
+        "a handler's transaction that is being committed is not given up",
+        "store/transaction.py",
         "            if self.aborted or self._settling:",
-        "            if self._settling:",
-        "tests/store/postgres/test_transactions.py::test_a_transaction_is_given_up_once",
+        "            if self.aborted:",
+        "tests/store/test_transaction.py::test_what_is_being_committed_is_not_given_up",
     ),
     Sabotage(
         "an idle worker listens on when a commit brought no events",
