@@ -19,7 +19,7 @@ from pathlib import Path
 from rich.console import Console
 
 from apps.checkout.books import read_books_of_services, snapshot, tables_of
-from apps.checkout.data import stock_for
+from apps.checkout.data import BadOrders, stock_for
 from apps.checkout.demo import summary
 from apps.checkout.display import Display, show_reconciliation
 from apps.checkout.playing import Plan, Play, Turn, carry_out, options, unsettled, verdict
