@@ -239,6 +239,13 @@ LIST = (
         "tests/store/test_transaction.py::test_what_is_being_committed_is_not_given_up",
     ),
     Sabotage(
+        "a worker's pulse tells what is scheduled",
+        "subscribe/worker.py",
+        "            if due is not None and (self._due is None or due < self._due):",
+        "            if False:",
+        "tests/store/postgres/test_pulse.py::test_what_was_scheduled_by_who_died_before_saying_so_is_found",
+    ),
+    Sabotage(
         "an idle worker listens on when a commit brought no events",
         "subscribe/worker.py",
         "if not woken:",
