@@ -246,6 +246,13 @@ LIST = (
         "tests/store/postgres/test_pulse.py::test_what_was_scheduled_by_who_died_before_saying_so_is_found",
     ),
     Sabotage(
+        "partitions that nobody leads yet are asked for again",
+        "brokers/kafka_reader.py",
+        "                    if not is_leaderless(error.__cause__) or time.monotonic() > until:",
+        "                    if True:",
+        "tests/brokers/test_kafka.py::TestKafka::test_a_topic_that_was_made_a_moment_ago_is_empty",
+    ),
+    Sabotage(
         "an idle worker listens on when a commit brought no events",
         "subscribe/worker.py",
         "if not woken:",
