@@ -267,6 +267,23 @@ LIST = (
         "tests/subscribe/test_crew.py::test_an_event_whose_handler_ends_the_program_is_handled_again",
     ),
     Sabotage(
+        "what a handler cancels is not the end of its worker",
+        "subscribe/crew.py",
+        "        uncancel()\n        if ctx.failure is not None:  # set by the watchdog\n",
+        "        task = asyncio.current_task()\n        if task is not None and task.cancelling():\n            raise error\n"
+        "        if ctx.failure is not None:  # set by the watchdog\n",
+        "tests/subscribe/test_runner.py::test_a_handler_that_cancels_its_own_task_has_failed[True-1]",
+    ),
+    Sabotage(
+        "sys.exit() in a synchronous handler is its failure",
+        "subscribe/handler.py",
+        "        except Exception:\n            raise\n"
+        "        except BaseException as error:\n            raise RaisedByHandler(error) from None\n"
+        "\n    return calling\n\n\ndef tell_apart",
+        "        except Exception:\n            raise\n\n    return calling\n\n\ndef tell_apart",
+        "tests/subscribe/test_runner.py::test_what_ends_a_program_is_the_failure_of_a_synchronous_handler[timed-error0]",
+    ),
+    Sabotage(
         "a trip's events are taken back from behind a slow one",
         "subscribe/crew.py",
         "                self._take_back(chunk, waiting)  # one of them is slow: the others go on in other threads\n"

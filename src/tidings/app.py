@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import signal
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -676,7 +677,8 @@ async def serve(
         drained = stopping.done()
         if not drained:
             for worker in workers:
-                worker.kill()
+                with contextlib.suppress(Exception):  # half stopped, perhaps; nothing may keep the others
+                    worker.kill()
             stopping.cancel()
             await asyncio.gather(stopping, return_exceptions=True)
         hurry.cancel()

@@ -38,8 +38,23 @@ SYNC_KINDS = {"session", "connection", "django", "psycopg", "psycopg2"}
 """``sqlite3`` is neither: an async handler may have it, if it calls it from another thread than the loop's."""
 
 
+def contained(call: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """``call`` of a synchronous handler, of which ``sys.exit()`` and the like come out as RaisedByHandler: in a thread they can't end the
+    program, and would only end the task that waits for it."""
+
+    def calling(event: Any, ctx: Context) -> Any:
+        try:
+            return call(event, ctx)
+        except Exception:
+            raise
+        except BaseException as error:
+            raise RaisedByHandler(error) from None
+
+    return calling
+
+
 def tell_apart(call: Callable[[Any, Any], Any], is_async: bool) -> Callable[[Any, Any], Any]:
-    """``call``, whose StoreErrors and ConnectionErrors come out as RaisedByHandler."""
+    """``call``, whose StoreErrors and ConnectionErrors come out as RaisedByHandler; if it is synchronous, it is ``contained`` as well."""
     if is_async:
 
         async def waiting(event: Any, ctx: Context) -> Any:
@@ -54,6 +69,10 @@ def tell_apart(call: Callable[[Any, Any], Any], is_async: bool) -> Callable[[Any
         try:
             return call(event, ctx)
         except (StoreError, ConnectionError) as error:
+            raise RaisedByHandler(error) from None
+        except Exception:
+            raise
+        except BaseException as error:
             raise RaisedByHandler(error) from None
 
     return calling

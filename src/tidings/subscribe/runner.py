@@ -187,6 +187,10 @@ class Runner:
         if self._reader is not None:
             self._reader.cancel()
 
+    def ends(self) -> bool:
+        """Whether the worker is ending, or the loop, so that a task that was cancelled has to end. What a handler cancels is one task."""
+        return self._reader is None or self._reader.done() or self._reader.cancelling() > 0
+
     def signal(self) -> None:
         """Something has ended."""
         self._idle.set()
@@ -372,6 +376,7 @@ class Runner:
                 self.signal()
                 self.reached_head()
                 await more.wait()
+        await self._loop.create_future()  # until it is cancelled: see ``ends``
 
     # -- handling, for crew, serial and lists
 
