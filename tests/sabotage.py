@@ -267,6 +267,27 @@ LIST = (
         "tests/subscribe/test_crew.py::test_an_event_whose_handler_ends_the_program_is_handled_again",
     ),
     Sabotage(
+        "who lacks a handler that another version has takes no lanes",
+        "subscribe/worker.py",
+        "alive = [worker for worker in alive if worker.worker in can]",
+        "alive = list(alive)",
+        "tests/subscribe/test_worker.py::test_a_version_that_lacks_a_type_passes_by_nothing_of_it[sqlite-True]",
+    ),
+    Sabotage(
+        "a version with more handlers takes the lanes at once",
+        "subscribe/worker.py",
+        "                unit.free(subscription.name)  # who",
+        "                pass  # who",
+        "tests/subscribe/test_worker.py::test_a_version_that_lacks_a_type_passes_by_nothing_of_it[sqlite-False]",
+    ),
+    Sabotage(
+        "a claim is looked at again in its transaction",
+        "subscribe/worker.py",
+        "if self.id not in able(_reading(name, unit.workers(), self.id)):",
+        "if False:",
+        "tests/subscribe/test_worker.py::test_a_claim_that_meets_a_newer_version_is_taken_back",
+    ),
+    Sabotage(
         "what a handler cancels is not the end of its worker",
         "subscribe/crew.py",
         "        uncancel()\n        if ctx.failure is not None:  # set by the watchdog\n",

@@ -264,7 +264,7 @@ async def test_what_ends_a_program_is_the_failure_of_a_synchronous_handler(app: 
 
     async with asyncio.timeout(30), Harness(app) as harness:
         await publish(harness, Placed(order=1), Placed(order=2))
-        assert [row.error.split(":")[0] for row in harness.parked("mixed")] == [type(error).__name__] * 2
+        assert [(row.error or "").split(":")[0] for row in harness.parked("mixed")] == [type(error).__name__] * 2
         await harness.advance(seconds=60)
         assert sorted(event.order for event in harness.handled("mixed")) == [1, 2]
 
