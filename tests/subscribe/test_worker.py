@@ -105,9 +105,9 @@ async def test_a_version_that_lacks_a_type_passes_by_nothing_of_it(a_store: str,
                 await second.publish(Paid(order=number), tx="own")
                 await second.publish(Placed(order=number), tx="own")
             all_of_them = {("new", name, number) for name in ("Paid", "Placed") for number in range(100, 140)}
-            await until(lambda: {one for one in seen if one[2] >= 100} == all_of_them)
+            await until(lambda: all_of_them <= set(seen))  # the old one may call its handler until it hears that it has no lanes
             for order in range(100, 140):
-                assert [name for _, name, number in seen if number == order] == ["Paid", "Placed"]
+                assert [name for version, name, number in seen if (version, number) == ("new", order)] == ["Paid", "Placed"]
             await new.stop()
             await old.publish(Placed(order=77), tx="own")
             await until(lambda: seen[-1] == ("old", "Placed", 77))
