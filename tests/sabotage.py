@@ -267,6 +267,13 @@ LIST = (
         "tests/subscribe/test_crew.py::test_an_event_whose_handler_ends_the_program_is_handled_again",
     ),
     Sabotage(
+        "what a rewind skipped is not told as handled",
+        "story.py",
+        'else "unread" if skip.types else "skipped"',
+        'else "handled"',
+        "tests/cli/test_trace.py::test_what_a_rewind_skipped_is_not_told_as_handled",
+    ),
+    Sabotage(
         "who lacks a handler that another version has takes no lanes",
         "subscribe/worker.py",
         "alive = [worker for worker in alive if worker.worker in can]",
