@@ -269,6 +269,21 @@ async def test_what_ends_a_program_is_the_failure_of_a_synchronous_handler(app: 
         assert sorted(event.order for event in harness.handled("mixed")) == [1, 2]
 
 
+async def test_a_coroutine_that_is_returned_is_told(app: App) -> None:
+    """As by a decorator that isn't async itself."""
+
+    async def real(event: Placed) -> None: ...
+
+    @app.subscribe(Placed)
+    def wrapped(event: Placed) -> Any:
+        return real(event)
+
+    async with Harness(app) as harness:
+        await publish(harness, Placed(order=1))
+        (row,) = harness.parked(wrapped)
+        assert (row.error or "").endswith("wrapped returned a coroutine: make it `async def`, and what wraps it too")
+
+
 @pytest.mark.promise("parking")
 async def test_a_list_of_whose_tasks_one_is_cancelled_has_failed(app: App) -> None:
     @app.subscribe(Placed, size=10, age=0.01)

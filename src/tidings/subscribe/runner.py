@@ -10,6 +10,7 @@ Nothing is lost between memory and file, because a position stays in its lane's 
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 import random
 import time
@@ -19,7 +20,7 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from ..envelope import LANES
-from ..errors import Fenced, StoreError, UndecodableEvent
+from ..errors import Fenced, HandlerDefinitionError, StoreError, UndecodableEvent
 from ..publish.publisher import current
 from ..store.port import KeyState, Lane, RaisedByHandler
 from .caution import Caution, Turn
@@ -414,6 +415,9 @@ class Runner:
             outputs.append((self._publisher.envelope(event, headers=headers, cause=ctx), self._publisher.due(at, after)))
         if result is not None:
             returned = result if isinstance(result, (list, tuple)) else (result,)
+            if inspect.iscoroutine(result):
+                result.close()
+                raise HandlerDefinitionError(f"{ctx.handler.name} returned a coroutine: make it `async def`, and what wraps it too")
             outputs += [(self._publisher.envelope(event, cause=ctx), None) for event in returned]
         if outputs:
             ctx.outputs = outputs
