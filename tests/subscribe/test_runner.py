@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import logging
 import sqlite3
 import sys
 import threading
@@ -333,6 +334,24 @@ asyncio.run(main())
     assert await asyncio.wait_for(process.wait(), 30) == 0
     with connection(tmp_path / "forgets.db") as conn:
         assert conn.execute("SELECT count(*) FROM tidings_parked").fetchone() == (0,)
+
+
+async def test_a_dead_letter_is_told_in_the_log(app: App, caplog: pytest.LogCaptureFixture) -> None:
+    """Where nobody has set logging up, too: what is tried again is no news, this is."""
+
+    @app.subscribe(Placed, retry=Retry(attempts=2))
+    async def fails(event: Placed) -> None:
+        raise ValueError("no")
+
+    async with Harness(app) as harness:
+        await publish(harness, Placed(order=1))
+        assert [one for one in caplog.records if one.levelno >= logging.WARNING] == []
+        await harness.advance(seconds=60)
+    (record,) = [one for one in caplog.records if one.levelno >= logging.WARNING]
+    assert record.levelno == logging.ERROR
+    assert record.getMessage() == (
+        "fails: event 1 becomes a dead letter, attempt 2 was its last: ValueError: no (`tidings dead show fails 1`)"
+    )
 
 
 async def test_rate_is_kept(app: App) -> None:

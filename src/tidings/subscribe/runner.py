@@ -430,7 +430,14 @@ class Runner:
         ctx.published = ctx.outputs = None
         self.health.last = error
         ctx.failure = Failure(error, None if final else self.subscription.options.retry.delay(ctx.attempt, error, self._rng))
-        log.info("%s: event %d, attempt %d: %s", self.name, ctx.row[POSITION], ctx.attempt, describe(error))
+        position, words = ctx.row[POSITION], describe(error)
+        if ctx.failure.delay is not None:
+            log.info("%s: event %d, attempt %d: %s", self.name, position, ctx.attempt, words)
+        else:
+            log.error(
+                "%s: event %d becomes a dead letter, attempt %d was its last: %s (`tidings dead show %s %d`)",
+                self.name, position, ctx.attempt, words, self.name, position,
+            )  # fmt: skip
 
     def finish(self, ctx: Context) -> None:
         """A handler has ended; its end is still to be written."""
