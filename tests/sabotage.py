@@ -288,6 +288,13 @@ LIST = (
         "tests/store/test_contract.py::TestSQLiteStore::test_what_a_rewind_skips_is_known[FULL]",
     ),
     Sabotage(
+        "a forked process does not use its parent's open store",
+        "store/sqlite/store.py",
+        "    os.register_at_fork(after_in_child=_forked)\n",
+        "    pass\n",
+        "tests/store/sqlite/test_store.py::test_a_forked_process_is_told_that_it_can_not_use_an_open_store",
+    ),
+    Sabotage(
         "who lacks a handler that another version has takes no lanes",
         "subscribe/worker.py",
         "alive = [worker for worker in alive if worker.worker in can]",

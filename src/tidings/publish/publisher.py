@@ -199,9 +199,9 @@ class Publisher:
 
     def _begin_log(self) -> None:
         """The store was opened, perhaps on another file than before."""
-        self._log_id = self._store.log_id
         self._append, self._schedule = self._store.statement(), self._store.statement(scheduled=True)
         self._plain.clear()
+        self._log_id = self._store.log_id  # last: a store that refuses is asked again
 
     def _row(self, event: Any, headers: Mapping[str, str] | None, due: int | None) -> Row:
         envelope = self.envelope(event, headers=headers)
