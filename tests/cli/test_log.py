@@ -6,10 +6,15 @@ import sys
 import threading
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from tests.cli.conftest import Tidings
-from tidings import Envelope
+from tidings import App, Envelope, Event
+
+
+class Placed(Event, key="order_id"):
+    order_id: int
 
 
 def positions(output: str) -> list[int]:
@@ -72,3 +77,30 @@ def test_follow_goes_on_until_interrupted(store: Path, tidings: Tidings) -> None
         assert process.stderr is not None
         assert process.stderr.read() == ""
         guard.cancel()
+
+
+@pytest.mark.promise("nothing lost")
+def test_follow_shows_what_is_committed_later_than_its_successor(postgres_url: str) -> None:
+    """On a server positions are given out before the commit: what comes behind an open one waits for it."""
+    app = App("shop", postgres_url)
+    app.open()
+    with psycopg.connect(postgres_url) as slow, psycopg.connect(postgres_url) as quick:
+        app.publish(Placed(1), tx=quick)
+        quick.commit()
+        app.publish(Placed(2), tx=slow)
+        app.publish(Placed(3), tx=quick)
+        quick.commit()
+        command = [sys.executable, "-u", "-m", "tidings", "log", "--follow", "--limit", "5", "--store", postgres_url]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            guard = threading.Timer(60, process.kill)
+            guard.start()
+            assert process.stdout is not None
+            assert positions(process.stdout.readline() + process.stdout.readline()) == [1, 3]
+            app.publish(Placed(4), tx=quick)
+            quick.commit()
+            slow.commit()
+            assert positions(process.stdout.readline() + process.stdout.readline()) == [2, 4]
+            process.send_signal(2)
+            assert process.wait() == 0
+            guard.cancel()
+    app.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from datetime import datetime
+from typing import TYPE_CHECKING
 
 import click
 import msgspec
@@ -12,8 +13,13 @@ from ..envelope import Envelope
 from .options import Moment, Target, micros, store_options
 from .output import clock_time, cut, width
 
+if TYPE_CHECKING:
+    from ..store.port import Unit
+
 FOLLOW_SECONDS = 0.1
 CHUNK = 1000
+NEAR = 1000
+"""Positions at the end of the log among which a transaction that is open at the first look may still publish."""
 
 
 @click.command(epilog="Example: tidings log --store sqlite:///shop.db --key order_id 42 --since 10m")
@@ -42,28 +48,39 @@ def log(
     """
     with target.reading() as store:
 
-        def rows(behind: int, most: int, newest: bool) -> tuple[list[Envelope], int]:
-            return store.query(
-                lambda unit: (
-                    unit.select(after=behind, limit=most, types=types, key=key, since=micros(since), until=micros(until), newest=newest),
-                    unit.head(),
-                )
+        def look(unit: Unit) -> tuple[list[Envelope], int, set[int]]:
+            found = unit.select(
+                after=after or 0, limit=limit, types=types, key=key, since=micros(since), until=micros(until), newest=after is None
             )
+            if after is not None and len(found) == limit:  # there is more at once
+                return found, found[-1].position, set()
+            begin = max(after or 0, unit.head() - NEAR)
+            return found, begin, {row.position for row in unit.select(after=begin, limit=NEAR)} if follow else set()
 
-        found, head = rows(after or 0, limit, newest=after is None)
+        found, seen, known = store.query(look)
         _print(found, as_json)
         if not follow:
             if not found and (types or key or since or until):
                 click.echo("no event fits that; `tidings log` alone shows the newest", err=True)
             return
-        seen = found[-1].position if len(found) == limit and after is not None else head
+
+        def fits(row: Envelope) -> bool:
+            return (
+                row.position not in known
+                and (not types or row.type in types)
+                and (key is None or (row.key_name, row.key) == key)
+                and (since is None or row.time >= (micros(since) or 0))
+                and (until is None or row.time < (micros(until) or 0))
+            )
+
         try:
             while True:
-                found, head = rows(seen, CHUNK, newest=False)
-                _print(found, as_json)
-                seen = found[-1].position if len(found) == CHUNK else max(head, seen)
-                if len(found) < CHUNK:
+                # As readers do: no row up to there will come any more.
+                rows, upto = store.read(seen, seen + CHUNK)
+                _print([row for row in map(Envelope._make, rows) if fits(row)], as_json)
+                if upto == seen:
                     time.sleep(FOLLOW_SECONDS)
+                seen = upto
         except KeyboardInterrupt:
             return
 
