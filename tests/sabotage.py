@@ -296,10 +296,10 @@ LIST = (
     ),
     Sabotage(
         "a forked process does not use its parent's open store",
-        "store/sqlite/store.py",
+        "store/forks.py",
         "    os.register_at_fork(after_in_child=_forked)\n",
         "    pass\n",
-        "tests/store/sqlite/test_store.py::test_a_forked_process_is_told_that_it_can_not_use_an_open_store",
+        "tests/store/test_forks.py::test_a_forked_process_is_told_that_it_can_not_use_an_open_store[postgres]",
     ),
     Sabotage(
         "who lacks a handler that another version has takes no lanes",

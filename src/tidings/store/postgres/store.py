@@ -17,6 +17,7 @@ import psycopg
 
 from ...clock import Clock, SystemClock
 from ...errors import StoreError, StoreNotInitialised, WrongStore
+from ..forks import OfOneProcess
 from ..port import Examination, Holder, Row, holder_text, size_text
 from . import enlist, history, partitions, schema
 from .connect import check_url, connect, explain, is_busy, is_lost, is_open, label, sqlstate_of
@@ -43,7 +44,7 @@ OWN = 100_000
 """So many positions that this process has filled and synced are known at most, until they have been read."""
 
 
-class PostgresStore:
+class PostgresStore(OfOneProcess):
     """A log on a PostgreSQL database (15 or newer), read behind the lockers' horizon.
 
     Args:
@@ -116,9 +117,11 @@ class PostgresStore:
 
     @contextmanager
     def _opening(self) -> Iterator[None]:
+        self._refuse_if_forked()
         self._opened += 1
         try:
             yield
+            self._opened_here()
         except BaseException as error:
             self._opened -= 1
             if not self._opened:
@@ -133,7 +136,16 @@ class PostgresStore:
             if self._opened > 0:
                 return
             self._opened = 0
+            self._closed_here()
             self._end()
+
+    def leave_behind(self) -> object:
+        # Closed there, its connections would end the parent's sessions; psycopg leaves them alone.
+        left = (self._writer, self._notifier, self._plain, self._committed, self._idle, self._reading, self._cursors)
+        self._writer, self._notifier, self._plain, self._reading, self._opened, self.log_id = None, None, None, None, 0, ""
+        self._committed, self._idle, self._cursors = [], [], WeakSet()
+        self._open_lock, self._idle_lock, self._reading_lock = threading.Lock(), threading.Lock(), threading.Lock()
+        return left
 
     def _end(self) -> None:
         if self._plain is not None:
@@ -176,6 +188,7 @@ class PostgresStore:
         return self.writer.submit(job, after)
 
     def write_plainly(self, job: Callable[[PostgresUnit], T]) -> Future[T]:
+        self._refuse_if_forked()
         with self._open_lock:  # not behind its end
             if self._plain is None:
                 raise StoreError("the store is not open", url=self.label)
@@ -188,6 +201,7 @@ class PostgresStore:
         Raises:
             StoreError: the store is not open.
         """
+        self._refuse_if_forked()
         if self._writer is None:
             raise StoreError("the store is not open; use `async with app:` or app.open() first", url=self.label)
         return self._writer
@@ -252,6 +266,7 @@ class PostgresStore:
         return result
 
     def read(self, after: int, upto: int) -> tuple[list[tuple[Any, ...]], int]:
+        self._refuse_if_forked()
         with self._reading_lock:
             try:
                 conn = self._reading
@@ -431,6 +446,7 @@ class PostgresStore:
         return type(tx) is not psycopg.Connection and enlist.is_async(tx)
 
     def statement(self, *, scheduled: bool = False, constants: Mapping[str, str | int | None] | None = None) -> str:
+        self._refuse_if_forked()
         return append_with(constants) if constants is not None else SCHEDULE if scheduled else APPEND
 
     def insertion(self, statement: str) -> str:
@@ -504,6 +520,7 @@ class PostgresStore:
     @contextmanager
     def _connection(self) -> Iterator[psycopg.Connection[Any]]:
         """One of the store's own, idle or new."""
+        self._refuse_if_forked()
         with self._idle_lock:
             conn = self._idle.pop() if self._idle else None
         if conn is None or not is_open(conn):

@@ -11,10 +11,10 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import closing, contextmanager, suppress
 from typing import Any, TypeVar
-from weakref import WeakSet
 
 from ...clock import Clock, SystemClock
 from ...errors import ConfigurationError, StoreBusy, StoreError, StoreNotInitialised, WrongStore
+from ..forks import OfOneProcess
 from ..port import Examination, Holder, Row, size_text
 from . import enlist, schema
 from .connect import BUSY_SECONDS, boot_id, connect, explain, is_busy, is_store_failure, path_of, plain, write_lock_holder
@@ -36,20 +36,6 @@ _EVENT_ID = 7
 """Its place in a row."""
 _FULL = 2
 """What ``PRAGMA synchronous`` answers from FULL on."""
-
-
-_open: WeakSet[SQLiteStore] = WeakSet()
-_left_behind: list[object] = []
-
-
-def _forked() -> None:
-    """In the child: nothing of an open store goes on there. Its threads are gone, and SQLite's connections may neither be used nor closed
-    (https://sqlite.org/howtocorrupt.html, 2.6), so they are kept and never touched."""
-    _left_behind.extend([store.leave_behind() for store in list(_open)])
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forked)
 
 
 class Stepping:
@@ -78,7 +64,7 @@ class Stepping:
         self._lock.release()
 
 
-class SQLiteStore:
+class SQLiteStore(OfOneProcess):
     """A log on a SQLite file (WAL mode).
 
     Args:
@@ -115,7 +101,6 @@ class SQLiteStore:
         self._open_lock = threading.Lock()
         self._committed: list[Callable[[], None]] = []
         self._opened = 0
-        self._was_forked = False
         self._read_only = False
         self._idle_readers = 0
         self._syncing = (0, "")
@@ -147,7 +132,7 @@ class SQLiteStore:
                 self._opened -= 1
                 raise
             self._writer = FileWriter(conn, self.path, self.turn, self.unit, self.announce, syncs=self._synchronous == "FULL")
-            _open.add(self)
+            self._opened_here()
 
     def open_to_read(self) -> None:
         """For ``query`` and ``read`` only: makes and migrates nothing, and needs no right to write. Wants its ``close`` too.
@@ -166,14 +151,14 @@ class SQLiteStore:
                 raise explain(error, self.path) from error
             self._read_only = self._writer is None
             self._opened += 1
-            _open.add(self)
+            self._opened_here()
 
     def close(self) -> None:
         with self._open_lock:
             self._opened -= 1
             if self._opened > 0 or (self._writer is None and not self._read_only):
                 return
-            _open.discard(self)
+            self._closed_here()
             if self._writer is not None:
                 self._writer.close()
                 self._writer = None
@@ -187,20 +172,11 @@ class SQLiteStore:
                 self._wal = None
 
     def leave_behind(self) -> object:
-        """In a forked child: let go of everything without touching it, and refuse whatever comes."""
+        # SQLite's connections may neither be used nor closed there (https://sqlite.org/howtocorrupt.html, 2.6).
         left = (self._writer, self._readers, self._reading, self._committed)
-        self._was_forked, self._writer, self._opened, self.log_id = True, None, 0, ""
+        self._writer, self._opened, self.log_id = None, 0, ""
         self._readers, self._reading, self._committed, self._open_lock = threading.local(), [], [], threading.Lock()
-        _open.discard(self)
         return left
-
-    def _refuse_if_forked(self) -> None:
-        if self._was_forked:
-            raise StoreError(
-                f"this process was forked from one that had {self.path} open, which SQLite's connections don't survive: open the app only"
-                " behind the fork (gunicorn: without --preload, or app.open() in post_fork; multiprocessing: spawn)",
-                path=self.path,
-            )
 
     def connect(self, *, create: bool = False, read_only: bool = False) -> sqlite3.Connection:
         """A new connection with the store's settings; the caller closes it."""
