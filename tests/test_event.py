@@ -3,9 +3,11 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import enum
+import math
 import re
 import uuid
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -171,6 +173,43 @@ def test_a_field_that_can_not_be_serialised() -> None:
     app = App("shop", store="sqlite:///unused.db")
     with pytest.raises(InvalidEvent, match="Unserialisable can't be published"):
         app.envelope(Unserialisable(it=Stranger()))
+
+
+@dataclasses.dataclass
+class Part:
+    weights: dict[str, list[float | None]]
+
+
+@event(key=None)
+@dataclasses.dataclass
+class WeighedDataclass:
+    part: Part
+    note: str | None = None
+
+
+@event(key=None)
+class WeighedPydantic(pydantic.BaseModel):
+    part: Part
+    note: str | None = None
+
+
+class Weighed(Event, key=None):
+    part: Part
+    note: str | None = None
+
+
+@pytest.mark.promise("nothing vanishes")
+@pytest.mark.parametrize("cls", [Weighed, WeighedDataclass, WeighedPydantic])
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+def test_what_json_has_no_word_for_is_refused_and_not_published_as_null(cls: Any, number: float, tmp_path: Path) -> None:
+    app = App("shop", store=f"sqlite:///{tmp_path / 'shop.db'}")
+    app.open()
+    with pytest.raises(InvalidEvent, match="infinite or not a number"):
+        app.publish(cls(part=Part({"a": [1.0, number]})), tx="own")
+    with pytest.raises(InvalidEvent, match="infinite or not a number"):
+        app.envelope(cls(part=Part({"a": [number]})))
+    app.publish(cls(part=Part({"a": [1.0, None]})), tx="own").result()
+    app.close()
 
 
 def test_an_annotation_that_nobody_can_resolve() -> None:

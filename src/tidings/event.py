@@ -6,10 +6,11 @@ import dataclasses
 import datetime
 import decimal
 import enum
+import math
 import re
 import sys
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast, dataclass_transform
 
 import msgspec
@@ -192,7 +193,35 @@ class EventType:
             self.decode(data)
         except (TypeError, ValueError, msgspec.MsgspecError) as error:
             raise InvalidEvent(f"{self.cls.__name__} can't be published: {error}", type=self.name) from error
+        if b"null" in data:
+            self.refuse_infinite(value)
         return data
+
+    def refuse_infinite(self, value: Any) -> None:
+        """JSON has no word for it, and writes null.
+
+        Raises:
+            InvalidEvent: somewhere in the event is a float that is infinite or not a number.
+        """
+        if not _is_finite(value):
+            raise InvalidEvent(
+                f"{self.cls.__name__} can't be published: a float in it is infinite or not a number, for which JSON has no word: use None",
+                type=self.name,
+            )
+
+
+def _is_finite(value: Any) -> bool:
+    """Whether every float in it is; in what can't be looked into there is none."""
+    if isinstance(value, float):
+        return math.isfinite(value)
+    if isinstance(value, Mapping):
+        return all(_is_finite(one) for one in value.values())
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return all(_is_finite(one) for one in value)
+    cls = type(value)
+    if isinstance(value, msgspec.Struct) or dataclasses.is_dataclass(value) or hasattr(cls, "__attrs_attrs__") or is_pydantic(cls):
+        return all(_is_finite(getattr(value, name, None)) for name in fields_of(cls))
+    return True
 
 
 def fields_of(cls: type) -> tuple[str, ...]:

@@ -224,6 +224,7 @@ class Publisher:
             statement = ""
         if not statement or len(self._plain) >= STATEMENTS:
             return lambda event: self._row(event, None, None)
+        refuse_infinite = event_type.refuse_infinite
         encode, decode, time, lane_of_key = event_type.encode, event_type.decode, self._store.clock.time, lanes_of(key_name)
 
         def row(event: Any) -> Row:
@@ -232,6 +233,8 @@ class Publisher:
                 decode(data := encode(event))
             except Exception:
                 data = event_type.to_bytes(event)
+            if b"null" in data:
+                refuse_infinite(event)
             key = None if key_name is None else getattr(event, key_name)
             if type(key) is int:
                 key = str(key)
