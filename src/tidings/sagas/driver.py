@@ -22,7 +22,7 @@ from ..errors import (
     TidingsError,
 )
 from ..store.sagas import CLOSED, Arrival, Entry, Hold, Release, SagaRow, Start
-from ..subscribe.parking import describe
+from ..subscribe.parking import describe, storable
 from . import compensation, operating
 from .attempt import StoreTrouble
 from .body import Body, Call, Past
@@ -384,7 +384,7 @@ class Driver:
             mine.clear()
             text = describe(error)
             if isinstance(error, Refused):
-                failed = entry("refused", error=str(error))
+                failed = entry("refused", error=storable(str(error)))
             elif finding_out and isinstance(error, NotDone):
                 failed = unknown("retrying", error=text, ended=sagas.now(), due=sagas.now())
             elif finding_out:
@@ -524,7 +524,7 @@ class Driver:
             self._sagas.expect(due)
 
     async def _park(self, error: Exception) -> None:
-        text = str(error) if isinstance(error, TidingsError) else describe(error)
+        text = storable(str(error)) if isinstance(error, TidingsError) else describe(error)
         log.error("%s %s is parked: %s", self.row.saga, self.row.key, text)
         try:
             await self._release("parked", error=text)
