@@ -58,6 +58,7 @@ SAGA = "tests/sagas/test_saga.py::test_"
 SAGA_STORE = "tests/sagas/test_store.py::test_"
 SAGA_GROUP = "tests/sagas/test_journal_writer.py::test_"
 SAGA_OUTCOME = "tests/sagas/test_outcomes.py::test_"
+SAGA_LOCKS = "tests/sagas/test_lock_order.py::test_"
 SAGA_SHARED = "tests/sagas/test_shared_steps.py::test_"
 SAGA_ONCE = "tests/sagas/test_at_most_once.py::test_"
 SAGA_CHILD = "tests/sagas/test_children.py::test_"
@@ -1022,8 +1023,8 @@ LIST = (
     Sabotage(
         "sagas in a group: who lost his instance writes no line",
         "store/postgres/sagas.py",
-        "ON s.saga = h.saga AND s.key = h.key AND s.worker = h.worker AND s.epoch = h.epoch ORDER",
-        "ON s.saga = h.saga AND s.key = h.key AND s.worker = h.worker ORDER",
+        "ON s.saga = h.saga AND s.key = h.key AND s.worker = h.worker AND s.epoch = h.epoch {ORDER}",
+        "ON s.saga = h.saga AND s.key = h.key AND s.worker = h.worker {ORDER}",
         SAGA_GROUP + "who_lost_his_instance_loses_only_his_own_lines[postgres]",
     ),
     Sabotage(
@@ -1046,6 +1047,27 @@ LIST = (
         "if any(one.tells for one in releases):",
         "if False:",
         SAGA_GROUP + "a_child_that_ends_beside_others_tells_its_parent[postgres]",
+    ),
+    Sabotage(
+        "sagas: a child that ends locks itself and its parent in everybody's order",
+        "store/postgres/sagas.py",
+        "if one.tells and one.parent is not None:",
+        "if False:",
+        SAGA_LOCKS + "an_operators_batch_with_a_parent_and_its_child_beside_the_child_that_ends[1-2]",
+    ),
+    Sabotage(
+        "sagas: the order of locks is no language's",
+        "store/postgres/sagas.py",
+        'ORDER BY s.saga COLLATE "C", s.key COLLATE "C"',
+        "ORDER BY s.saga, s.key",
+        SAGA_LOCKS + "a_batch_beside_a_group_in_a_database_that_orders_texts_by_a_language[record-15]",
+    ),
+    Sabotage(
+        "an error's text that a store would refuse is told in other letters",
+        "subscribe/parking.py",
+        '.replace("\\x00", "\\\\x00")',
+        "",
+        SAGA_OUTCOME + "an_error_whose_text_no_store_could_keep_counts_as_any_other[postgres-no \\x00 answer]",
     ),
     Sabotage(
         "sagas in a group: a line that is refused is tried alone",

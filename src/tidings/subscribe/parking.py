@@ -55,8 +55,8 @@ def killed_its_worker(row: Parked) -> bool:
 
 
 def storable(text: str) -> str:
-    """Without what a store would refuse, and its row with it: what UTF-8 can't carry (half of a surrogate pair, as in file names that aren't
-    UTF-8), and the zero byte, which PostgreSQL's texts can't hold."""
+    """Without what a store would refuse, and its row with it: what UTF-8 can't carry (half of a surrogate pair, as in file names that
+    aren't UTF-8), and the zero byte, which PostgreSQL's texts can't hold."""
     return text.encode(errors="backslashreplace").decode().replace("\x00", "\\x00")
 
 
