@@ -42,10 +42,11 @@ async def run(path: Path) -> None:
     app = App("shop", store=f"sqlite:///{path}")
 
     @app.saga(Placed, waits=[Shipped])
-    async def checkout(order: Placed, saga: Saga) -> None:
-        await saga.step(charge, order, undo=refund, retry=Retry(first=60, jitter=0))
+    async def checkout(order: Placed, saga: Saga) -> str:
+        payment = await saga.step(charge, order, undo=refund, retry=Retry(first=60, jitter=0))
         await saga.step(check, order)
         await saga.wait(Shipped, within=86_400)
+        return f"receipt for {payment}"
 
     def state(key: int) -> str:
         row = app.store.query(lambda unit: unit.sagas().row("checkout", str(key)))
@@ -205,3 +206,9 @@ def test_status_tells_of_those_that_wait_for_a_person(sagas: Path, tidings: Tidi
     assert "checkout: 1 stuck; see tidings saga list checkout --state stuck" in tidings("status", store=sagas).output
     failed = tidings("status", "--fail-if", "sagas=1", store=sagas, code=1)
     assert "sagas: 1 stuck or parked, the limit is 1" in failed.output
+
+
+def test_what_it_returned_is_told(sagas: Path, tidings: Tidings) -> None:
+    assert re.search(r'returned +"receipt for p1"', tidings("saga", "show", "order", "4", store=sagas).output)
+    told = [said(tidings("saga", "show", "order", key, "--json", store=sagas))[0]["result"] for key in "14"]
+    assert told == [None, "receipt for p1"]

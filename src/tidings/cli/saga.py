@@ -9,6 +9,7 @@ from datetime import timedelta
 from typing import Any
 
 import click
+import msgspec
 
 from ..errors import NotFound
 from ..sagas import account
@@ -25,6 +26,8 @@ from .saga_many import UNDER_WAY
 from .trace import told_json, tree_of
 
 STATES = (*UNDER_WAY, *CLOSED)
+RESULT_SHOWN = 200
+"""Characters of what a saga returned."""
 
 
 @click.group(epilog="Example: tidings saga show checkout 42 --store sqlite:///shop.db")
@@ -112,6 +115,7 @@ def show(target: Target, as_json: bool, name: str, key: str, no_events: bool) ->
             [
                 {
                     **_as_json(row),
+                    "result": None if row.result is None else msgspec.json.decode(row.result),
                     "mend": account.mend(row, journal),
                     "undos": account.undos(row, journal),
                     "timeline": account.timeline(row, journal, actions),
@@ -199,6 +203,7 @@ def _as_json(row: SagaRow, children: Mapping[tuple[str, str], SagaRow] | None = 
         "waits_for": [{**wait, "says": account.wait_words(wait) + _standing(wait, children or {})} for wait in waits(row)],
         "ordered": row.back,
         "error": row.error,
+        "parent": None if row.parent is None else {"saga": row.parent[0], "key": row.parent[1]},
         "event_id": row.envelope.event_id,
         "correlation_id": row.envelope.correlation_id,
     }
@@ -214,6 +219,12 @@ def _print(
     facts.show_header = False
     facts.add_row("  since", ago)
     facts.add_row("  started", f"{clock_time(row.started)[:19]} by {row.envelope.type}; version {row.version} of {row.app}")
+    if row.parent is not None:
+        facts.add_row("  child of", " ".join(row.parent))
+    if row.result is not None:
+        facts.add_row(
+            "  returned", row.result if len(row.result) <= RESULT_SHOWN else f"{row.result[:RESULT_SHOWN]} … (--json shows it all)"
+        )
     for wait in waits(row):
         until = f", until {clock_time(wait['until'])[:19]} ({_left(wait['until'], now)})" if wait.get("until") is not None else ""
         waited = f"since {clock_time(wait['since'])[:19]}, {duration((now - wait['since']) / 1e6)}"
