@@ -122,14 +122,14 @@ def warnings_of(definition: SagaDefinition, type_of: Callable[[type], EventType]
                 for one in _event_types(call, definition.main, type_of)
                 if one.name not in definition.waits
             ]
-        if what not in ("step", "child", "wait"):
+        if what not in ("step", "steps", "child", "wait"):
             continue
         if bare is not None and what != "wait":
             step, at = bare
             later = ast.unparse(call.args[0]) if call.args else what
             found.append(f"{file}:{at}: {step} has no undo, and {later} (line {line}) may fail behind it")
             bare = None
-        if what == "step" and not any(keyword.arg == "undo" for keyword in call.keywords):
+        if what in ("step", "steps") and not any(keyword.arg == "undo" for keyword in call.keywords):
             bare = (ast.unparse(call.args[0]) if call.args else "a step", line)
     return found
 

@@ -49,7 +49,11 @@ class Function:
         tx: the kind of transaction it asked for, or None. result: the parameter that wants a step's result (of an undo), or None.
     """
 
-    def __init__(self, fn: Callable[..., Any], what: str) -> None:
+    def __init__(self, fn: Any, what: str) -> None:
+        if not callable(fn):
+            if inspect.iscoroutine(fn):
+                fn.close()
+            raise SagaDefinitionError(f"{what} {fn!r} is no function: give the function, and behind it what it is called with")
         self.fn = fn
         self.name: str = getattr(fn, "__name__", "")
         if not self.name or self.name == "<lambda>":
