@@ -405,6 +405,7 @@ async def test_orders_race_with_a_worker_and_what_was_accepted_holds(store_url: 
         (0, "checkout 1 has nothing that is to be tried again: it waits for its sleep to end (`tidings saga skip … sleep` ends it)"),
         (11, "checkout 1 has nothing that is to be tried again: it waits for shop.Shipped (`tidings saga supply` hands it the event)"),
     ],
+    ids=["sleep", "wait"],
 )
 async def test_what_fails_at_nothing_is_not_tried_again(shop: Shop, after: int, why: str) -> None:
     async with shop.shops:
