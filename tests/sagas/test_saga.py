@@ -14,11 +14,13 @@ from tidings import (
     App,
     Context,
     Event,
+    NotFound,
     NotInTime,
     Refused,
     Retry,
     Saga,
     SagaDefinitionError,
+    SagaError,
     StepFailed,
 )
 from tidings.sagas.step import UNKNOWN
@@ -619,3 +621,44 @@ def test_bad_declarations(store_url: str) -> None:
     app.saga(Placed)(body)
     with pytest.raises(SagaDefinitionError, match="has a saga 'body' of version 1"):
         app.saga(Placed)(body)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "why"),
+    [
+        (lambda app: app.saga(works), r"@app\.saga\(works\): name the event that starts it, @app\.saga\(OrderPlaced\)"),
+        (lambda app: app.saga(Placed, waits=Shipped), r"waits=<class '.*Shipped'>\): give a list of classes, waits=\[…\]"),
+        (lambda app: app.saga(Placed, waits=["Shipped"]), "give a list of classes"),
+        (lambda app: app.saga(Placed, failures=ValueError), r"failures=<class 'ValueError'>\): give a list of classes, failures=\[…\]"),
+        (lambda app: app.saga(Cancelled, name="works", version=2)(works), r"that shop\.Placed starts, as it must start all its versions"),
+    ],
+)
+def test_what_is_declared_wrongly_is_told_at_once(wrong: Any, why: str) -> None:
+    app = App("shop", store="sqlite:///never.db")
+    app.saga(Placed)(works)
+    with pytest.raises(SagaDefinitionError, match=why):
+        wrong(app)
+
+
+async def works(order: Placed, saga: Saga) -> None: ...
+
+
+async def test_operators_may_name_a_saga_by_its_function_and_nobody_blocks_a_loop_with_a_result(store_url: str) -> None:
+    app = shop(store_url)
+
+    @app.saga(Placed, waits=[Shipped])
+    async def checkout(order: Placed, saga: Saga) -> None:
+        await saga.wait(Shipped)
+
+    async with harness(app) as shops:
+        await shops.publish(Placed(order_id=1))
+        await shops.settle()
+        with pytest.raises(SagaError, match="would block the loop that runs here: await it instead"):
+            app.saga_result(checkout, 1).result()
+        assert app.operator("ann").pause(checkout, 1, reason="let me look").state == "paused"
+        app.operator("ann").resume(checkout, 1, reason="well")
+        app.operator("ann").supply(checkout, Shipped(order_id=1), reason="it was lost")
+        await shops.settle()
+        assert shops.saga("checkout", 1).state == "completed"
+        with pytest.raises(NotFound, match="there is no saga 'works' in this app; give its name"):
+            app.operator("ann").pause(works, 1, reason="x")
