@@ -1084,6 +1084,20 @@ LIST = (
         OPERATOR + "what_fails_at_nothing_is_not_tried_again[sqlite-sleep]",
     ),
     Sabotage(
+        "sagas: what can't be right is told where it is declared",
+        "sagas/saga.py",
+        "if (mistake := next(certain(main), None)) is not None:",
+        "if (mistake := None) is not None:",
+        "tests/sagas/test_text.py::test_what_can_not_be_right_is_told_where_it_is_declared",
+    ),
+    Sabotage(
+        "saga check fails for a text that can't be right",
+        "cli/saga_check.py",
+        "if problems or wrong:",
+        "if problems:",
+        "tests/cli/test_saga_check.py::test_check_fails_for_a_text_that_can_not_be_right",
+    ),
+    Sabotage(
         "sagas: a child that ends locks itself and its parent in everybody's order",
         "store/postgres/sagas.py",
         "if one.tells and one.parent is not None:",

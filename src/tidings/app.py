@@ -338,7 +338,7 @@ class App:
                 f"@app.saga({getattr(start, '__name__', start)}): name the event that starts it, @app.saga(OrderPlaced)"
             )
         for what, given in (("waits", waits), ("failures", failures)):
-            if isinstance(given, (str, type)) or not all(isinstance(one, type) for one in given):
+            if isinstance(given, (str, type)) or (what == "waits" and not all(isinstance(one, type) for one in given)):
                 raise SagaDefinitionError(f"@app.saga({start.__name__}, {what}={given!r}): give a list of classes, {what}=[…]")
 
         def mark(main: Main) -> Main:

@@ -20,6 +20,7 @@ from .body import Again, Body
 from .digest import digest
 from .result import decoder_of
 from .step import Function
+from .text import certain
 
 T = TypeVar("T")
 E = TypeVar("E")
@@ -84,6 +85,8 @@ def define(
                 f"the saga {name!r}: failures={failure!r} must be classes of exceptions of your own that say that the business can't go on",
                 saga=name,
             )
+    if (mistake := next(certain(main), None)) is not None:
+        raise SagaDefinitionError(f"the saga {name!r}: {mistake}", saga=name)
     return SagaDefinition(name, version, main, start, {waited.name: waited for waited in waits}, tuple(failures), late)
 
 
