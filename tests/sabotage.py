@@ -1084,6 +1084,13 @@ LIST = (
         OPERATOR + "what_fails_at_nothing_is_not_tried_again[sqlite-sleep]",
     ),
     Sabotage(
+        "sagas: an undo whose attempts are used up waits for a person",
+        "sagas/driver.py",
+        "if before is None or (before.due is not None and before.due <= now) else before",
+        "if before is None or before.due is None or before.due <= now else before",
+        SAGA + "an_undo_with_attempts_of_its_own_waits_for_a_person_when_they_are_used_up[sqlite]",
+    ),
+    Sabotage(
         "sagas: what can't be right is told where it is declared",
         "sagas/saga.py",
         "if (mistake := next(certain(main), None)) is not None:",

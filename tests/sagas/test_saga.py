@@ -256,6 +256,51 @@ async def test_an_undo_that_fails_is_stuck_after_five_times_goes_on_and_is_never
         assert (action.actor, action.action, action.reason) == ("me", "retry", "bank open")
 
 
+async def test_an_undo_with_attempts_of_its_own_waits_for_a_person_when_they_are_used_up(store_url: str) -> None:
+    """Also while another undo of its group is tried again beside it."""
+    app, tries, others = shop(store_url), list[int](), list[int]()
+
+    def charge(order: Placed) -> None: ...
+
+    def release(order: Placed, ctx: Context) -> None:
+        others.append(ctx.attempt)
+        if len(others) < 8:
+            raise ConnectionError("nobody there")
+
+    def refund(order: Placed, ctx: Context) -> None:
+        tries.append(ctx.attempt)
+        if ctx.attempt < 4:
+            raise ConnectionError("bank closed")
+
+    def refuse(order: Placed) -> None:
+        raise Refused("no")
+
+    @app.saga(Placed)
+    async def checkout(order: Placed, saga: Saga) -> None:
+        await saga.step(charge, order, undo=refund, undo_retry=TWICE, undo_group="all")
+        await saga.step(charge, order, undo=release, undo_group="all")
+        await saga.step(refuse, order)
+
+    async with harness(app) as shops:
+        await shops.publish(Placed(order_id=1))
+        await shops.settle()
+        assert (shops.saga("checkout", 1).state, tries) == ("compensating", [1])
+        await shops.advance(10)
+        assert (shops.saga("checkout", 1).state, tries) == ("stuck", [1, 2])
+        await shops.crash()
+        await shops.restart()
+        await shops.advance(86_400)
+        row = shops.saga("checkout", 1)
+        assert (row.state, row.due, tries) == ("stuck", None, [1, 2])
+        assert len(others) == 8
+        app.operator("me").retry("checkout", 1, reason="bank open")
+        await shops.settle()
+        assert (shops.saga("checkout", 1).state, tries) == ("stuck", [1, 2, 3])
+        app.operator("me").retry("checkout", 1, reason="now it is")
+        await shops.settle()
+        assert (shops.saga("checkout", 1).state, tries) == ("compensated", [1, 2, 3, 4])
+
+
 async def test_sleeping_survives_a_crash_and_ends_when_it_should(store_url: str) -> None:
     app, woken = shop(store_url), list[float]()
 

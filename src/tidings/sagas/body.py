@@ -19,11 +19,16 @@ from typing import Any, NamedTuple, NoReturn
 
 from ..envelope import Envelope
 from ..errors import BodyFailed, ChildFailed, ForeignAwait, NotInTime, Refused, SagaError, StepFailed, TidingsError
+from ..retry import Retry
 from ..store.sagas import Entry
 from .step import Function
 
 Key = tuple[str, str, str, int]
 """Kind, branch, name, counter: which call of a body it is, whenever the body is run."""
+
+
+AGAIN = Retry(attempts=2**62, first=1.0, most=300.0)
+"""How an undo is tried again unless its step says how: without end."""
 
 
 class Past(NamedTuple):
@@ -57,6 +62,7 @@ class Call:
     fn: Function | None = None
     undo: Function | None = None
     undo_group: str | None = None
+    undo_retry: Retry = AGAIN
     once: bool = False
     reconcile: Function | None = None
     args: tuple[Any, ...] = ()

@@ -568,7 +568,8 @@ class Driver:
                 if isinstance(one, Entry) and one.state not in ("done", "skipped")
             ]
             if failed:
-                state = compensation.state_after(max(entry.attempts for _, entry in failed))
+                given_up = any(call.child is None and entry.due is None for call, entry in failed)
+                state = compensation.state_after(max(entry.attempts for _, entry in failed), given_up=given_up)
                 waits = [
                     {
                         "for": f"undo {call.undo.name if call.undo is not None else ' '.join(call.child or call.key[2:3])}",
@@ -592,7 +593,7 @@ class Driver:
         """An undo, if its time has come."""
         if call.child is not None:
             return await self._undo_child(call)
-        return await self._undo(call, before) if before is None or before.due is None or before.due <= now else before
+        return await self._undo(call, before) if before is None or (before.due is not None and before.due <= now) else before
 
     async def _undo(self, call: Call, before: Entry | None) -> Entry:
         """One attempt. The entry stands under its step's name."""
@@ -624,8 +625,8 @@ class Driver:
         except (Fenced, StoreTrouble):
             raise
         except Exception as error:
-            again = sagas.now() + int(compensation.delay(attempt, error, sagas.rng) * 1_000_000)
-            failed = entry("retrying", None, describe(error), again)
+            delay = compensation.undo_delay(call.undo_retry, attempt, error, sagas.rng)
+            failed = entry("retrying", None, describe(error), None if delay is None else sagas.now() + int(delay * 1_000_000))
             log.warning("%s %s: undo of %s, attempt %d: %s", self.row.saga, self.row.key, words(call.key), attempt, failed.error)
             await sagas.attempts.record(self.hold, failed)
             return failed

@@ -16,7 +16,7 @@ import msgspec
 from ..errors import SagaDefinitionError, TidingsError
 from ..event import EventType
 from ..retry import Retry
-from .body import Again, Body
+from .body import AGAIN, Again, Body
 from .digest import digest
 from .result import decoder_of
 from .step import Function
@@ -121,19 +121,19 @@ class Saga:
     @overload
     async def step(
         self, fn: Callable[..., Coroutine[Any, Any, T]], /, *args: Any, undo: Callable[..., Any] | None = None,
-        undo_group: str | None = None, retry: Retry | None = None, timeout: float | None = None, at_most_once: bool = False,
-        reconcile: Callable[..., Any] | None = None, **kwargs: Any,
+        undo_group: str | None = None, undo_retry: Retry | None = None, retry: Retry | None = None, timeout: float | None = None,
+        at_most_once: bool = False, reconcile: Callable[..., Any] | None = None, **kwargs: Any,
     ) -> T: ...  # fmt: skip
     @overload
     async def step(
         self, fn: Callable[..., T], /, *args: Any, undo: Callable[..., Any] | None = None,
-        undo_group: str | None = None, retry: Retry | None = None, timeout: float | None = None, at_most_once: bool = False,
-        reconcile: Callable[..., Any] | None = None, **kwargs: Any,
+        undo_group: str | None = None, undo_retry: Retry | None = None, retry: Retry | None = None, timeout: float | None = None,
+        at_most_once: bool = False, reconcile: Callable[..., Any] | None = None, **kwargs: Any,
     ) -> T: ...  # fmt: skip
     async def step(
         self, fn: Callable[..., Any], /, *args: Any, undo: Callable[..., Any] | None = None,
-        undo_group: str | None = None, retry: Retry | None = None, timeout: float | None = None, at_most_once: bool = False,
-        reconcile: Callable[..., Any] | None = None, **kwargs: Any,
+        undo_group: str | None = None, undo_retry: Retry | None = None, retry: Retry | None = None, timeout: float | None = None,
+        at_most_once: bool = False, reconcile: Callable[..., Any] | None = None, **kwargs: Any,
     ) -> Any:  # fmt: skip
         """Call a function once, and remember what it returned.
 
@@ -144,6 +144,8 @@ class Saga:
             undo: is called with the same arguments if the saga can't go on later, unless the step was refused; ``result``, if it has such
                 a parameter, is what the step returned, or an ``Unknown``. It must accept that nothing happened.
             undo_group: steps of one group are undone side by side, at the place of the last of them.
+            undo_retry: when the undo is tried again after an error; without end unless given. When its attempts are used up, the saga is
+                ``stuck`` until somebody says ``retry`` or ``skip``.
             retry: when it is tried again after an error; ``Retry()`` unless given.
             timeout: seconds for one attempt.
             at_most_once: it is never called again by itself. An error is a StepFailed at once; if its worker dies meanwhile, nobody knows
@@ -172,6 +174,8 @@ class Saga:
             if reconcile is not None:
                 finds = what["reconcile"] = _function(reconcile, "the reconciliation")
                 finds.check(args, kwargs)
+            if undo is None and (undo_retry is not None or undo_group is not None):
+                raise SagaDefinitionError(f"{function.name}: undo_retry= and undo_group= go with undo=")
             if undo is not None:
                 back = what["undo"] = _function(undo, "the undo")
                 back.check(args, kwargs)
@@ -183,14 +187,14 @@ class Saga:
             raise self._wrong(error) from error
         call = self._body.call(
             "step", function.name, args=args, kwargs=kwargs, retry=retry or (ONCE if at_most_once else RETRY),
-            timeout=timeout, once=at_most_once, undo_group=undo_group, **what,
+            timeout=timeout, once=at_most_once, undo_group=undo_group, undo_retry=undo_retry or AGAIN, **what,
         )  # fmt: skip
         return await call.future
 
     async def steps(
         self, fn: Callable[..., Any], items: Iterable[Any], /, *args: Any, limit: int, undo: Callable[..., Any] | None = None,
-        undo_group: str | None = None, retry: Retry | None = None, timeout: float | None = None, at_most_once: bool = False,
-        reconcile: Callable[..., Any] | None = None, **kwargs: Any,
+        undo_group: str | None = None, undo_retry: Retry | None = None, retry: Retry | None = None, timeout: float | None = None,
+        at_most_once: bool = False, reconcile: Callable[..., Any] | None = None, **kwargs: Any,
     ) -> list[Any]:  # fmt: skip
         """A step for each of these items, ``fn(item, *args, **kwargs)``, at most ``limit`` of them at a time.
 
@@ -205,7 +209,7 @@ class Saga:
         """
         if type(limit) is not int or limit < 1:
             raise self._wrong(SagaDefinitionError(f"limit={limit!r}: so many steps at a time, 1 or more"))
-        how: dict[str, Any] = {"undo": undo, "undo_group": undo_group, "retry": retry, "timeout": timeout, "reconcile": reconcile}
+        how: dict[str, Any] = {"undo": undo, "undo_group": undo_group, "undo_retry": undo_retry, "retry": retry, "timeout": timeout}
         gate, failed = asyncio.Semaphore(limit), list[Exception]()
 
         async def one(item: Any) -> Any:
@@ -213,7 +217,7 @@ class Saga:
                 if failed:
                     return None
                 try:
-                    return await self.step(fn, item, *args, at_most_once=at_most_once, **how, **kwargs)
+                    return await self.step(fn, item, *args, at_most_once=at_most_once, reconcile=reconcile, **how, **kwargs)
                 except Exception as error:
                     failed.append(error)
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .saga import SagaDefinition
 
 AWAITED = ("step", "steps", "sleep", "wait", "child", "pivot", "changed")
-OWN = frozenset({"undo", "undo_group", "retry", "timeout", "at_most_once", "reconcile", "limit"})
+OWN = frozenset({"undo", "undo_group", "undo_retry", "retry", "timeout", "at_most_once", "reconcile", "limit"})
 """What ``step`` and ``steps`` take for themselves; everything else is the function's."""
 _ALL = ("BaseException", "CancelledError", "GeneratorExit")
 
