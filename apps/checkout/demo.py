@@ -6,60 +6,45 @@ come to rest, and then adds it all up: from the services' tables and from the le
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
 
 from apps.checkout.books import Books
-from apps.checkout.customers import Answer, place_all
-from apps.checkout.data import BadOrders, Order, generate_orders, read_orders, stock_for
+from apps.checkout.data import BadOrders, stock_for
 from apps.checkout.display import Display, show_reconciliation
+from apps.checkout.playing import Plan, Play, carry_out, options, unsettled, verdict
 from apps.checkout.prepare import CONSUMERS
-from apps.checkout.processes import ProcessFailed, Running
-from apps.checkout.reconcile import Reconciliation, reconcile
+from apps.checkout.processes import Running
+from apps.checkout.reconcile import reconcile
 from apps.checkout.simulators import World
 from apps.checkout.stage import Places, Stage
 from apps.checkout.watch import Snapshot, Watch
-from servers.folder import Missing
 from servers.postgres import Postgres
-from tidings import StoreNotInitialised, TidingsError
+from tidings import StoreNotInitialised
 from tidings.store import store_at
 
-LOOK_SECONDS = 0.4
 KILL_AT = 0.4  # of the orders
 SUPPORT_AT = 0.6
-STREAM_SECONDS = 18.0  # how long placing takes unless a rate is given
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
-    orders: Sequence[Order]
-    world: World
-    rate: float
-    workers: int
-    patience: float
-
-
-class Demonstration:
-    """One run: ``stage`` is built, ``run`` plays it to the end."""
+class Demonstration(Play):
+    """The shop on one store; ``run`` plays it to the end."""
 
     def __init__(self, plan: Plan, stage: Stage, display: Display) -> None:
-        self.plan = plan
-        self.stage = stage
-        self.display = display
-        self.placed: list[int] = []
+        super().__init__(plan, stage, display)
+        self._watch = Watch(stage.places.store)
         self._workers: list[Running] = []
         self._started = 0
-        self._latest: Snapshot | None = None
+
+    def look(self) -> Snapshot:
+        return self._watch.look()
 
     async def run(self) -> Snapshot:
         """Until everything has settled, or patience is over; what the store said last."""
@@ -68,42 +53,15 @@ class Demonstration:
         for _ in range(self.plan.workers):
             self._start_worker()
         self.display.tell(f"order service (pid {self._pid('orders')}), {self.plan.workers} workers that share six services, one store")
-        watch = Watch(self.stage.places.store)
-        looking = asyncio.create_task(self._keep_looking(watch))
+        looking = asyncio.create_task(self.keep_looking())
         try:
-            await self._stream(port, looking)
+            await self.stream(port, looking, {KILL_AT: self._accident, SUPPORT_AT: self._newcomer})
             self.display.tell("all orders placed; waiting until nothing is under way, parked or scheduled")
             return await self._settle(looking)
         finally:
             looking.cancel()
             await asyncio.gather(looking, return_exceptions=True)
-            watch.close()
-
-    async def _stream(self, port: int, looking: asyncio.Task[None]) -> None:
-        """Place everything, with an accident and a newcomer on the way."""
-        total = len(self.plan.orders)
-        turning_points = {max(1, int(total * KILL_AT)): self._accident, max(1, int(total * SUPPORT_AT)): self._newcomer}
-        events: list[asyncio.Task[None]] = []
-
-        def answered(answer: Answer) -> None:
-            if answer.status in (200, 201):
-                self.placed.append(answer.order_id)
-            turn = turning_points.pop(len(self.placed), None)
-            if turn is not None:
-                events.append(asyncio.create_task(turn()))
-
-        placing = asyncio.create_task(place_all(self.plan.orders, f"127.0.0.1:{port}", rate=self.plan.rate, answered=answered))
-        try:
-            await asyncio.wait({placing, looking}, return_when=asyncio.FIRST_COMPLETED)
-            if looking.done():
-                looking.result()  # raises what it found
-            answers = await placing
-        finally:
-            placing.cancel()
-        await asyncio.gather(*events)
-        refused = [answer for answer in answers if answer.status not in (200, 201)]
-        if refused:
-            raise ProcessFailed(f"the order service did not take {len(refused)} orders, order {refused[0].order_id} first")
+            self._watch.close()
 
     async def _accident(self) -> None:
         victim = self._workers.pop(0)
@@ -123,22 +81,15 @@ class Demonstration:
         self._workers.append(running)
         return running
 
-    async def _keep_looking(self, watch: Watch) -> None:
-        while True:
-            self.stage.processes.check()
-            self._latest = await asyncio.to_thread(watch.look)
-            self.display.show(self._latest, len(self.placed))
-            await asyncio.sleep(LOOK_SECONDS)
-
     async def _settle(self, looking: asyncio.Task[None]) -> Snapshot:
         """The first snapshot, taken after the last order, that has nothing left to do; or the last one when patience is over."""
         deadline = time.monotonic() + self.plan.patience
-        before = self._latest
+        before = self.latest
         while True:
-            await asyncio.sleep(LOOK_SECONDS / 2)
+            await asyncio.sleep(self.look_seconds / 2)
             if looking.done():
                 looking.result()
-            snapshot = self._latest
+            snapshot = self.latest
             if snapshot is None or snapshot is before:
                 continue
             present = {reader.name for reader in snapshot.readers}
@@ -191,13 +142,11 @@ def play(plan: Plan, places: Places, console: Console) -> bool:
         result = reconcile(books, demonstration.placed)
         summary(console, books, snapshot, seconds)
         show_reconciliation(console, result)
-        if not snapshot.settled:
-            console.print(
-                f"It did not settle within {plan.patience:g} s. Still to come: {snapshot.pending()}", style="bold red", soft_wrap=True
-            )
+        unsettled(console, plan, snapshot)
         console.print()
         show_trace(console, stage, interesting_order(books))
-    return verdict(console, snapshot, result)
+    words = "Every order is charged once and shipped, or fully undone. Nothing lost, doubled or out of order."
+    return verdict(console, snapshot, result, words)
 
 
 def show_trace(console: Console, stage: Stage, order_id: int) -> None:
@@ -206,66 +155,26 @@ def show_trace(console: Console, stage: Stage, order_id: int) -> None:
     console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-def verdict(console: Console, snapshot: Snapshot, result: Reconciliation) -> bool:
-    good = snapshot.settled and result.passed
-    if good:
-        words = "Every order is charged once and shipped, or fully undone. Nothing lost, doubled or out of order."
-        console.print(words, style="bold green", soft_wrap=True)
-    else:
-        console.print("The reconciliation failed.", style="bold red")
-    return good
-
-
 def main() -> int:
     usual = World()
-    parser = argparse.ArgumentParser(prog="python -m apps.checkout.demo", description="The checkout application, live.")
-    parser.add_argument("--orders", type=Path, metavar="CSV", help="order_id,customer_id,ordered_on,quantity,total; generated if not given")
-    parser.add_argument("--skip-bad", action="store_true", help="leave out bad rows of the CSV instead of refusing the file")
-    parser.add_argument("--count", type=int, default=1500, help="how many orders to generate")
-    parser.add_argument("--seed", type=int, default=usual.seed, help="of the generated orders and of the outside world's luck")
-    parser.add_argument("--rate", type=float, help=f"orders a second; unless given, all of them within {STREAM_SECONDS:g} s")
-    parser.add_argument("--workers", type=int, default=2, help="processes that run the six services")
+    parser = options("apps.checkout.demo", "The checkout application, live.", count=1500, patience=120.0, workers="the six services")
     parser.add_argument("--fail", type=float, default=usual.fail, help="part of the outside requests that fail")
     parser.add_argument("--decline", type=float, default=usual.decline, help="part of the cards that are declined")
-    parser.add_argument("--patience", type=float, default=120.0, help="seconds to wait for everything to settle")
     parser.add_argument(
         "--store",
         metavar="STORE",
         help="a new file, kept with the ledgers beside it; or postgresql://user@host/database, kept; or postgres: a server of its own",
     )
     given = parser.parse_args()
-    console = Console()
-    errors = Console(stderr=True)
-    try:
-        if given.workers < 1 or (given.rate is not None and given.rate <= 0):
-            raise BadOrders("--workers and --rate must be above 0")
-        orders = orders_of(given, console)
-        plan = Plan(
-            orders=orders,
-            world=replace(usual, seed=given.seed, fail=given.fail, decline=given.decline),
-            rate=given.rate or max(60.0, len(orders) / STREAM_SECONDS),
-            workers=given.workers,
-            patience=given.patience,
+    with ExitStack() as stack:
+        return carry_out(
+            "demo",
+            given,
+            60.0,
+            lambda plan, console: play(plan, places_of(given.store, stack), console),
+            fail=given.fail,
+            decline=given.decline,
         )
-        with ExitStack() as stack:
-            return 0 if play(plan, places_of(given.store, stack), console) else 1
-    except (BadOrders, ProcessFailed, Missing, TidingsError) as error:
-        errors.print(f"demo: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
-        return 2
-    except KeyboardInterrupt:
-        errors.print("demo: stopped; its processes have ended", style="yellow")
-        return 130
-
-
-def orders_of(given: argparse.Namespace, console: Console) -> list[Order]:
-    if given.orders is None:
-        return generate_orders(given.count, given.seed)
-    orders, left_out = read_orders(given.orders, skip_bad=given.skip_bad)
-    for line, what in left_out[:10]:
-        console.print(f"left out {given.orders}, line {line}: {what}", style="yellow", markup=False, highlight=False, soft_wrap=True)
-    if len(left_out) > 10:
-        console.print(f"left out {len(left_out) - 10} more rows", style="yellow")
-    return orders
 
 
 def places_of(store: str | None, stack: ExitStack) -> Places:

@@ -8,52 +8,45 @@ up.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import sys
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
 from apps.checkout.books import snapshot as whole
-from apps.checkout.customers import Answer, place_all
-from apps.checkout.data import BadOrders, stock_for
-from apps.checkout.demo import LOOK_SECONDS, STREAM_SECONDS, Plan, orders_of, places_of, summary
+from apps.checkout.data import stock_for
+from apps.checkout.demo import places_of, summary
 from apps.checkout.display import Display, show_reconciliation
+from apps.checkout.playing import Plan, Play, carry_out, options, unsettled, verdict
 from apps.checkout.processes import ProcessFailed, Running
 from apps.checkout.reconcile import reconcile_sagas
 from apps.checkout.simulators import World
 from apps.checkout.stage import Places, Stage
 from apps.checkout.tables import run
 from apps.checkout.watch import Snapshot, Watch
-from servers.folder import Missing
-from tidings import TidingsError
 
 SERVICES = ("shop", "fraud", "payment", "inventory", "shipping", "email")
 KILL_AT = (0.25, 0.5, 0.75)
 BY_HAND_AT_ONCE = 4
 
 
-class Orchestration:
-    """One run: ``stage`` is built, ``run`` plays it to the end."""
+class Orchestration(Play):
+    """The shop as sagas; ``run`` plays it to the end."""
 
     def __init__(self, plan: Plan, stage: Stage, display: Display) -> None:
-        self.plan = plan
-        self.stage = stage
-        self.display = display
-        self.placed: list[int] = []
+        super().__init__(plan, stage, display)
         self.shown = ""
         self.by_hand = 0
         self._workers: list[Running] = []
         self._started = 0
         self._watch = Watch(stage.places.store)
-        self._latest = Snapshot(0, 0, {}, (), 0)
+
+    def look(self) -> Snapshot:
+        return self._watch.look()
 
     async def run(self) -> Snapshot:
         """Until every saga has come to its end, or patience is over; what the store said last."""
@@ -64,16 +57,15 @@ class Orchestration:
         for _ in range(self.plan.workers):
             self._start_worker()
         self.display.tell(f"order service, {self.plan.workers} workers that run the saga and the email service; the bank pays nothing back")
-        looking = asyncio.create_task(self._keep_looking())
+        looking = asyncio.create_task(self.keep_looking())
         try:
-            await self._stream(port, looking)
+            await self.stream(port, looking, dict.fromkeys(KILL_AT, self._accident))
             self.display.tell("all orders placed; waiting until only what the bank holds up is left")
             await self._until(lambda now: set(now.open_sagas) <= {"stuck"} and len(self.placed) == sum(now.sagas.values()), looking)
             bank.unlink()
             self.display.tell("the bank answers again")
             await self._operate()
-            await self._until(lambda now: now.settled, looking)
-            return self._latest
+            return await self._until(lambda now: now.settled, looking)
         finally:
             looking.cancel()
             await asyncio.gather(looking, return_exceptions=True)
@@ -109,30 +101,6 @@ class Orchestration:
                 return ""
             raise
 
-    async def _stream(self, port: int, looking: asyncio.Task[None]) -> None:
-        total = len(self.plan.orders)
-        turns: dict[int, Callable[[], Coroutine[Any, Any, None]]] = {max(1, int(total * share)): self._accident for share in KILL_AT}
-        under_way: list[asyncio.Task[None]] = []
-
-        def answered(answer: Answer) -> None:
-            if answer.status in (200, 201):
-                self.placed.append(answer.order_id)
-            if (turn := turns.pop(len(self.placed), None)) is not None:
-                under_way.append(asyncio.create_task(turn()))
-
-        placing = asyncio.create_task(place_all(self.plan.orders, f"127.0.0.1:{port}", rate=self.plan.rate, answered=answered))
-        try:
-            await asyncio.wait({placing, looking}, return_when=asyncio.FIRST_COMPLETED)
-            if looking.done():
-                looking.result()
-            answers = await placing
-        finally:
-            placing.cancel()
-        await asyncio.gather(*under_way)
-        refused = [answer for answer in answers if answer.status not in (200, 201)]
-        if refused:
-            raise ProcessFailed(f"the order service did not take {len(refused)} orders, order {refused[0].order_id} first")
-
     async def _accident(self) -> None:
         victim = self._workers.pop(0)
         await asyncio.to_thread(self.stage.processes.kill, victim)
@@ -146,18 +114,14 @@ class Orchestration:
         self._workers.append(running)
         return running
 
-    async def _keep_looking(self) -> None:
+    async def _until(self, there: Callable[[Snapshot], bool], looking: asyncio.Task[None]) -> Snapshot:
+        """Wait for a look from now on that is as wanted, or until patience is over; the last one."""
+        deadline, before = time.monotonic() + self.plan.patience, self.latest
         while True:
-            self.stage.processes.check()
-            self._latest = await asyncio.to_thread(self._watch.look)
-            self.display.show(self._latest, len(self.placed))
-            await asyncio.sleep(LOOK_SECONDS)
-
-    async def _until(self, there: Callable[[Snapshot], bool], looking: asyncio.Task[None]) -> None:
-        """Wait for a look from now on that is as wanted, or until patience is over."""
-        deadline, before = time.monotonic() + self.plan.patience, self._latest
-        while (self._latest is before or not there(self._latest)) and time.monotonic() < deadline:
-            await asyncio.sleep(LOOK_SECONDS / 2)
+            now = self.latest
+            if now is not None and ((now is not before and there(now)) or time.monotonic() > deadline):
+                return now
+            await asyncio.sleep(self.look_seconds / 2)
             if looking.done():
                 looking.result()
 
@@ -185,42 +149,21 @@ def play(plan: Plan, places: Places, console: Console) -> bool:
     summary(console, books, last, seconds)
     console.print(f"{orchestration.by_hand} stuck compensations were tried again by hand.", highlight=False)
     show_reconciliation(console, result)
-    if not last.settled:
-        console.print(f"It did not settle within {plan.patience:g} s. Still to come: {last.pending()}", style="bold red", soft_wrap=True)
-    good = last.settled and result.passed
-    words = "No money without goods or refund, no stock lost, no saga in limbo." if good else "The reconciliation failed."
-    console.print(words, style="bold green" if good else "bold red", soft_wrap=True)
-    return good
+    unsettled(console, plan, last)
+    return verdict(console, last, result, "No money without goods or refund, no stock lost, no saga in limbo.")
 
 
 def main() -> int:
-    usual = World()
-    parser = argparse.ArgumentParser(prog="python -m apps.checkout.saga_demo", description="The checkout as sagas, live.")
-    parser.add_argument("--orders", type=Path, metavar="CSV", help="order_id,customer_id,ordered_on,quantity,total; generated if not given")
-    parser.add_argument("--skip-bad", action="store_true", help="leave out bad rows of the CSV instead of refusing the file")
-    parser.add_argument("--count", type=int, default=1000, help="how many orders to generate")
-    parser.add_argument("--seed", type=int, default=usual.seed, help="of the generated orders and of the outside world's luck")
-    parser.add_argument("--rate", type=float, help=f"orders a second; unless given, all of them within {STREAM_SECONDS:g} s")
-    parser.add_argument("--workers", type=int, default=2, help="processes that run the saga and the email service")
-    parser.add_argument("--refuse", type=float, default=usual.refuse, help="part of the parcels that can't be sent")
-    parser.add_argument("--patience", type=float, default=300.0, help="seconds to wait for everything to settle")
+    parser = options(
+        "apps.checkout.saga_demo", "The checkout as sagas, live.", count=1000, patience=300.0, workers="the saga and the email service"
+    )
+    parser.add_argument("--refuse", type=float, default=World().refuse, help="part of the parcels that can't be sent")
     parser.add_argument("--store", metavar="STORE", help="as in the demo: a new file, postgresql://user@host/database, or postgres")
     given = parser.parse_args()
-    console, errors = Console(), Console(stderr=True)
-    try:
-        if given.workers < 1 or (given.rate is not None and given.rate <= 0):
-            raise BadOrders("--workers and --rate must be above 0")
-        orders = orders_of(given, console)
-        world = replace(usual, seed=given.seed, refuse=given.refuse)
-        plan = Plan(orders, world, given.rate or max(40.0, len(orders) / STREAM_SECONDS), given.workers, given.patience)
-        with ExitStack() as stack:
-            return 0 if play(plan, places_of(given.store, stack), console) else 1
-    except (BadOrders, ProcessFailed, Missing, TidingsError) as error:
-        errors.print(f"demo-saga: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
-        return 2
-    except KeyboardInterrupt:
-        errors.print("demo-saga: stopped; its processes have ended", style="yellow")
-        return 130
+    with ExitStack() as stack:
+        return carry_out(
+            "demo-saga", given, 40.0, lambda plan, console: play(plan, places_of(given.store, stack), console), refuse=given.refuse
+        )
 
 
 if __name__ == "__main__":

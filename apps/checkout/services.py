@@ -7,38 +7,31 @@ know what was before. At the end everything is added up, across all databases an
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
 from apps.checkout.books import read_books_of_services, snapshot, tables_of
-from apps.checkout.customers import Answer, place_all
-from apps.checkout.data import BadOrders, Order, generate_orders, read_orders, stock_for
-from apps.checkout.demo import STREAM_SECONDS, summary
+from apps.checkout.data import BadOrders, stock_for
+from apps.checkout.demo import summary
 from apps.checkout.display import Display, show_reconciliation
+from apps.checkout.playing import Plan, Play, Turn, carry_out, options, unsettled, verdict
 from apps.checkout.prepare import CONSUMERS, app_path
-from apps.checkout.processes import ProcessFailed, Running
+from apps.checkout.processes import Running
 from apps.checkout.reconcile import READS, reconcile
-from apps.checkout.simulators import World
 from apps.checkout.stage import Places, Stage
 from apps.checkout.tables import run
 from apps.checkout.watch import Snapshot, Watch
-from servers.folder import Missing
 from servers.kafka import Kafka
 from servers.postgres import Postgres
-from tidings import TidingsError
 
-LOOK_SECONDS = 1.0
 PARTITIONS = 4
 TOPICS = ("shop", *CONSUMERS, "support")
 ACCIDENTS = ((0.2, "payment"), (0.35, "relay"), (0.5, "broker"), (0.7, "inventory"), (0.8, "relay"))
@@ -46,28 +39,18 @@ ACCIDENTS = ((0.2, "payment"), (0.35, "relay"), (0.5, "broker"), (0.7, "inventor
 SUPPORT_AT = 0.6
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
-    orders: Sequence[Order]
-    world: World
-    rate: float
-    patience: float
+class Services(Play):
+    """A database for each service and Kafka between them; ``run`` plays it to the end."""
 
-
-class Services:
-    """One run: servers are given, ``run`` plays it to the end."""
+    look_seconds = 1.0
 
     def __init__(self, plan: Plan, stage: Stage, display: Display, postgres: Postgres, kafka: Kafka) -> None:
-        self.plan = plan
-        self.stage = stage
-        self.display = display
-        self.placed: list[int] = []
+        super().__init__(plan, stage, display)
         self.stores: dict[str, str] = {}
         self._postgres = postgres
         self._kafka = kafka
         self._running: dict[str, Running] = {}
         self._watches: dict[str, Watch] = {}
-        self._latest: Snapshot | None = None
         self._late = False
 
     async def run(self) -> Snapshot:
@@ -82,9 +65,10 @@ class Services:
         self.display.tell(
             f"order service, its relay, and {len(CONSUMERS)} services: eight processes, {len(self.stores)} databases, one Kafka"
         )
-        looking = asyncio.create_task(self._keep_looking())
+        looking = asyncio.create_task(self.keep_looking())
+        turns: dict[float, Turn] = {share: partial(self._kill, name) for share, name in ACCIDENTS}
         try:
-            await self._stream(int(facts["port"]), looking)
+            await self.stream(int(facts["port"]), looking, turns | {SUPPORT_AT: self._newcomer})
             self.display.tell("all orders placed; waiting until nothing is under way anywhere")
             return await self._settle(looking)
         finally:
@@ -127,42 +111,7 @@ class Services:
 
     # -- the play
 
-    async def _stream(self, port: int, looking: asyncio.Task[None]) -> None:
-        total = len(self.plan.orders)
-        turns: dict[int, Callable[[], Coroutine[Any, Any, None]]] = {
-            max(1, int(total * share)): partial(self._kill, name) for share, name in ACCIDENTS
-        }
-        turns[max(1, int(total * SUPPORT_AT))] = self._newcomer
-        under_way: list[asyncio.Task[None]] = []
-
-        def answered(answer: Answer) -> None:
-            if answer.status in (200, 201):
-                self.placed.append(answer.order_id)
-            turn = turns.pop(len(self.placed), None)
-            if turn is not None:
-                under_way.append(asyncio.create_task(turn()))
-
-        placing = asyncio.create_task(place_all(self.plan.orders, f"127.0.0.1:{port}", rate=self.plan.rate, answered=answered))
-        try:
-            await asyncio.wait({placing, looking}, return_when=asyncio.FIRST_COMPLETED)
-            if looking.done():
-                looking.result()
-            answers = await placing
-        finally:
-            placing.cancel()
-        await asyncio.gather(*under_way)
-        refused = [answer for answer in answers if answer.status not in (200, 201)]
-        if refused:
-            raise ProcessFailed(f"the order service did not take {len(refused)} orders, order {refused[0].order_id} first")
-
-    async def _keep_looking(self) -> None:
-        while True:
-            self.stage.processes.check()
-            self._latest = await asyncio.to_thread(self._look)
-            self.display.show(self._latest, len(self.placed))
-            await asyncio.sleep(LOOK_SECONDS)
-
-    def _look(self) -> Snapshot:
+    def look(self) -> Snapshot:
         """All stores, one after another: only when nothing moves do they belong together."""
         found = [watch.look() for watch in list(self._watches.values())]
         return Snapshot(
@@ -178,10 +127,10 @@ class Services:
         deadline = time.monotonic() + self.plan.patience
         before: tuple[int, int] | None = None
         while True:
-            await asyncio.sleep(LOOK_SECONDS / 2)
+            await asyncio.sleep(self.look_seconds / 2)
             if looking.done():
                 looking.result()
-            snapshot = await asyncio.to_thread(self._look)
+            snapshot = await asyncio.to_thread(self.look)
             at_rest = self._late and snapshot.settled and await asyncio.to_thread(self._arrived)
             now = (snapshot.events, snapshot.orders)
             if (at_rest and now == before) or time.monotonic() > deadline:
@@ -226,50 +175,27 @@ def play(plan: Plan, console: Console, directory: Path) -> bool:
         result = reconcile(books, services.placed)
         summary(console, books, last, seconds)
         show_reconciliation(console, result)
-        if not last.settled:
-            console.print(
-                f"It did not settle within {plan.patience:g} s. Still to come: {last.pending()}", style="bold red", soft_wrap=True
-            )
-        good = last.settled and result.passed
-        words = f"Every order is charged once and shipped, or fully undone, across {len(services.stores)} databases."
-        console.print(words if good else "The reconciliation failed.", style="bold green" if good else "bold red", soft_wrap=True)
-    return good
+        unsettled(console, plan, last)
+    words = f"Every order is charged once and shipped, or fully undone, across {len(services.stores)} databases."
+    return verdict(console, last, result, words)
 
 
 def main() -> int:
-    usual = World()
-    parser = argparse.ArgumentParser(prog="python -m apps.checkout.services", description="The checkout as services of their own, live.")
-    parser.add_argument("--orders", type=Path, metavar="CSV", help="order_id,customer_id,ordered_on,quantity,total; generated if not given")
-    parser.add_argument("--skip-bad", action="store_true", help="leave out bad rows of the CSV instead of refusing the file")
-    parser.add_argument("--count", type=int, default=1000, help="how many orders to generate")
-    parser.add_argument("--seed", type=int, default=usual.seed, help="of the generated orders and of the outside world's luck")
-    parser.add_argument("--rate", type=float, help=f"orders a second; unless given, all of them within {STREAM_SECONDS:g} s")
-    parser.add_argument("--patience", type=float, default=90.0, help="seconds to wait for everything to settle")
+    parser = options("apps.checkout.services", "The checkout as services of their own, live.", count=1000, patience=90.0)
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="leave the processes' output and the ledgers here")
     given = parser.parse_args()
-    console, errors = Console(), Console(stderr=True)
+    with ExitStack() as stack:
+        return carry_out("services", given, 40.0, lambda plan, console: play(plan, console, _folder(given.keep, stack)))
+
+
+def _folder(kept: Path | None, stack: ExitStack) -> Path:
+    if kept is None:
+        return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tidings-services-")))
     try:
-        if given.rate is not None and given.rate <= 0:
-            raise BadOrders("--rate must be above 0")
-        orders: Sequence[Order] = generate_orders(given.count, given.seed)
-        if given.orders is not None:
-            orders, left_out = read_orders(given.orders, skip_bad=given.skip_bad)
-            if left_out:
-                console.print(f"left out {len(left_out)} rows of {given.orders}, line {left_out[0][0]}: {left_out[0][1]}", style="yellow")
-        plan = Plan(orders, replace(usual, seed=given.seed), given.rate or max(40.0, len(orders) / STREAM_SECONDS), given.patience)
-        with ExitStack() as stack:
-            if given.keep is None:
-                directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tidings-services-")))
-            else:
-                directory = given.keep.resolve()
-                directory.mkdir(parents=True)
-            return 0 if play(plan, console, directory) else 1
-    except (BadOrders, ProcessFailed, Missing, TidingsError, OSError) as error:
-        errors.print(f"services: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
-        return 2
-    except KeyboardInterrupt:
-        errors.print("services: stopped; its processes have ended", style="yellow")
-        return 130
+        kept.resolve().mkdir(parents=True)
+    except OSError as error:
+        raise BadOrders(f"--keep {kept} can't be made: {error.strerror}") from error
+    return kept.resolve()
 
 
 if __name__ == "__main__":

@@ -179,9 +179,9 @@ class App:
         """Announce an event in the transaction that your own rows are in: it exists if and only if you commit.
 
         Args:
-            tx: an open transaction: sqlite3.Connection, SQLAlchemy Connection or Session, ``django.db.connection``; with aiosqlite,
-                AsyncConnection or AsyncSession the call must be awaited. ``"own"`` for a transaction of its own: await it, or call
-                ``.result()``.
+            tx: an open transaction: of sqlite3, psycopg or psycopg2, a SQLAlchemy Connection or Session, ``django.db.connection``; with
+                aiosqlite, asyncpg, async psycopg, AsyncConnection or AsyncSession the call must be awaited. ``"own"`` for a transaction of
+                its own: await it, or call ``.result()``.
             at: publish then instead (a time with time zone). after: publish after this time instead.
             headers: further texts that travel along; ``traceparent`` goes into its own field.
 

@@ -483,6 +483,8 @@ class SomeWaker(Protocol):
 
     polled: bool
     """The last call came of the clock alone: nothing was heard."""
+    precaution: bool
+    """Nor is there anything that it may have missed but what a process left unsaid that died."""
 
     def close(self) -> None:
         """Behind ``disarm``, perhaps from another thread than the loop's; may block."""

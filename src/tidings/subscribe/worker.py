@@ -42,11 +42,13 @@ log = logging.getLogger("tidings.worker")
 
 CONTROL_SECONDS = 0.25
 """An operator's command is seen at the latest this long after the next commit, or at the next renewal."""
-CONDENSE_SECONDS = (0.1, 1.0, 30.0)
+CONDENSE_SECONDS = (0.1, 1.0, 60.0)
 """Pace of condensing blocks of the log (search.py): when everything is handled, when not, and when no block was full."""
 TRIM_CHUNK = 5_000
 TRIM_SECONDS = 5.0
 UPKEEP_SECONDS = 30.0
+WATCH_SECONDS = 60.0
+"""How often a worker looks at what subscriptions keep from being trimmed."""
 LEAVE_SECONDS = 5.0
 """A worker that ends waits so long for a store that doesn't answer, and then lets its lease run out."""
 
@@ -435,7 +437,8 @@ class Worker:
         self._plan_to_look()
 
     def _on_wake(self) -> None:
-        self._wake_runners()
+        # What is scheduled the pulse asks for as well, and more often.
+        self._wake_runners(due=self._waker is None or not self._waker.precaution)
         if self._waker is not None and not self._waker.polled:  # an operator's command would have been heard of
             self._plan_to_look()
 
@@ -444,8 +447,9 @@ class Worker:
             since, self._checked = time.monotonic() - self._checked, float("inf")  # until the look that is now planned
             self._loop.call_later(max(0.0, CONTROL_SECONDS - since), lambda: self._spawn(self._look_at_control()))
 
-    def _wake_runners(self) -> None:
-        self._committed.set()
+    def _wake_runners(self, *, due: bool = True) -> None:
+        if due:
+            self._committed.set()
         grown = self._tail.grown()
         woken = False
         for runner in self.runners.values():
@@ -551,7 +555,7 @@ class Worker:
     async def _watch(self) -> None:
         """Warn of subscriptions that keep too much of the log from going away, whoever's they are, and let lapse those that may."""
         while True:
-            await asyncio.sleep(UPKEEP_SECONDS)
+            await asyncio.sleep(WATCH_SECONDS)
             try:
                 await self.look_at_backlogs()
             except StoreError as error:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
+import psycopg
 import pytest
 
 from tests.running import until
@@ -92,3 +95,24 @@ async def test_lanes_that_are_let_go_of_while_somebody_looks_are_claimed_again(p
         app.store.write(lambda unit: unit.set_paused("mail", False)).result(10)  # something has changed
         await worker.balance()
         await until(lambda: held(app) == 64, 20)
+
+
+@pytest.mark.promise("nothing lost")
+async def test_what_was_scheduled_by_who_died_before_saying_so_is_found(postgres_url: str) -> None:
+    """A listening worker's own looks, which come of the clock alone, leave that to its pulse."""
+    app = App("shop", postgres_url, lease=3.0)
+    seen: list[int] = []
+
+    @app.subscribe(Placed, name="mail")
+    async def mail(event: Placed) -> None:
+        seen.append(event.order)
+
+    async with app:
+        await app.publish(Placed(order=1), tx="own", after=timedelta(hours=1))
+        await until(lambda: app.worker is not None and app.worker._due is not None)
+        waker: Any = app.worker and app.worker._waker
+        await until(lambda: waker._slow, 20)
+        await asyncio.sleep(0.6)  # twice the pace at which a worker asks what is due
+        with psycopg.connect(postgres_url) as conn:  # which tells nobody
+            conn.execute("UPDATE tidings_scheduled SET due = 0")
+        await until(lambda: seen == [1], 20)

@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, create_async_e
 from sqlalchemy.orm import Session
 
 from tests.running import settled, until
-from tidings import App, Event, HandlerDefinitionError, HandlerTimeout, Retry
+from tidings import App, Event, HandlerDefinitionError, Retry
 
 
 class Placed(Event, key="order"):
@@ -281,20 +281,6 @@ async def test_a_transaction_in_which_nothing_happens_is_ended(kinds: Kinds) -> 
         await until(lambda: rows(kinds.url, "SELECT * FROM done") == [(1, 1)])
         await settled(app)
     assert attempts == 2
-
-
-@pytest.mark.promise("effects once")
-async def test_a_transaction_is_given_up_once(kinds: Kinds) -> None:
-    """Whoever watches might else take its handler, which runs on, for that of the next transaction, and give up that one as well."""
-    app = App("shop", store=kinds.url)
-    app.open()
-    transactions = app.store.transactions(None, 10.0)
-    with pytest.raises(HandlerTimeout), transactions.begin("psycopg") as transaction:
-        assert transactions.abort(transaction)
-        assert not transactions.abort(transaction)
-        transaction.settle()
-    await transactions.close()
-    app.close()
 
 
 def test_kinds_that_cannot_be_had(kinds: Kinds) -> None:

@@ -4,10 +4,12 @@ import asyncio
 import time
 
 import psycopg
+import pytest
 
 from servers.pgbouncer import PgBouncer
 from tests.running import until
 from tidings import App, Event, PostgresStore
+from tidings.store.postgres import waker as waker_module
 from tidings.testing.contracts.store import an_event
 
 
@@ -75,6 +77,33 @@ async def test_what_readers_need_not_know_wakes_nobody(postgres_url: str) -> Non
         waker.close()
         watching.close()
         acting.close()
+
+
+async def test_a_look_that_is_only_a_precaution_is_told_from_one_that_may_find_something(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(waker_module, "POLL_SECONDS", (0.3, 0.1))
+    store = PostgresStore(postgres_url)
+    store.open()
+    calls: list[bool] = []
+
+    def woken() -> None:
+        calls.append(waker.precaution)
+        waker.arm()
+
+    waker = store.watch(woken)
+    try:
+        waker.arm()
+        await until(lambda: len(calls) > 3)
+        assert calls[0] is False  # what was said before anybody listened
+        await until(lambda: calls[-2:] == [True, True])
+        waker.hint()
+        calls.clear()
+        await until(lambda: len(calls) > 2)
+        assert not any(calls)  # somebody publishes here, and his commit may tell nobody
+    finally:
+        waker.close()
+        store.close()
 
 
 async def test_a_publish_that_commits_later_is_handled_at_once(postgres_url: str) -> None:

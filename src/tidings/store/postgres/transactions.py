@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import psycopg
 from psycopg.pq import TransactionStatus
 
-from ...errors import HandlerDefinitionError, HandlerTimeout, TransactionEnded
+from ...errors import HandlerDefinitionError, TransactionEnded
 from ..port import RaisedByHandler
+from ..transaction import OpenAsyncTransaction, OpenTransaction, sqlalchemy_source
 from . import enlist
 from .connect import command, connect, is_lost, sqlstate_of
 
@@ -88,62 +89,16 @@ class Guard:
         )
 
 
-class Transaction:
-    """A transaction under way.
-
-    Attributes:
-        tx: for the handler. raw: for Tidings' own statements. guard: around the handler.
-        savepoint: makes a context manager; an error inside undoes what was done inside.
-        after: called behind the commit. told: something was published in it.
-    """
+class Transaction(OpenTransaction[enlist.Executor, Guard]):
+    """A transaction under way. ``cancel``: ends its statement, from any thread."""
 
     def __init__(self, tx: Any, raw: enlist.Executor, guard: Guard, savepoint: Callable[[], Any], cancel: Callable[[], None]) -> None:
-        self.tx = tx
-        self.raw = raw
-        self.guard = guard
-        self.savepoint = savepoint
-        self.flushes = hasattr(tx, "flush")
+        super().__init__(tx, raw, guard, savepoint)
         self.cancel = cancel
-        self.after: list[Callable[[], None]] = []
-        self.told = False
-        self.aborted = False
-        self._settling = False
-        self._lock = threading.Lock()
-
-    def flush(self) -> None:
-        """Let an ORM session write what it holds."""
-        if self.flushes:
-            self.tx.flush()
-
-    def settle(self) -> None:
-        """The handlers are done, the commit follows: too late for ``abort``, or abort was first.
-
-        Raises:
-            HandlerTimeout: it was aborted meanwhile.
-        """
-        with self._lock:
-            if self.aborted:
-                raise HandlerTimeout("given up while the handler ran")
-            self._settling = True
-
-    def abort(self) -> bool:
-        """Give it up from another thread; False if it is being committed, or was given up before."""
-        with self._lock:
-            if self.aborted or self._settling:
-                return False
-            self.aborted = True
-            return True
 
 
-class AsyncTransaction:
-    """The same for an async handler: ``await run(work)`` runs ``work(executor)`` in it."""
-
-    def __init__(self, tx: Any, run: Callable[[Callable[[Any], Any]], Any], guard: Guard) -> None:
-        self.tx = tx
-        self.run = run
-        self.guard = guard
-        self.after: list[Callable[[], None]] = []
-        self.told = False
+class AsyncTransaction(OpenAsyncTransaction[Any, Guard]):
+    """The same for an async handler."""
 
 
 class Transactions:
@@ -397,23 +352,7 @@ class Transactions:
         return found
 
     def _source(self, kind: str, handler: str) -> Any:
-        wants_async = kind.startswith("async")
-        for given in self._given:
-            name = f"{type(given).__module__}.{type(given).__name__}"
-            if not name.startswith("sqlalchemy."):
-                continue
-            if name.startswith("sqlalchemy.ext.asyncio") != wants_async:
-                continue
-            is_maker = "sessionmaker" in name
-            if kind.endswith("session"):
-                return given if is_maker else _session_of(given, wants_async)
-            return given.kw["bind"] if is_maker else given
-        raise HandlerDefinitionError(
-            f"{handler} asks for a SQLAlchemy {kind}: say where it comes from with App(…,"
-            f" transactions={'async_' if wants_async else ''}engine"
-            f" or {'async_' if wants_async else ''}sessionmaker)",
-            handler=handler,
-        )
+        return sqlalchemy_source(self._given, kind, handler)
 
 
 E = TypeVar("E", bound=enlist.Executor)
@@ -475,13 +414,3 @@ def _savepoint_by(raw: enlist.Executor) -> Iterator[None]:
         raw.execute("RELEASE tidings")
         raise
     raw.execute("RELEASE tidings")
-
-
-def _session_of(engine: Any, is_async: bool) -> Any:
-    if is_async:
-        from sqlalchemy.ext.asyncio import async_sessionmaker
-
-        return async_sessionmaker(engine, expire_on_commit=False)
-    from sqlalchemy.orm import sessionmaker
-
-    return sessionmaker(engine)

@@ -132,7 +132,8 @@ class Waker:
         self._socket = -1  # a connection that is lost no longer knows its own
         self._connecting: asyncio.Future[Any] | None = None
         self._poll = POLL_SECONDS[1]
-        self.polled = False
+        self.polled = self.precaution = False
+        self._slow = False
         self._armed = False
         self._heard = True  # until the first look
         self._closed = False
@@ -154,6 +155,7 @@ class Waker:
         else:
             self._pause = QUICK[0]
             self._schedule(self._poll)
+            self._slow = self._poll == POLL_SECONDS[0]
 
     def disarm(self) -> None:
         self._armed = False
@@ -191,11 +193,13 @@ class Waker:
 
     def _wake(self) -> None:
         self.polled = not self._heard
+        self.precaution = self.polled and self._slow
         self._heard = False
         self.disarm()
         self._woken()
 
     def _schedule(self, delay: float) -> None:
+        self._slow = False
         if self._timer is not None:
             self._timer.cancel()
         self._timer = self._loop.call_later(delay, self._wake)

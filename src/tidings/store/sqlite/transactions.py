@@ -12,12 +12,13 @@ import gc
 import sqlite3
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any
 
-from ...errors import HandlerDefinitionError, HandlerTimeout, TransactionEnded
+from ...errors import HandlerDefinitionError, TransactionEnded
 from ..port import RaisedByHandler
+from ..transaction import OpenAsyncTransaction, OpenTransaction, sqlalchemy_source
 from . import enlist
 from .connect import is_about_another_file
 
@@ -152,63 +153,15 @@ class Guard:
         )
 
 
-class Transaction:
-    """A transaction under way.
+class Transaction(OpenTransaction[sqlite3.Connection, Guard]):
+    """A transaction under way. ``turn``: the process's, which it holds. ``over``: its thread has done with it."""
 
-    Attributes:
-        tx: for the handler. raw: for Tidings' own statements. guard: around the handler.
-        savepoint: makes a context manager; an error inside undoes what was done inside.
-        after: called behind the commit, before any other transaction of this process.
-    """
-
-    def __init__(self, tx: Any, raw: sqlite3.Connection, guard: Guard, savepoint: Callable[[], Any]) -> None:
-        self.tx = tx
-        self.raw = raw
-        self.guard = guard
-        self.savepoint = savepoint
-        self.flushes = hasattr(tx, "flush")
-        self.after: list[Callable[[], None]] = []
-        self.told = False
-        self.turn: _Turn | None = None
-        self.aborted = False
-        self.over = False
-        self._settling = False
-        self._lock = threading.Lock()
-
-    def flush(self) -> None:
-        """Let an ORM session write what it holds."""
-        if self.flushes:
-            self.tx.flush()
-
-    def settle(self) -> None:
-        """The handlers are done, the commit follows: too late for ``abort``, or abort was first.
-
-        Raises:
-            HandlerTimeout: it was aborted meanwhile.
-        """
-        with self._lock:
-            if self.aborted:
-                raise HandlerTimeout("given up while the handler ran")
-            self._settling = True
-
-    def abort(self) -> bool:
-        """Give it up from another thread; False if it is being committed, or was given up before."""
-        with self._lock:
-            if self.aborted or self._settling:
-                return False
-            self.aborted = True
-            return True
+    turn: _Turn | None = None
+    over = False
 
 
-class AsyncTransaction:
-    """The same for an async handler: ``await run(work)`` runs ``work(connection)`` in it."""
-
-    def __init__(self, tx: Any, run: Callable[[Callable[[sqlite3.Connection], Any]], Any], guard: Guard) -> None:
-        self.tx = tx
-        self.run = run
-        self.guard = guard
-        self.after: list[Callable[[], None]] = []
-        self.told = False
+class AsyncTransaction(OpenAsyncTransaction[sqlite3.Connection, Guard]):
+    """The same for an async handler."""
 
 
 class Transactions:
@@ -386,23 +339,7 @@ class Transactions:
         return source() if kind == "async session" else source.connect()
 
     def _source(self, kind: str, handler: str) -> Any:
-        wants_async = kind.startswith("async")
-        for given in self._given:
-            name = f"{type(given).__module__}.{type(given).__name__}"
-            if not name.startswith("sqlalchemy."):
-                continue
-            if name.startswith("sqlalchemy.ext.asyncio") != wants_async:
-                continue
-            is_maker = "sessionmaker" in name
-            if kind.endswith("session"):
-                return given if is_maker else _session_of(given, wants_async)
-            return given.kw["bind"] if is_maker else given
-        raise HandlerDefinitionError(
-            f"{handler} asks for a SQLAlchemy {kind}: say where it comes from with App(…,"
-            f" transactions={'async_' if wants_async else ''}engine"
-            f" or {'async_' if wants_async else ''}sessionmaker)",
-            handler=handler,
-        )
+        return sqlalchemy_source(self._given, kind, handler)
 
     def abort(self, transaction: Transaction) -> bool:
         """Give up a transaction whose handler hangs in another thread: it is rolled back, which frees the file. Its connection is closed
@@ -505,13 +442,3 @@ def _savepoint(raw: sqlite3.Connection) -> Iterator[None]:
             raw.execute("RELEASE tidings")
         raise
     raw.execute("RELEASE tidings")
-
-
-def _session_of(engine: Any, is_async: bool) -> Any:
-    if is_async:
-        from sqlalchemy.ext.asyncio import async_sessionmaker
-
-        return async_sessionmaker(engine, expire_on_commit=False)
-    from sqlalchemy.orm import sessionmaker
-
-    return sessionmaker(engine)

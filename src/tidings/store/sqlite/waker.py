@@ -35,7 +35,7 @@ class Waker:
         slow_poll: float = 1.0,
     ) -> None:
         self._told = armed
-        self.polled = False
+        self.polled = self.precaution = False
         self._path = path
         self._conn = conn
         self._woken = woken
