@@ -342,7 +342,9 @@ class App:
                 raise SagaDefinitionError(f"@app.saga({start.__name__}, {what}={given!r}): give a list of classes, {what}=[…]")
 
         def mark(main: Main) -> Main:
-            definition = define(name, version, main, self.type_of(start), [self.type_of(one) for one in waits], failures, late)
+            definition = define(
+                name, version, main, self.type_of(start), [self.type_of(one) for one in waits], failures, late, self._provided
+            )
             others = [one for one in self._sagas.values() if one.name == definition.name]
             for other in others:
                 if other.start.name != definition.start.name:

@@ -707,3 +707,47 @@ async def test_operators_may_name_a_saga_by_its_function_and_nobody_blocks_a_loo
         assert shops.saga("checkout", 1).state == "completed"
         with pytest.raises(NotFound, match="there is no saga 'works' in this app; give its name"):
             app.operator("ann").pause(works, 1, reason="x")
+
+
+class Bank:
+    def __init__(self, name: str = "bank") -> None:
+        self.name = name
+        self.booked: list[str] = []
+
+    def book(self, what: str) -> None:
+        self.booked.append(what)
+
+
+class Till: ...
+
+
+async def test_steps_and_undos_get_what_the_app_provides(store_url: str) -> None:
+    app, bank, tills = shop(store_url), Bank(), list[Till]()
+    app.provide(Bank, bank)
+
+    async def charge(order_id: int, bank: Bank, amount: int, ctx: Context, till: Till) -> str:
+        bank.book(f"charge {order_id} {amount} at attempt {ctx.attempt}")
+        tills.append(till)
+        return bank.name
+
+    def refund(order_id: int, amount: int, bank: Bank, result: str) -> None:
+        bank.book(f"refund {order_id} {amount} {result}")
+
+    def refuse(bank: Bank) -> None:
+        raise Refused(bank.name)
+
+    @app.saga(Placed)
+    async def checkout(order: Placed, saga: Saga) -> None:
+        await saga.step(charge, order.order_id, amount=order.total, undo=refund)
+        await saga.step(refuse, Bank("my own")) if order.order_id == 2 else await saga.step(refuse)
+
+    app.provide(Till, Till)  # at each call
+    async with harness(app) as shops:
+        for key in (1, 2):
+            await shops.publish(Placed(order_id=key))
+        await shops.settle()
+        assert (shops.saga("checkout", 1).state, shops.saga("checkout", 1).error) == ("compensated", "Refused: bank")
+        assert [one for one in bank.booked if one.split()[1] == "1"] == ["charge 1 10 at attempt 1", "refund 1 10 bank"]
+        assert len(tills) == len({id(till) for till in tills}) == 2
+        assert shops.saga("checkout", 2).state == "parked"
+        assert "refuse can't be called with what the step is given: too many positional" in (shops.saga("checkout", 2).error or "")

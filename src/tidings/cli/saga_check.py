@@ -36,7 +36,7 @@ def check(spec: str, url: str | None, as_json: bool) -> None:
     wrong = [
         f"{definition.name} (version {definition.version}): {text}"
         for definition in app.saga_definitions.values()
-        for text in mistakes(definition.main)
+        for text in mistakes(definition.main, definition.provided)
     ]
     warned = [
         f"{definition.name} (version {definition.version}): {text}"

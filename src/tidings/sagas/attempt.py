@@ -16,7 +16,7 @@ from ..publish.publisher import current
 from ..store.port import RaisedByHandler
 from ..store.sagas import Entry, Hold
 from .shared_steps import SharedStep, SharedSteps
-from .step import UNKNOWN, Function, StepContext
+from .step import NOTHING, UNKNOWN, Function, Provided, StepContext
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -35,7 +35,10 @@ class StoreTrouble(Exception):
 class Attempts:
     """Runs functions for an app's sagas. ``done(result)`` makes the entry, at the last moment."""
 
-    def __init__(self, store: Store, transactions: SomeTransactions, publisher: Publisher, journal: JournalWriter) -> None:
+    def __init__(
+        self, store: Store, transactions: SomeTransactions, publisher: Publisher, journal: JournalWriter, provided: Provided = NOTHING
+    ) -> None:
+        self._provided = provided
         self._store = store
         self._journal = journal
         self._transactions = transactions
@@ -64,7 +67,7 @@ class Attempts:
         def call() -> Any:
             current.set(ctx)
             try:
-                return function.call(args, kwargs, ctx, result)
+                return function.call(args, kwargs, ctx, result, self._provided)
             except (StoreError, ConnectionError) as error:
                 raise RaisedByHandler(error) from None
 

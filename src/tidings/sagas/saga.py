@@ -19,7 +19,7 @@ from ..retry import Retry
 from .body import AGAIN, Again, Body
 from .digest import digest
 from .result import decoder_of
-from .step import Function
+from .step import NOTHING, Function, Provided
 from .text import certain
 
 T = TypeVar("T")
@@ -40,6 +40,7 @@ class SagaDefinition:
     waits: dict[str, EventType] = field(default_factory=dict)
     failures: tuple[type[Exception], ...] = ()
     late: Late = "ignore"
+    provided: Provided = field(default_factory=dict)
 
 
 def define(
@@ -50,6 +51,7 @@ def define(
     waits: Sequence[EventType],
     failures: Sequence[Any] = (),
     late: Late = "ignore",
+    provided: Provided = NOTHING,
 ) -> SagaDefinition:
     """Check a declaration.
 
@@ -87,7 +89,7 @@ def define(
             )
     if (mistake := next(certain(main), None)) is not None:
         raise SagaDefinitionError(f"the saga {name!r}: {mistake}", saga=name)
-    return SagaDefinition(name, version, main, start, {waited.name: waited for waited in waits}, tuple(failures), late)
+    return SagaDefinition(name, version, main, start, {waited.name: waited for waited in waits}, tuple(failures), late, provided)
 
 
 @lru_cache(maxsize=4096)
@@ -115,6 +117,7 @@ class Saga:
         self.key = key
         self._start = definition.start
         self._waits = definition.waits
+        self._provided = definition.provided
         self._body = body
         self._type_of = type_of
 
@@ -162,7 +165,7 @@ class Saga:
             function = what["fn"] = _function(fn, "the step")
             if timeout is not None and not timeout > 0:
                 raise SagaDefinitionError(f"{function.name}: timeout={timeout!r}: seconds, more than 0")
-            function.check(args, kwargs)
+            function.check(args, kwargs, self._provided)
             if at_most_once:
                 if retry is not None or function.tx is not None:
                     raise SagaDefinitionError(
@@ -173,12 +176,12 @@ class Saga:
                 raise SagaDefinitionError(f"{function.name}: reconcile= goes with at_most_once=True")
             if reconcile is not None:
                 finds = what["reconcile"] = _function(reconcile, "the reconciliation")
-                finds.check(args, kwargs)
+                finds.check(args, kwargs, self._provided)
             if undo is None and (undo_retry is not None or undo_group is not None):
                 raise SagaDefinitionError(f"{function.name}: undo_retry= and undo_group= go with undo=")
             if undo is not None:
                 back = what["undo"] = _function(undo, "the undo")
-                back.check(args, kwargs)
+                back.check(args, kwargs, self._provided)
             try:
                 what["digest"] = digest(args, kwargs)
             except (TypeError, msgspec.MsgspecError) as error:

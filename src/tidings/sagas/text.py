@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import SagaDefinitionError
 from ..event import EventType
-from .step import Function
+from .step import NOTHING, Function, Provided
 
 if TYPE_CHECKING:
     from .saga import SagaDefinition
@@ -102,7 +102,7 @@ def certain(main: Callable[..., Any]) -> Iterator[str]:
                 yield f"{at}: {name}{number!r} must be more than 0"
 
 
-def mistakes(main: Callable[..., Any]) -> Iterator[str]:
+def mistakes(main: Callable[..., Any], provided: Provided = NOTHING) -> Iterator[str]:
     """What can't be right by what names stand for now: functions that can't be called so, undos with another signature."""
     text = Text.of(main)
     for call, what, at, _ in text.calls() if text is not None else ():
@@ -120,7 +120,7 @@ def mistakes(main: Callable[..., Any]) -> Iterator[str]:
             function = None if expression is None else text.resolved(expression)
             if inspect.isroutine(function):
                 try:
-                    Function(function, kind).check((None,) * count, named)
+                    Function(function, kind).check((None,) * count, named, provided)
                 except SagaDefinitionError as error:
                     yield f"{at}: {error}"
 
