@@ -212,3 +212,13 @@ def test_what_it_returned_is_told(sagas: Path, tidings: Tidings) -> None:
     assert re.search(r'returned +"receipt for p1"', tidings("saga", "show", "order", "4", store=sagas).output)
     told = [said(tidings("saga", "show", "order", key, "--json", store=sagas))[0]["result"] for key in "14"]
     assert told == [None, "receipt for p1"]
+
+
+def test_one_that_nobody_takes_though_it_is_due_says_so(sagas: Path, tidings: Tidings) -> None:
+    """As one does whose version no worker has any more."""
+    with closing(sqlite3.connect(sagas)) as conn, conn:
+        conn.execute("UPDATE tidings_sagas SET due = 1000000 WHERE key = '1'")
+    shown = tidings("saga", "show", "order", "1", store=sagas).output
+    assert re.search(r"overdue +since 1970-01-01 .*: nobody has taken it; does a worker run that has version 1 of checkout\?", shown)
+    told = [said(tidings("saga", "show", "order", key, "--json", store=sagas))[0]["overdue"] is None for key in "134"]
+    assert told == [False, True, True]

@@ -117,6 +117,7 @@ def show(target: Target, as_json: bool, name: str, key: str, no_events: bool) ->
                     **_as_json(row),
                     "result": None if row.result is None else msgspec.json.decode(row.result),
                     "mend": account.mend(row, journal),
+                    "overdue": account.overdue(row, time.time_ns() // 1000),
                     "undos": account.undos(row, journal),
                     "timeline": account.timeline(row, journal, actions),
                     "journal": journal,
@@ -234,6 +235,8 @@ def _print(
     for child, of in children:
         facts.add_row("  child", account.child_words(child, of))
     facts.add_row("  next timer", "none" if row.due is None else f"{clock_time(row.due)[:19]} ({_left(row.due, now)})")
+    if (late := account.overdue(row, now)) is not None:
+        facts.add_row("  overdue", f"since {clock_time(row.due)[:19]}, {duration((now - (row.due or now)) / 1e6)}: {late}")
     if (error := account.last_error(row, journal)) is not None:
         facts.add_row("  last error", error[0] + ("" if error[1] is None else f" ({clock_time(error[1])[:19]})"))
     if row.error is not None and row.state not in ("parked", "waiting", "running") and (error is None or row.error not in error[0]):
