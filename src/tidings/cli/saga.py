@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any
@@ -22,7 +21,7 @@ from .options import Duration, Target, store_options
 from .output import clock_time, console, count, duration, print_json, table
 from .saga_actions import ACTIONS
 from .saga_check import check, migrate
-from .saga_many import UNDER_WAY
+from .saga_many import UNDER_WAY, others
 from .trace import told_json, tree_of
 
 STATES = (*UNDER_WAY, *CLOSED)
@@ -149,9 +148,9 @@ def named(store: Store, name: str, key: str) -> list[SagaRow]:
     """Instances of that key, by the saga's name or the key's."""
     rows: list[SagaRow] = store.query(lambda unit: unit.sagas().named(name, key))
     if not rows:
-        known = Counter(row.saga for row in store.query(lambda unit: unit.sagas().rows(None, (), 1000)))
-        hint = f"; there are {', '.join(sorted(known))}" if known and name not in known else ""
-        raise NotFound(f"there is no saga {name!r} of key {key!r}{hint}; `tidings saga list` shows what there is", name=name, key=key)
+        raise NotFound(
+            f"there is no saga {name!r} of key {key!r}{others(store, name)}; `tidings saga list` shows what there is", name=name, key=key
+        )
     return rows
 
 
