@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tidings import App, Event, Saga, SagaDefinitionError
+from tidings import App, Event, Retry, Saga, SagaDefinitionError
 from tidings.sagas.body import Body
 from tidings.sagas.compensation import STUCK_AFTER, due, state_after
 from tidings.sagas.journal import read_to
@@ -132,6 +132,7 @@ def test_calls_side_by_side_know_their_line_of_the_body() -> None:
         (lambda saga: saga.step(ask, "a", undo=lambda supplier: None), "has no name of its own, which the journal needs"),
         (lambda saga: saga.step(ask, "a", undo=first_of_two), "first_of_two can't be called with what the step is given"),
         (lambda saga: saga.step(asyncio.Event().wait()), "is no function: give the function, and behind it what it is called with"),
+        (lambda saga: saga.step(ask, "a", undo_retry=Retry()), "ask: undo_retry= goes with undo="),
         (lambda saga: saga.step(5), "the step 5 is no function"),
         (lambda saga: saga.sleep(0), "0: give a time of more than 0 seconds"),
         (lambda saga: saga.wait(Placed, within=0), "waits for shop.Placed, which it doesn't declare"),

@@ -177,8 +177,8 @@ class Saga:
             if reconcile is not None:
                 finds = what["reconcile"] = _function(reconcile, "the reconciliation")
                 finds.check(args, kwargs, self._provided)
-            if undo is None and (undo_retry is not None or undo_group is not None):
-                raise SagaDefinitionError(f"{function.name}: undo_retry= and undo_group= go with undo=")
+            if undo is None and undo_retry is not None:
+                raise SagaDefinitionError(f"{function.name}: undo_retry= goes with undo=")
             if undo is not None:
                 back = what["undo"] = _function(undo, "the undo")
                 back.check(args, kwargs, self._provided)
