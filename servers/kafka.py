@@ -76,6 +76,7 @@ class Kafka:
 
     Args:
         settings: of server.properties, beside or instead of ``SETTINGS``.
+        memory: keep the data in memory if there is room.
 
     Raises:
         Missing: there is no Java or no Kafka here.
@@ -84,7 +85,7 @@ class Kafka:
         port: on 127.0.0.1; the same over restarts, as is the data.
     """
 
-    def __init__(self, *, settings: Mapping[str, str] | None = None) -> None:
+    def __init__(self, *, settings: Mapping[str, str] | None = None, memory: bool = False) -> None:
         program = java()
         if program is None:
             raise Missing("no Java 17 or newer is here, which Kafka runs on; install one, and Maven, and run scripts/setup")
@@ -95,7 +96,7 @@ class Kafka:
         self._made = 0
         self._admin: Any = None
         self._process: subprocess.Popen[bytes] | None = None
-        self._folder = Folder("kafka")
+        self._folder = Folder("kafka", memory=memory)
         try:
             self._jars = self._reachable(COPIED)
             self.data = self._folder.path / "data"

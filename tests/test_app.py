@@ -61,6 +61,10 @@ def test_type_checkers_know_every_option() -> None:
     [
         ({"store": "shop.db"}, "store='shop.db': write sqlite:///shop.db"),
         ({"lease": 0.1}, "lease=0.1: seconds, 0.2 or more"),
+        ({"retention": 30}, "retention=30: give a timedelta"),
+        ({"alarm": 1000}, "alarm=1000: give a Backlog"),
+        ({"drain": -1}, "drain=-1: seconds, 0 or more"),
+        ({"drain": timedelta(1)}, "seconds, 0 or more"),
         ({"synchronous": "OFF"}, "synchronous='OFF': choose \"FULL\""),
         ({"transactions": "sqlite:///shop.db"}, "transactions='sqlite:///shop.db': give an engine"),
     ],

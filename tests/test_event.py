@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import enum
+import re
 import uuid
 from decimal import Decimal
 from typing import Any
@@ -194,7 +195,11 @@ def test_an_annotation_that_nobody_can_resolve() -> None:
         (lambda: event(key=None)(object), "@event is for dataclasses, attrs classes, msgspec.Structs and pydantic models; object is none"),
         (lambda: event(key=None)(type("E", (), {})), "Put @event above @dataclass (it must run last)."),
         (lambda: event(key="b")(dataclasses.make_dataclass("E", ["a"])), "E: key='b' is not one of its fields (a)"),
-        (lambda: EventType(int, "shop"), 'int is not an event: write `class int(Event, key="…")`'),
+        (
+            lambda: EventType(int, "shop"),
+            "a value of type int is not an event: an event is an instance of a class like `class OrderPlaced(",
+        ),
+        (lambda: EventType(type(Event), "shop"), "a class is not an event"),
         (lambda: EventType(type("Keyless", (Event,), {}), "shop"), "Keyless is not an event"),
     ],
 )
@@ -205,9 +210,14 @@ def test_what_is_no_event(make: Any, message: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_a_misspelt_class_argument() -> None:
-    with pytest.raises(TypeError, match="kye"):
-        type("E", (Event,), {"__annotations__": {"order": int}}, kye="order")
+@pytest.mark.parametrize(
+    ("option", "hint"), [("kye", "did you mean key=?"), ("frozn", "did you mean frozen=?"), ("zzz", "there are key, type, version, ")]
+)
+def test_a_misspelt_class_argument(option: str, hint: str) -> None:
+    with pytest.raises(EventDefinitionError, match=re.escape(f"E: an event class has no option '{option}'; {hint}")):
+        type("E", (Event,), {"__annotations__": {"order": int}}, **{option: "order"})
+    with pytest.raises(TypeError):  # msgspec's own
+        type("E", (Event,), {"__annotations__": {"order": int}}, key="order", tag=1.5)
 
 
 def test_two_apps_in_one_process_do_not_see_each_other() -> None:

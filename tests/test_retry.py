@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import random
 from typing import Any
 
@@ -67,7 +68,8 @@ class Gone(ValueError):
         (Retry(by_type=((Gone, Retry(attempts=1)),)), Gone(), False),
         (Retry(by_type=((Gone, Retry(attempts=1)),)), ValueError(), True),
         (Retry(attempts=1, by_type=((OSError, Retry(attempts=9)),)), OSError(), True),
-        (Retry(), KeyboardInterrupt(), False),
+        (Retry(), asyncio.CancelledError(), True),
+        (Retry(only=(Exception,)), asyncio.CancelledError(), False),
     ],
 )
 def test_by_exception_type(retry: Retry, error: BaseException, again: bool) -> None:

@@ -26,6 +26,7 @@ from tests.storm.database import Database, connected, database
 from tests.storm.service import asks_for
 from tidings import App, Context, Event, Retry
 from tidings.clock import ManualClock
+from tidings.store.skips import skips_in
 
 LEASE = 5.0
 ATTEMPTS = 3
@@ -56,6 +57,7 @@ class World(RuleBasedStateMachine):
         self.seqs: defaultdict[int, int] = defaultdict(int)
         self.failing: dict[str, set[tuple[int, int]]] = {name: set() for name in NAMES}
         self.dropped: dict[str, set[int]] = {name: set() for name in NAMES}
+        self.skipped: dict[str, set[int]] = {name: set() for name in NAMES}
         self.paused: set[str] = set()
         self.seen: dict[str, list[tuple[int, int]]] = {name: [] for name in NAMES}
         self.crashes = 0
@@ -221,6 +223,7 @@ class World(RuleBasedStateMachine):
         self.rewound = True
         self.forget(name, position)  # before the worker hears of it: its loop stands still meanwhile
         self.dropped[name] = {one for one in self.dropped[name] if one <= position} | skipped
+        self.skipped[name] = {one for one in self.skipped[name] if one <= position} | skipped
 
     def skipped_by_rewind(self, name: str, position: int) -> set[int]:
         """A lane that stands below (of one that is paused) is moved forwards: what it had still to hand out up to there will not be."""
@@ -291,6 +294,9 @@ class World(RuleBasedStateMachine):
             accounted = first.keys() | parked[name].keys() | self.dropped[name]
             if name not in self.paused:
                 assert accounted == self.published.keys(), f"{name}: neither seen nor parked: {self.published.keys() - accounted}"
+            noted = self.noted_as_skipped(name)
+            assert self.skipped[name] <= noted, f"{name}: skipped, and taken for handled: {self.skipped[name] - noted}"
+            assert noted <= self.skipped[name] | first.keys(), f"{name}: nobody skipped {noted - self.skipped[name] - first.keys()}"
             # Seen behind their successors, rightly: dead letters that the key did not wait for, and that were then tried again.
             late = {position for position, attempt in seen if attempt > ATTEMPTS}
             for key in range(4):
@@ -301,6 +307,12 @@ class World(RuleBasedStateMachine):
                 if waits:
                     behind = [position for position in positions if position > waits[0] and position in first]
                     assert not self.newly(name, behind, waits[0]), f"{name}: key {key} passed {waits[0]}: {behind}"
+
+    def noted_as_skipped(self, name: str) -> set[int]:
+        """By the store. What was handled and not written yet when it was rewound is among it."""
+        skips = skips_in(self.app.store.query(lambda unit: unit.facts()), name)
+        rows = self.app.store.query(lambda unit: unit.select(limit=10_000, types=["shop.Changed"]))
+        return {row.position for row in rows if any(skip.has(row.lane, row.position, row.type) for skip in skips)}
 
     def newly(self, name: str, behind: list[int], head: int) -> list[int]:
         """Of those seen behind a waiting head, the ones that its waiting should have stopped: not if it was dead and is tried again."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import signal
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -98,6 +99,13 @@ class App:
             raise ConfigurationError(f"App({name!r}): {_NAME}")
         if lease < 0.2:
             raise ConfigurationError(f"lease={lease!r}: seconds, 0.2 or more; a worker must be able to renew it in time")
+        if retention is not None and not isinstance(retention, timedelta):
+            raise ConfigurationError(f"retention={retention!r}: give a timedelta, as in timedelta(days=30), or None")
+        if alarm is not None and not isinstance(alarm, Backlog):
+            raise ConfigurationError(f"alarm={alarm!r}: give a Backlog(age=…) or Backlog(events=…), or None")
+        given: Any = drain  # who doesn't use a type checker may have given anything
+        if not isinstance(given, (int, float)) or given < 0:
+            raise ConfigurationError(f"drain={drain!r}: seconds, 0 or more")
         self.name = name
         self.clock: Clock = clock or (SystemClock() if isinstance(store, str) else store.clock)
         self.store = store_at(store, synchronous=synchronous, clock=self.clock) if isinstance(store, str) else store
@@ -693,7 +701,8 @@ async def serve(
         drained = stopping.done()
         if not drained:
             for worker in workers:
-                worker.kill()
+                with contextlib.suppress(Exception):  # half stopped, perhaps; nothing may keep the others
+                    worker.kill()
             stopping.cancel()
             await asyncio.gather(stopping, return_exceptions=True)
         hurry.cancel()

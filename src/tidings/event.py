@@ -9,7 +9,7 @@ import enum
 import re
 import sys
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast, dataclass_transform
 
 import msgspec
@@ -49,7 +49,11 @@ else:
             **config: Any,
         ) -> Any:
             config.setdefault("frozen", True)  # one decoded event is shared by every subscription of a process
-            cls = super().__new__(mcls, name, bases, namespace, **config)
+            try:
+                cls = super().__new__(mcls, name, bases, namespace, **config)
+            except TypeError:
+                _refuse_unknown(name, config)
+                raise
             inherited: EventSpec | None = getattr(cls, "__event_spec__", None)
             if key == _UNSET and inherited is None:
                 return cls  # a base class; using it as an event says what is missing
@@ -128,6 +132,12 @@ class EventType:
     def __init__(self, cls: type, app_name: str) -> None:
         spec: EventSpec | None = getattr(cls, "__event_spec__", None)
         if spec is None:
+            if issubclass(cls, type) or cls.__module__ == "builtins":
+                raise EventDefinitionError(
+                    f"{'a class' if issubclass(cls, type) else f'a value of type {cls.__name__}'} is not an event: an event is an instance"
+                    ' of a class like `class OrderPlaced(Event, key="order_id")`',
+                    cls=cls,
+                )
             raise EventDefinitionError(
                 f'{cls.__name__} is not an event: write `class {cls.__name__}(Event, key="…")`, or put @event(key="…") on it'
                 " (key=None if its events need no order)",
@@ -195,6 +205,21 @@ def fields_of(cls: type) -> tuple[str, ...]:
     if attrs is not None:
         return tuple(attribute.name for attribute in attrs)
     return tuple(field.name for field in dataclasses.fields(cast(Any, cls)))
+
+
+def _refuse_unknown(name: str, given: Iterable[str]) -> None:
+    """Raise EventDefinitionError for the first class argument that neither Tidings nor msgspec knows."""
+    import difflib
+    import inspect
+
+    parameters = inspect.signature(msgspec.defstruct).parameters.values()
+    msgspecs = [one.name for one in parameters if one.kind is one.KEYWORD_ONLY and one.name not in ("bases", "module", "namespace")]
+    known = ["key", "type", "version", *msgspecs]
+    for option in given:
+        if option not in known:
+            near = difflib.get_close_matches(option, known, 1)
+            hint = f"did you mean {near[0]}=?" if near else f"there are {', '.join(known)}"
+            raise EventDefinitionError(f"{name}: an event class has no option {option!r}; {hint}", option=option) from None
 
 
 def _spec(cls: type, key: str | None, type_name: str | None, version: Any) -> EventSpec:

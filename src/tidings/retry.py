@@ -32,7 +32,7 @@ class Retry:
     factor: float = 2.0
     most: float = 300.0
     jitter: float = 0.2
-    only: tuple[type[BaseException], ...] = (Exception,)
+    only: tuple[type[BaseException], ...] = (BaseException,)
     give_up_on: tuple[type[BaseException], ...] = ()
     by_type: tuple[tuple[type[BaseException], Retry], ...] = ()
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from .envelope import Envelope
 from .store.port import EVERYTHING, FailedAttempt, Lane, Parked, Scheduled, SubscriptionRow
+from .store.skips import skips_in
 
 
 @dataclass(slots=True)
@@ -15,7 +16,8 @@ class Handling:
     """How one subscription stands with one event.
 
     ``state``: ``handled`` (also where its ``where=`` left it out), ``pending``, ``retry`` (parked until ``parked.due``), ``waiting``
-    (parked behind an earlier event of its key), ``dead``, or ``dropped``.
+    (parked behind an earlier event of its key), ``dead``, ``dropped``, ``skipped`` (it was rewound forward over it), or ``unread``
+    (it got this type when it was past the event).
     """
 
     subscription: SubscriptionRow
@@ -61,7 +63,9 @@ def story_of(unit: Any, key_name: str, key: str, *, limit: int = 500) -> Story:
     by_position.update(trimmed)
     positions = sorted(by_position)
 
-    judge = _Judge(unit.subscriptions(), unit.lanes(), unit.parked(positions=positions, limit=100_000), unit.attempts(positions))
+    judge = _Judge(
+        unit.subscriptions(), unit.lanes(), unit.parked(positions=positions, limit=100_000), unit.attempts(positions), unit.facts()
+    )
     told = {row.event_id: Told(row, judge.handlings(row), missing=position in trimmed) for position, row in sorted(by_position.items())}
     roots = []
     for one in told.values():
@@ -76,15 +80,21 @@ def story_of(unit: Any, key_name: str, key: str, *, limit: int = 500) -> Story:
 
 
 class _Judge:
-    """Checkpoints, parked rows and failed attempts, asked event by event."""
+    """Checkpoints, parked rows, failed attempts and what was skipped, asked event by event."""
 
     def __init__(
-        self, subscriptions: Sequence[SubscriptionRow], lanes: Iterable[Lane], parked: Iterable[Parked], attempts: Iterable[FailedAttempt]
+        self,
+        subscriptions: Sequence[SubscriptionRow],
+        lanes: Iterable[Lane],
+        parked: Iterable[Parked],
+        attempts: Iterable[FailedAttempt],
+        facts: Mapping[str, str],
     ) -> None:
         self._subscriptions = subscriptions
         self._lanes = {(lane.subscription, lane.lane): lane for lane in lanes}
         self._parked = {(row.subscription, row.envelope.position): row for row in parked}
         self._failed: dict[tuple[str, int], list[FailedAttempt]] = {}
+        self._skips = {row.name: skips_in(facts, row.name) for row in subscriptions}
         for one in attempts:
             self._failed.setdefault((one.subscription, one.position), []).append(one)
 
@@ -106,7 +116,8 @@ class _Judge:
         elif failed and failed[-1].outcome == "dropped":
             state = "dropped"
         else:
-            state = "handled"
+            skip = next((skip for skip in self._skips[subscription.name] if skip.has(row.lane, row.position, row.type)), None)
+            state = "handled" if skip is None else "unread" if skip.types else "skipped"
         return Handling(subscription, state, parked, [one for one in failed if one.outcome != "dropped"])
 
 

@@ -38,6 +38,7 @@ def test_drop_asks_first(store: Path, tidings: Tidings) -> None:
     ("args", "words"),
     [
         ("show charge_card 1", "no dead letter at position 1"),
+        ("show charge_crad 4", "did you mean charge_card?"),
         ("retry charge_card 1", "no dead letter at position 1"),
         ("retry inventory 3", "no dead letter at position 3"),  # parked, not dead
         ("retry charge_crad 4", "did you mean charge_card?"),

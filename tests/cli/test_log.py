@@ -33,7 +33,7 @@ def positions(output: str) -> list[int]:
     ],
 )
 def test_what_is_shown(options: str, expected: list[int], filled: Path, tidings: Tidings) -> None:
-    assert positions(tidings("log", *options.split(), store=filled).output) == expected
+    assert positions(tidings("log", *options.split(), store=filled).stdout) == expected
 
 
 def test_lines_tell_type_key_and_data(filled: Path, tidings: Tidings) -> None:
@@ -50,6 +50,11 @@ def test_json_is_cloudevents(filled: Path, tidings: Tidings) -> None:
 
 def test_a_time_that_is_none(filled: Path, tidings: Tidings) -> None:
     assert "10m" in tidings("log", "--since", "yesterday", store=filled, code=2).output
+
+
+def test_that_nothing_fits_is_said_beside_the_output(filled: Path, tidings: Tidings) -> None:
+    result = tidings("log", "--type", "shp.OrderPlaced", "--json", store=filled)
+    assert (result.stdout, result.stderr) == ("", "no event fits that; `tidings log` alone shows the newest\n")
 
 
 def test_follow_goes_on_until_interrupted(store: Path, tidings: Tidings) -> None:

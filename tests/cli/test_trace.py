@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.cli.conftest import Tidings, said
+from tidings import SQLiteStore
 
 
 def states(told: dict[str, Any]) -> dict[str, str]:
@@ -87,6 +89,28 @@ def test_what_a_subscription_never_had_to_read_is_not_told_as_handled(store: Pat
     conn.close()
     story = said(tidings("trace", "order_id", "42", "--json", store=store))
     assert states(story["stories"][0]) == {"charge_card": "handled"}
+
+
+def test_what_a_rewind_skipped_is_not_told_as_handled(store: Path, tidings: Tidings) -> None:
+    tidings("subscription", "pause", "inventory", store=store)
+    tidings("publish", "shop.OrderPlaced", '{"order_id": 50}', "--key-name", "order_id", store=store)
+    tidings("subscription", "rewind", "inventory", "--to", "now", "--yes", store=store)
+    for order, state in (("42", "handled"), ("50", "skipped")):
+        story = said(tidings("trace", "order_id", order, "--json", store=store))
+        assert states(story["stories"][0])["inventory"] == state
+    assert "inventory: skipped by a rewind" in tidings("trace", "order_id", "50", store=store).output
+    tidings("subscription", "rewind", "inventory", "--to", "start", "--yes", store=store)
+    assert "inventory: pending" in tidings("trace", "order_id", "50", store=store).output
+
+
+def test_what_came_before_its_type_is_not_told_as_handled(store: Path, tidings: Tidings) -> None:
+    with contextlib.closing(SQLiteStore(f"sqlite:///{store}")) as opened:
+        opened.open()
+        types = ["shop.OrderPlaced", "shop.PaymentSucceeded"]
+        opened.write(lambda unit: unit.register("charge_card", "shop", types, "key", 0, 0)).result()
+    output = tidings("trace", "order_id", "42", store=store).output
+    assert "charge_card: handled" in output
+    assert "charge_card: not read: the subscription got this type later" in output
 
 
 def test_a_dead_letter_outlives_the_log(store: Path, tidings: Tidings) -> None:

@@ -114,6 +114,17 @@ def test_headers_that_cloudevents_does_not_know(app: App, headers: Any) -> None:
         app.publish(Placed(order=1), tx="own", headers=headers)
 
 
+@pytest.mark.parametrize("name", ["id", "type", "data", "partitionkey"])
+def test_a_header_that_would_hide_an_attribute(app: App, name: str) -> None:
+    with pytest.raises(InvalidEvent, match=f"header '{name}': this is an attribute of every CloudEvent"):
+        app.publish(Placed(order=1), tx="own", headers={name: "a"})
+
+
+def test_headers_are_a_dictionary(app: App) -> None:
+    with pytest.raises(InvalidEvent, match="headers='tenant': give a dictionary of texts"):
+        app.publish(Placed(order=1), tx="own", headers="tenant")  # type: ignore[call-overload]
+
+
 def test_when_an_event_is_due(app: App) -> None:
     app.publish(Placed(order=1), tx="own", after=timedelta(hours=1)).result()
     app.publish(Placed(order=2), tx="own", at=datetime(2030, 1, 1, tzinfo=UTC)).result()
@@ -134,6 +145,9 @@ def test_when_an_event_is_due(app: App) -> None:
     [
         ({"at": datetime(2030, 1, 1)}, "a time without a time zone is ambiguous; use datetime.now(UTC)"),
         ({"at": datetime(2030, 1, 1, tzinfo=UTC), "after": timedelta(1)}, "give at= or after=, not both"),
+        ({"at": "2030-01-01"}, "publish(at='2030-01-01'): give a datetime with a time zone"),
+        ({"after": 5}, "publish(after=5): give a timedelta"),
+        ({"after": timedelta.max}, "that is behind the year 9999"),
     ],
 )
 def test_when_it_can_not_be_due(app: App, options: dict[str, Any], message: str) -> None:

@@ -39,7 +39,7 @@ def postgres_servers() -> Iterator[Callable[[int | None], Postgres]]:
         def server(version: int | None) -> Postgres:
             version = version or max(programs(), default=0)
             if version not in servers:
-                servers[version] = open_ones.enter_context(Postgres(version))
+                servers[version] = open_ones.enter_context(Postgres(version, memory=True))
             return servers[version]
 
         yield server
@@ -86,7 +86,7 @@ def kafka_servers() -> Iterator[Callable[[], Kafka]]:
 
         def server() -> Kafka:
             if not servers:
-                servers.append(open_ones.enter_context(Kafka()))
+                servers.append(open_ones.enter_context(Kafka(memory=True)))
             return servers[0]
 
         yield server
@@ -113,7 +113,7 @@ def secure_kafka_servers() -> Iterator[Callable[[], SecureKafka]]:
 
         def server() -> SecureKafka:
             if not servers:
-                servers.append(open_ones.enter_context(SecureKafka()))
+                servers.append(open_ones.enter_context(SecureKafka(memory=True)))
             return servers[0]
 
         yield server

@@ -83,6 +83,6 @@ async def test_what_is_no_event_is_the_handlers_failure() -> None:
     async with Harness(app) as harness:
         await harness.publish(Placed(order=1))
         await harness.settle()
-        assert harness.dead(returns)[0].error.startswith("EventDefinitionError: dict is not an event")
+        assert harness.dead(returns)[0].error.startswith("EventDefinitionError: a value of type dict is not an event")
         assert harness.dead(publishes)[0].error.startswith("InvalidEvent: Paid can't be published: Expected `int`")
         assert harness.published(Paid) == []

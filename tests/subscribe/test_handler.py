@@ -20,6 +20,10 @@ class Placed(Event, key="order"):
     order: int
 
 
+class Paid(Event, key="order"):
+    order: int
+
+
 class Gateway:
     pass
 
@@ -167,9 +171,27 @@ async def async_asks_sync(event: Placed, tx: Session) -> None: ...
 def two(event: Placed, tx: sqlite3.Connection, session: Session) -> None: ...
 
 
+def yields(event: Placed) -> Any:
+    yield event
+
+
+async def yields_later(event: Placed) -> Any:
+    yield event
+
+
+def of_another(event: Paid) -> None: ...
+
+
+def lists_of_another(events: list[Paid]) -> None: ...
+
+
 @pytest.mark.parametrize(
     ("fn", "message"),
     [
+        (yields, "yields yields, and a handler returns: an event, a list of events, or nothing"),
+        (yields_later, "yields_later yields, and a handler returns"),
+        (of_another, "of_another is to handle Placed, and its first parameter is Paid: they must be one class"),
+        (lists_of_another, "lists_of_another is to handle Placed, and its first parameter is Paid"),
         (no_argument, "no_argument takes no argument; the first one is the event"),
         (no_type, "no_type: the parameter 'gateway' has no type. Handlers get what they ask for by type: Context, a transaction"),
         (star, "star: *args and **kwargs say nothing of what the handler needs; name it"),

@@ -5,14 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import logging
 import sqlite3
+import sys
 import threading
 import time
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.running import connection
 from tidings import App, Context, Event, Retry
 from tidings.store.sqlite.unit import SQLiteUnit
 from tidings.store.sqlite.writer import FileWriter
@@ -204,6 +208,150 @@ async def test_a_task_that_a_handler_cancels_is_its_own_failure(app: App) -> Non
     async with Harness(app) as harness:
         await publish(harness, Placed(order=1), Placed(order=2))
         assert [letter.error for letter in harness.dead(cancels)] == ["CancelledError", "CancelledError"]
+
+
+@pytest.mark.promise("parking")
+@pytest.mark.parametrize("concurrency", [1, 16])
+@pytest.mark.parametrize("waits", [True, False])
+async def test_a_handler_that_cancels_its_own_task_has_failed(app: App, waits: bool, concurrency: int) -> None:
+    """Libraries do it for their time-outs, and not all take it back. The subscription goes on, and its worker can be stopped."""
+
+    @app.subscribe(Placed, concurrency=concurrency)
+    async def cancels(event: Placed, ctx: Context) -> Paid | None:
+        if event.order == 1 and ctx.attempt == 1:
+            task = asyncio.current_task()
+            assert task is not None
+            task.cancel()
+            if waits:
+                await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        return Paid(order=event.order)
+
+    async with asyncio.timeout(30), Harness(app) as harness:
+        await publish(harness, *(Placed(order=order) for order in (1, 2, 1, 3)))
+        await harness.advance(seconds=60)
+        assert sorted(event.order for event in harness.handled(cancels)) == [1, 1, 2, 3]
+        await publish(harness, Placed(order=4))
+        assert [event.order for event in harness.published(Paid)][-1] == 4
+
+
+@pytest.mark.promise("parking")
+@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), asyncio.CancelledError()])
+@pytest.mark.parametrize("kind", ["plain", "timed", "tx", "shared", "list", "list tx", "tx beside async"])
+async def test_what_ends_a_program_is_the_failure_of_a_synchronous_handler(app: App, kind: str, error: BaseException) -> None:
+    def fail(ctx: Context) -> None:
+        if ctx.attempt == 1:
+            raise error
+
+    def plain(event: Placed, ctx: Context) -> None:
+        fail(ctx)
+
+    def tx(event: Placed, ctx: Context, tx: sqlite3.Connection) -> None:
+        fail(ctx)
+
+    def of_list(events: list[Placed], ctx: Context) -> None:
+        fail(ctx)
+
+    def of_list_tx(events: list[Placed], ctx: Context, tx: sqlite3.Connection) -> None:
+        fail(ctx)
+
+    handlers: dict[str, Any] = {"tx": tx, "shared": tx, "list": of_list, "list tx": of_list_tx, "tx beside async": tx}
+    mixed = app.subscription("mixed", shared_tx=kind == "shared", timeout=60 if kind == "timed" else None, age=0.01)
+    mixed.on(Placed)(handlers.get(kind, plain))
+    if kind == "tx beside async":
+
+        @mixed.on(Paid)
+        async def other(event: Paid) -> None: ...
+
+    async with asyncio.timeout(30), Harness(app) as harness:
+        await publish(harness, Placed(order=1), Placed(order=2))
+        assert [(row.error or "").split(":")[0] for row in harness.parked("mixed")] == [type(error).__name__] * 2
+        await harness.advance(seconds=60)
+        assert sorted(event.order for event in harness.handled("mixed")) == [1, 2]
+
+
+async def test_a_coroutine_that_is_returned_is_told(app: App) -> None:
+    """As by a decorator that isn't async itself."""
+
+    async def real(event: Placed) -> None: ...
+
+    @app.subscribe(Placed)
+    def wrapped(event: Placed) -> Any:
+        return real(event)
+
+    async with Harness(app) as harness:
+        await publish(harness, Placed(order=1))
+        (row,) = harness.parked(wrapped)
+        assert (row.error or "").endswith("wrapped returned a coroutine: make it `async def`, and what wraps it too")
+
+
+@pytest.mark.promise("parking")
+async def test_a_list_of_whose_tasks_one_is_cancelled_has_failed(app: App) -> None:
+    @app.subscribe(Placed, size=10, age=0.01)
+    async def lists(events: list[Placed], ctx: Context) -> None:
+        if ctx.attempt == 1:
+            task = asyncio.ensure_future(asyncio.sleep(3600))
+            task.cancel()
+            await task
+
+    async with asyncio.timeout(30), Harness(app) as harness:
+        await publish(harness, Placed(order=1), Placed(order=2))
+        assert [row.error for row in harness.parked(lists)] == ["CancelledError", "CancelledError"]
+        await harness.advance(seconds=60)
+        assert sorted(event.order for event in harness.handled(lists)) == [1, 2]
+
+
+async def test_a_program_that_forgets_to_stop_its_app_ends(tmp_path: Path) -> None:
+    """Its handlers are cancelled with everything else of the loop, and are not taken for failed ones."""
+    script = f"""
+import asyncio
+from tidings import App, Event
+
+app = App("shop", store="sqlite:///{tmp_path}/forgets.db")
+
+
+class Placed(Event, key="order"):
+    order: int
+
+
+@app.subscribe(Placed, concurrency=1)
+async def waits(event: Placed) -> None:
+    began.set()
+    await asyncio.sleep(3600)
+
+
+async def main() -> None:
+    global began
+    began = asyncio.Event()
+    await app.start()
+    await app.publish(Placed(order=1), tx="own")
+    await began.wait()
+
+
+asyncio.run(main())
+"""
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", script)
+    assert await asyncio.wait_for(process.wait(), 30) == 0
+    with connection(tmp_path / "forgets.db") as conn:
+        assert conn.execute("SELECT count(*) FROM tidings_parked").fetchone() == (0,)
+
+
+async def test_a_dead_letter_is_told_in_the_log(app: App, caplog: pytest.LogCaptureFixture) -> None:
+    """Where nobody has set logging up, too: what is tried again is no news, this is."""
+
+    @app.subscribe(Placed, retry=Retry(attempts=2))
+    async def fails(event: Placed) -> None:
+        raise ValueError("no")
+
+    async with Harness(app) as harness:
+        await publish(harness, Placed(order=1))
+        assert [one for one in caplog.records if one.levelno >= logging.WARNING] == []
+        await harness.advance(seconds=60)
+    (record,) = [one for one in caplog.records if one.levelno >= logging.WARNING]
+    assert record.levelno == logging.ERROR
+    assert record.getMessage() == (
+        "fails: event 1 becomes a dead letter, attempt 2 was its last: ValueError: no (`tidings dead show fails 1`)"
+    )
 
 
 async def test_rate_is_kept(app: App) -> None:

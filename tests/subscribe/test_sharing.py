@@ -13,7 +13,7 @@ from tidings.envelope import LANES
 from tidings.store.port import WorkerRow
 from tidings.store.sqlite import schema
 from tidings.store.sqlite.unit import SQLiteUnit
-from tidings.subscribe.sharing import fair_share, group_of, to_give_back, whole_groups
+from tidings.subscribe.sharing import able, fair_share, group_of, to_give_back, whole_groups
 
 
 class Fleet:
@@ -47,6 +47,20 @@ class Fleet:
             self.unit.release("s", me, back)
         elif len(whole_groups(held, groups)) < share:
             self.unit.claim("s", me, groups, share)
+
+
+@given(st.dictionaries(st.text("abc", max_size=3), st.tuples(st.integers(0, 3), st.sets(st.sampled_from("ABCD"))), max_size=5))
+def test_nobody_passes_by_what_another_one_handles(read: dict[str, tuple[int, set[str]]]) -> None:
+    can = able(read)
+    assert bool(can) == bool(read)
+    if can:
+        types = [read[worker][1] for worker in can]
+        everything = set().union(*(one for _, one in read.values()))
+        if everything in [one for _, one in read.values()]:
+            assert all(one == everything for one in types)
+        else:
+            assert max(read, key=lambda worker: (read[worker][0], worker)) in can
+            assert all(one >= min(types, key=len) for one in types)
 
 
 @given(st.lists(st.integers(1, 64), min_size=1, max_size=6), st.integers(0, 5), st.randoms(use_true_random=False))

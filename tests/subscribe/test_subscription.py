@@ -58,7 +58,7 @@ def test_options_that_can_not_be(app: App, options: dict[str, Any], message: str
     assert app.subscriptions == {}
 
 
-def handle(event: Placed) -> None: ...
+def handle(event: Placed | Paid) -> None: ...
 
 
 def test_a_misspelt_option_is_told_with_the_right_one(app: App) -> None:

@@ -45,8 +45,8 @@ async def running(*apps: App) -> AsyncIterator[None]:
                 await app.stop()
 
 
-def shares(app: App) -> list[int]:
-    held = Counter(lane.worker for lane in app.store.query(lambda unit: unit.lanes("mail")))
+def shares(app: App, name: str = "mail") -> list[int]:
+    held = Counter(lane.worker for lane in app.store.query(lambda unit: unit.lanes(name)))
     return sorted(count for worker, count in held.items() if worker is not None)
 
 
@@ -64,6 +64,71 @@ async def test_lanes_are_shared_fairly_and_taken_over(tmp_path: Path) -> None:
         await until(lambda: shares(apps[0]) == [32, 32])
         await apps[1].stop()
         await until(lambda: shares(apps[0]) == [64])
+
+
+class Paid(Event, key="order"):
+    order: int
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def a_store(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path}/shop.db" if request.param == "sqlite" else str(request.getfixturevalue("postgres_url"))
+
+
+def deployed(store: str, seen: list[tuple[str, str, int]], version: str, *types: type[Placed] | type[Paid]) -> App:
+    """A version of the service ``shop``, whose subscription has handlers for these types."""
+    app = App("shop", store=store, lease=0.6)
+    books = app.subscription("books", checkpoint_age=0.01)
+    for cls in types:
+
+        async def handle(event: Placed | Paid, name: str = cls.__name__) -> None:
+            seen.append((version, name, event.order))
+            await asyncio.sleep(0)
+
+        books.on(cls)(handle)
+    return app
+
+
+@pytest.mark.promise("nothing lost")
+@pytest.mark.parametrize("back", [False, True])
+async def test_a_version_that_lacks_a_type_passes_by_nothing_of_it(a_store: str, back: bool) -> None:
+    """While a newer version of the subscription runs beside it, whichever was started first. When that has ended, the older one goes on."""
+    seen: list[tuple[str, str, int]] = []
+    old, new = deployed(a_store, seen, "old", Placed), deployed(a_store, seen, "new", Placed, Paid)
+    first, second = (new, old) if back else (old, new)
+    async with running(first):
+        for number in range(40):
+            await first.publish(Placed(order=number), tx="own")
+        await until(lambda: len(seen) == 40)
+        async with running(second):
+            for number in range(100, 140):
+                await second.publish(Paid(order=number), tx="own")
+                await second.publish(Placed(order=number), tx="own")
+            all_of_them = {("new", name, number) for name in ("Paid", "Placed") for number in range(100, 140)}
+            await until(lambda: all_of_them <= set(seen))  # the old one may call its handler until it hears that it has no lanes
+            for order in range(100, 140):
+                assert [name for version, name, number in seen if (version, number) == ("new", order)] == ["Paid", "Placed"]
+            await new.stop()
+            await old.publish(Placed(order=77), tx="own")
+            await until(lambda: seen[-1] == ("old", "Placed", 77))
+
+
+@pytest.mark.promise("nothing lost")
+async def test_a_claim_that_meets_a_newer_version_is_taken_back(tmp_path: Path) -> None:
+    """It is made by what the store said before the newer one was there."""
+    store, seen = f"sqlite:///{tmp_path}/shop.db", list[tuple[str, str, int]]()
+    old, new = deployed(store, seen, "old", Placed), deployed(store, seen, "new", Placed, Paid)
+    async with running(old):
+        worker = old.worker
+        assert worker is not None
+        before = old.store.query(worker._snapshot)
+        async with running(new):
+            await until(lambda: shares(new, "books") == [64])
+            old.store.write(lambda unit: unit.free("books")).result()
+            row = next(row for row in before[1] if row.name == "books")
+            await worker._share(worker.runners["books"], row, before[2], [], True)
+            assert not worker.runners["books"].held_lanes()
+            assert worker.id not in {lane.worker for lane in old.store.query(lambda unit: unit.lanes("books"))}
 
 
 async def test_a_worker_that_died_is_replaced_after_its_lease(tmp_path: Path) -> None:

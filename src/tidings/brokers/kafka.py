@@ -286,6 +286,19 @@ class KafkaBroker:
             self._client = None
 
 
+def is_leaderless(error: Any) -> bool:
+    """Whether a KafkaException says that a partition's leader isn't known yet: its topic was made, or a broker ended, a moment ago."""
+    from confluent_kafka import KafkaError, KafkaException
+
+    passing = (
+        KafkaError.NOT_LEADER_FOR_PARTITION,
+        KafkaError.LEADER_NOT_AVAILABLE,
+        KafkaError.FENCED_LEADER_EPOCH,
+        KafkaError.UNKNOWN_LEADER_EPOCH,
+    )
+    return isinstance(error, KafkaException) and error.args[0].code() in passing
+
+
 def _made(client: Any, settings: Mapping[str, Any]) -> Any:
     """A client with these settings, its own words going to our log. Raises ConfigurationError for a setting that doesn't exist."""
     from confluent_kafka import KafkaException

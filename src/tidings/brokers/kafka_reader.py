@@ -8,6 +8,7 @@ Groups use the protocol of KIP-848 where the broker has it, and cooperative-stic
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -203,13 +204,24 @@ def ranges(admin: Any, partitions: Sequence[Partition], answer: Callable[..., An
     from confluent_kafka import IsolationLevel, TopicPartition
     from confluent_kafka.admin import OffsetSpec  # type: ignore[attr-defined]
 
+    from .kafka import is_leaderless
+
+    until = time.monotonic() + SECONDS
+
     def ask(which: Any) -> dict[Partition, int]:
-        wanted = {TopicPartition(*one): which for one in partitions}
-        asked = admin.list_offsets(wanted, isolation_level=IsolationLevel.READ_COMMITTED, request_timeout=SECONDS)
-        found = {}
-        for one, future in asked.items():
-            told = answer(future, f"what {one.topic}/{one.partition} holds", Right(("Describe",), "topic", (one.topic,)))
-            found[Partition(one.topic, one.partition)] = told.offset
+        found: dict[Partition, int] = {}
+        while left := [one for one in partitions if one not in found]:
+            wanted = {TopicPartition(*one): which for one in left}
+            asked = admin.list_offsets(wanted, isolation_level=IsolationLevel.READ_COMMITTED, request_timeout=SECONDS)
+            for one, future in asked.items():
+                try:
+                    told = answer(future, f"what {one.topic}/{one.partition} holds", Right(("Describe",), "topic", (one.topic,)))
+                    found[Partition(one.topic, one.partition)] = told.offset
+                except BrokerUnavailable as error:
+                    if not is_leaderless(error.__cause__) or time.monotonic() > until:
+                        raise
+            if len(found) < len(partitions):
+                time.sleep(0.02)
         return found
 
     if not partitions:

@@ -341,16 +341,16 @@ def _range_of(consumer: Any, partition: Any) -> tuple[int, int]:
     """First offset, and the one behind the last. A topic that was made a moment ago may not be known everywhere yet."""
     from confluent_kafka import KafkaError, KafkaException
 
-    from .kafka import SECONDS
+    from .kafka import SECONDS, is_leaderless
 
     until = time.monotonic() + SECONDS
-    new = (KafkaError._UNKNOWN_PARTITION, KafkaError._UNKNOWN_TOPIC, KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError.LEADER_NOT_AVAILABLE)
+    new = (KafkaError._UNKNOWN_PARTITION, KafkaError._UNKNOWN_TOPIC, KafkaError.UNKNOWN_TOPIC_OR_PART)
     while True:
         try:
             first, end = consumer.get_watermark_offsets(partition, timeout=SECONDS)
             return first, end
         except KafkaException as error:
-            if error.args[0].code() not in new or time.monotonic() > until:
+            if not (error.args[0].code() in new or is_leaderless(error)) or time.monotonic() > until:
                 raise
         time.sleep(0.05)
 

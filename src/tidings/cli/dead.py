@@ -65,8 +65,9 @@ def show(target: Target, as_json: bool, subscription: str, position: int) -> Non
     with target.reading() as store:
         row = store.query(lambda unit: unit.parked_row(subscription, position))
         attempts = [one for one in store.query(lambda unit: unit.attempts([position])) if one.subscription == subscription]
-    if row is None or row.state != "dead":
-        raise _missing(subscription, position)
+        if row is None or row.state != "dead":
+            require_dead_letters(store, subscription)
+            raise _missing(subscription, position)
     if as_json:
         print_json({**_as_json(row), "traceback": row.traceback, "failed_attempts": [msgspec.to_builtins(one) for one in attempts]})
         return

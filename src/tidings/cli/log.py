@@ -53,6 +53,8 @@ def log(
         found, head = rows(after or 0, limit, newest=after is None)
         _print(found, as_json)
         if not follow:
+            if not found and (types or key or since or until):
+                click.echo("no event fits that; `tidings log` alone shows the newest", err=True)
             return
         seen = found[-1].position if len(found) == limit and after is not None else head
         try:

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
     from ..store.port import Store
 
-STYLES = {"handled": "green", "pending": "yellow", "retry": "yellow", "waiting": "yellow", "dead": "red", "dropped": "red"}
+STYLES = {"handled": "green", "dead": "red", "dropped": "red"}
+"""Others are yellow."""
 
 
 @click.command(epilog="Example: tidings trace order_id 42 --store sqlite:///shop.db")
@@ -31,8 +32,8 @@ STYLES = {"handled": "green", "pending": "yellow", "retry": "yellow", "waiting":
 def trace(target: Target, as_json: bool, key_name: str, value: str, limit: int, no_data: bool) -> None:
     """Tell what happened to one key: every event of it and of the same stories, as a tree by causation.
 
-    Below each event stands every subscription that reads its type: handled, pending, parked or dead, with failed attempts and what it
-    published. `order 42` finds order_id 42 too.
+    Below each event stands every subscription that reads its type: handled, pending, parked, dead or skipped, with failed attempts and
+    what it published. `order 42` finds order_id 42 too.
     """
     with target.reading() as store:
         story = _find(store, key_name, value, limit)
@@ -108,7 +109,7 @@ def _line(handling: Handling) -> Text:
     from rich.text import Text
 
     row, state, failed = handling.parked, handling.state, handling.failed
-    text = Text.assemble((handling.subscription.name, ""), ": ", (_words(handling), STYLES[state]))
+    text = Text.assemble((handling.subscription.name, ""), ": ", (_words(handling), STYLES.get(state, "yellow")))
     for one in failed:
         text.append(f"\nattempt {one.attempt} failed {clock_time(one.time)}: {one.error or 'no error was kept'}", "dim")
     if row is not None and row.error and not failed:
@@ -123,6 +124,8 @@ def _words(handling: Handling) -> str:
     if state == "pending":
         subscription = handling.subscription
         return "pending, it is paused" if subscription.paused else f"pending, held: {subscription.held}" if subscription.held else "pending"
+    if state in ("skipped", "unread"):
+        return "skipped by a rewind" if state == "skipped" else "not read: the subscription got this type later"
     if state == "dropped" or row is None:
         return "dropped by an operator"
     if state == "retry":

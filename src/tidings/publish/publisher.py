@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Awaitable, Callable, Collection, Generator, Mapping
 from contextvars import ContextVar
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -92,6 +92,11 @@ class Pending:
         self.refuse(forgotten)
 
 
+_OWN = {
+    "specversion", "id", "source", "type", "time", "data", "dataschemaversion", "topic", "sequence", "partitionkey", "keyname",
+    "correlationid", "causationid",
+}  # fmt: skip
+_LATEST = int(datetime(9999, 12, 31, tzinfo=UTC).timestamp()) * 1_000_000
 STATEMENTS = 64
 """At most so many event classes get a statement of their own: sqlite3 keeps 128 a connection, and the user's are among them."""
 
@@ -194,9 +199,9 @@ class Publisher:
 
     def _begin_log(self) -> None:
         """The store was opened, perhaps on another file than before."""
-        self._log_id = self._store.log_id
         self._append, self._schedule = self._store.statement(), self._store.statement(scheduled=True)
         self._plain.clear()
+        self._log_id = self._store.log_id  # last: a store that refuses is asked again
 
     def _row(self, event: Any, headers: Mapping[str, str] | None, due: int | None) -> Row:
         envelope = self.envelope(event, headers=headers)
@@ -280,11 +285,17 @@ class Publisher:
         if at is not None and after is not None:
             raise ConfigurationError("publish: give at= or after=, not both")
         if at is not None:
+            if not isinstance(at, datetime):
+                raise ConfigurationError(f"publish(at={at!r}): give a datetime with a time zone")
             if at.tzinfo is None:
                 raise ConfigurationError(f"publish(at={at!r}): a time without a time zone is ambiguous; use datetime.now(UTC)")
             return int(at.timestamp() * 1_000_000)
-        assert after is not None
-        return int((self._store.clock.time() + after.total_seconds()) * 1_000_000)
+        if not isinstance(after, timedelta):
+            raise ConfigurationError(f"publish(after={after!r}): give a timedelta, as in timedelta(minutes=10)")
+        due = int((self._store.clock.time() + after.total_seconds()) * 1_000_000)
+        if due > _LATEST:
+            raise ConfigurationError(f"publish(after={after!r}): that is behind the year 9999")
+        return due
 
 
 def _is_open(tx: Any) -> bool:
@@ -297,6 +308,8 @@ def _is_open(tx: Any) -> bool:
 
 
 def _headers(headers: Mapping[Any, Any] | None, cause: Context | None) -> str | None:
+    if headers is not None and not isinstance(headers, Mapping):
+        raise InvalidEvent(f"headers={headers!r}: give a dictionary of texts")
     named = {} if headers is None else {name: value for name, value in headers.items() if name != "traceparent"}
     if cause is not None:
         named["subscription"] = cause.subscription
@@ -305,8 +318,10 @@ def _headers(headers: Mapping[Any, Any] | None, cause: Context | None) -> str | 
     for name, value in named.items():
         if not (isinstance(name, str) and name.isascii() and name.isalnum() and name == name.lower() and isinstance(value, str)):
             raise InvalidEvent(f"header {name!r}: names are lower-case letters and digits (CloudEvents), values are texts")
+        if name in _OWN:
+            raise InvalidEvent(f"header {name!r}: this is an attribute of every CloudEvent, and Tidings says it; choose another name")
     return encode_json(named).decode()
 
 
 def _traceparent(headers: Mapping[str, str] | None) -> str | None:
-    return None if headers is None else headers.get("traceparent")
+    return headers.get("traceparent") if isinstance(headers, Mapping) else None

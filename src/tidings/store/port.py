@@ -390,7 +390,7 @@ class Unit(Protocol):
 class RaisedByHandler(Exception):
     """An error that looks like the store's trouble and came out of a handler, about something else: its failure, and an attempt."""
 
-    def __init__(self, error: Exception) -> None:
+    def __init__(self, error: BaseException) -> None:
         super().__init__(str(error))
         self.error = error
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ..errors import HandlerTimeout, StoreError
 from ..publish.publisher import current
 from .context import DATA, Context
+from .handler import contained
 from .parking import FOLLOWS
 
 if TYPE_CHECKING:
@@ -122,6 +123,15 @@ class Crew:
         return [ctx for ctx in (*self._slots, *(ctx for chunk in self._chunks.values() for ctx in chunk)) if ctx is not None]
 
     async def _run(self, number: int) -> None:
+        while True:
+            try:
+                await self._work(number)
+            except asyncio.CancelledError:
+                if self._runner.ends():
+                    raise
+                uncancel()  # a handler has cancelled the task that it ran in, and ended before that was heard of
+
+    async def _work(self, number: int) -> None:
         runner, sleepers = self._runner, self.sleepers
         while True:
             begun = None if self.running >= self.limit or self._alone else self._inline()
@@ -361,14 +371,12 @@ class Crew:
         ctx.settling = True
 
     def _cancelled(self, ctx: Context, error: asyncio.CancelledError) -> None:
-        """The watchdog's doing is a failure of the handler; an inner task's too; the end of the worker is neither."""
-        task = asyncio.current_task()
+        """The watchdog's doing is a failure of the handler; that of an inner task, or its own, too; the end of the worker is neither."""
+        if self._runner.ends():
+            raise error
+        uncancel()
         if ctx.failure is not None:  # set by the watchdog
             ctx.published = ctx.outputs = None
-            if task is not None:
-                task.uncancel()
-        elif task is not None and task.cancelling():
-            raise error
         else:
             self._runner.fail(ctx, error)
 
@@ -378,7 +386,7 @@ class Crew:
 
         def run() -> Any:
             current.set(ctx)
-            return call(event, ctx)
+            return contained(call)(event, ctx)
 
         future = self._pool().submit(run)
         try:
@@ -417,6 +425,13 @@ class Crew:
                     continue  # it waits for its turn, or is being committed
                 self._runner.fail(ctx, HandlerTimeout(f"{ctx.handler.name} ran for longer than {timeout} s", seconds=timeout))
                 self._tasks[number].cancel()
+
+
+def uncancel() -> None:
+    """What was asked of this task is done with; else whatever is cancelled in it later would be taken for its own end."""
+    task = asyncio.current_task()
+    while task is not None and task.cancelling():
+        task.uncancel()
 
 
 async def _returned(result: Any) -> Any:

@@ -38,8 +38,23 @@ SYNC_KINDS = {"session", "connection", "django", "psycopg", "psycopg2"}
 """``sqlite3`` is neither: an async handler may have it, if it calls it from another thread than the loop's."""
 
 
+def contained(call: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """``call`` of a synchronous handler, of which ``sys.exit()`` and the like come out as RaisedByHandler: in a thread they can't end the
+    program, and would only end the task that waits for it."""
+
+    def calling(event: Any, ctx: Context) -> Any:
+        try:
+            return call(event, ctx)
+        except Exception:
+            raise
+        except BaseException as error:
+            raise RaisedByHandler(error) from None
+
+    return calling
+
+
 def tell_apart(call: Callable[[Any, Any], Any], is_async: bool) -> Callable[[Any, Any], Any]:
-    """``call``, whose StoreErrors and ConnectionErrors come out as RaisedByHandler."""
+    """``call``, whose StoreErrors and ConnectionErrors come out as RaisedByHandler; if it is synchronous, it is ``contained`` as well."""
     if is_async:
 
         async def waiting(event: Any, ctx: Context) -> Any:
@@ -54,6 +69,10 @@ def tell_apart(call: Callable[[Any, Any], Any], is_async: bool) -> Callable[[Any
         try:
             return call(event, ctx)
         except (StoreError, ConnectionError) as error:
+            raise RaisedByHandler(error) from None
+        except Exception:
+            raise
+        except BaseException as error:
             raise RaisedByHandler(error) from None
 
     return calling
@@ -93,8 +112,14 @@ class Handler:
         parameters = list(inspect.signature(fn).parameters.values())
         if not parameters:
             raise HandlerDefinitionError(f"{self.name} takes no argument; the first one is the event", handler=self.name)
+        if inspect.isgeneratorfunction(fn) or inspect.isasyncgenfunction(fn):
+            raise HandlerDefinitionError(
+                f"{self.name} yields, and a handler returns: an event, a list of events, or nothing; ctx.publish(…) publishes on the way",
+                handler=self.name,
+            )
         first, *others = parameters
         self.takes_list = typing.get_origin(self._annotation(first)) is list
+        self._check_class(self._annotation(first))
         ctx_name = tx_name = None
         for parameter in others:
             if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
@@ -135,6 +160,16 @@ class Handler:
         self.inline = self.is_async and self.tx is None
         self.decode = event_type.decode
         self.decoded: Decoded | None = None
+
+    def _check_class(self, wanted: Any) -> None:
+        """Of the first parameter: another event's class is a slip."""
+        given = self.event_type.cls
+        wanted = next(iter(typing.get_args(wanted)), None) if self.takes_list else wanted
+        if isinstance(wanted, type) and hasattr(wanted, "__event_spec__") and not issubclass(given, wanted):
+            raise HandlerDefinitionError(
+                f"{self.name} is to handle {given.__name__}, and its first parameter is {wanted.__name__}: they must be one class",
+                handler=self.name,
+            )
 
     def provide(self, values: Mapping[type, Any]) -> None:
         """Bind the app's own dependencies.

@@ -17,7 +17,8 @@ from ..errors import HandlerTimeout, StoreError
 from ..publish.publisher import current
 from .checkpointing import Committed
 from .context import Context
-from .crew import Sleepers
+from .crew import Sleepers, uncancel
+from .handler import contained
 from .parking import FOLLOWS
 
 if TYPE_CHECKING:
@@ -127,7 +128,11 @@ class Lists:
             except runner.Lost as lost:
                 runner.lose(lost, batch)
                 return
-            except Exception as error:
+            except (Exception, asyncio.CancelledError) as error:
+                if isinstance(error, asyncio.CancelledError):
+                    if runner.ends():
+                        raise
+                    uncancel()
                 if handler.tx is not None and (runner.store.is_busy(error) or isinstance(error, StoreError)):
                     await runner.again(batch, error)
                     return
@@ -193,7 +198,7 @@ class Lists:
         runner, handler, last = self._runner, chosen[0].handler, chosen[-1]
         current.set(last)
         if handler.tx is None:
-            return handler.call(events, last)
+            return contained(handler.call)(events, last)
         with runner.transactions.begin(handler.tx) as transaction:
             for ctx in chosen:
                 ctx.tx = transaction.tx

@@ -10,6 +10,7 @@ Nothing is lost between memory and file, because a position stays in its lane's 
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 import random
 import time
@@ -19,7 +20,7 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from ..envelope import LANES
-from ..errors import Fenced, StoreError, UndecodableEvent
+from ..errors import Fenced, HandlerDefinitionError, StoreError, UndecodableEvent
 from ..publish.publisher import current
 from ..store.port import KeyState, Lane, RaisedByHandler
 from .caution import Caution, Turn
@@ -186,6 +187,10 @@ class Runner:
         self.caution.kill()
         if self._reader is not None:
             self._reader.cancel()
+
+    def ends(self) -> bool:
+        """Whether the worker is ending, or the loop, so that a task that was cancelled has to end. What a handler cancels is one task."""
+        return self._reader is None or self._reader.done() or self._reader.cancelling() > 0
 
     def signal(self) -> None:
         """Something has ended."""
@@ -372,6 +377,7 @@ class Runner:
                 self.signal()
                 self.reached_head()
                 await more.wait()
+        await self._loop.create_future()  # until it is cancelled: see ``ends``
 
     # -- handling, for crew, serial and lists
 
@@ -409,6 +415,9 @@ class Runner:
             outputs.append((self._publisher.envelope(event, headers=headers, cause=ctx), self._publisher.due(at, after)))
         if result is not None:
             returned = result if isinstance(result, (list, tuple)) else (result,)
+            if inspect.iscoroutine(result):
+                result.close()
+                raise HandlerDefinitionError(f"{ctx.handler.name} returned a coroutine: make it `async def`, and what wraps it too")
             outputs += [(self._publisher.envelope(event, cause=ctx), None) for event in returned]
         if outputs:
             ctx.outputs = outputs
@@ -421,7 +430,14 @@ class Runner:
         ctx.published = ctx.outputs = None
         self.health.last = error
         ctx.failure = Failure(error, None if final else self.subscription.options.retry.delay(ctx.attempt, error, self._rng))
-        log.info("%s: event %d, attempt %d: %s", self.name, ctx.row[POSITION], ctx.attempt, describe(error))
+        position, words = ctx.row[POSITION], describe(error)
+        if ctx.failure.delay is not None:
+            log.info("%s: event %d, attempt %d: %s", self.name, position, ctx.attempt, words)
+        else:
+            log.error(
+                "%s: event %d becomes a dead letter, attempt %d was its last: %s (`tidings dead show %s %d`)",
+                self.name, position, ctx.attempt, words, self.name, position,
+            )  # fmt: skip
 
     def finish(self, ctx: Context) -> None:
         """A handler has ended; its end is still to be written."""

@@ -25,6 +25,24 @@ def fair_share(me: str, workers: Sequence[str], groups: int) -> int:
     return groups // len(places) + (places.index(me) < groups % len(places))
 
 
+def able(read: Mapping[str, tuple[int, Collection[str]]]) -> set[str]:
+    """Which of the living workers of a subscription may hold lanes of it: none that would pass by events that another one handles.
+
+    During a deploy two versions of a subscription run side by side, and one of them may have handlers for more types. Where neither has
+    all, the younger one's count.
+
+    Args:
+        read: when each worker was started, and the types that it has handlers for.
+    """
+    if not read:
+        return set()
+    everything = {one for _, types in read.values() for one in types}
+    if not any(everything <= set(types) for _, types in read.values()):
+        youngest = max(read, key=lambda worker: (read[worker][0], worker))
+        everything = set(read[youngest][1])
+    return {worker for worker, (_, types) in read.items() if everything <= set(types)}
+
+
 def whole_groups(held: Collection[int], groups: int) -> set[int]:
     """Groups of which every lane is held."""
     return set(range(groups)) - {group_of(lane, groups) for lane in range(LANES) if lane not in held}

@@ -27,7 +27,7 @@ from .backlog import Backlog, Held, held_by, lapse_if_due, lapsed_text, limit_in
 from .caution import Turn
 from .checkpointing import Quiet
 from .runner import Runner, groups_of
-from .sharing import fair_share, to_give_back, whole_groups
+from .sharing import able, fair_share, to_give_back, whole_groups
 from .tail import Tail
 
 if TYPE_CHECKING:
@@ -101,6 +101,7 @@ class Worker:
         self._alarm = alarm
         self._alarms: dict[str, str] = {}
         self._lapsed: set[str] = set()
+        self._unable: set[str] = set()
         self._drain = drain
         self._rng = random.Random(seed)
         self._readers = ThreadPoolExecutor(1, thread_name_prefix="tidings-reader")
@@ -242,6 +243,10 @@ class Worker:
                 position = min(start, unit.head())
             options, lapse = subscription.options, subscription.options.lapse
             limit = None if lapse is None else lapse.text()
+            living = _reading(subscription.name, unit.workers(), self.id)
+            living[self.id] = now, list(subscription.handlers)
+            if self.id in (can := able(living)) and len(can) < len(living):
+                unit.free(subscription.name)  # whoever holds lanes there would pass by what only this one handles, from here on
             unit.register(subscription.name, self.app, list(subscription.handlers), options.order, position, now, limit)
         for one in self.sharers.values():
             one.register(unit, self.app, now)
@@ -383,6 +388,9 @@ class Worker:
         if giving:
             await self._hand_over(runner, giving & set(mine))
         alive = [worker for worker in workers if name in worker.subscriptions and (worker.alive or worker.worker == self.id)]
+        can = able(_reading(name, workers, self.id))
+        self._tell_if_unable(name, {worker.worker for worker in alive} - can)
+        alive = [worker for worker in alive if worker.worker in can]
         runner.regroup(min([runner.most_groups, *(worker.info.get("groups", {}).get(name, LANES) for worker in alive)]))
         share = fair_share(self.id, [worker.worker for worker in alive], runner.groups)
         living = {worker.worker for worker in alive} - {self.id}
@@ -398,6 +406,10 @@ class Worker:
 
             def claim(unit: Any) -> tuple[list[Lane], list[Any]]:
                 taken = unit.claim(name, self.id, runner.groups, share)
+                # Asked behind the claim: there whatever freed the lanes can be seen.
+                if self.id not in able(_reading(name, unit.workers(), self.id)):
+                    unit.release(name, self.id, [lane.lane for lane in taken])
+                    return [], []
                 _refuse_future(unit, name, taken)
                 return taken, unit.parked_keys(name, [lane.lane for lane in taken], now)
 
@@ -412,6 +424,15 @@ class Worker:
         elif row.name not in self._lapsed:
             self._lapsed.add(row.name)
             log.error("%s", lapsed_text(row))
+
+    def _tell_if_unable(self, name: str, unable: set[str]) -> None:
+        if self.id not in unable:
+            self._unable.discard(name)
+        elif name not in self._unable:
+            self._unable.add(name)
+            log.warning(
+                "%s: a worker that handles more of its types runs as well, so this one leaves its events to that one while it lives", name
+            )
 
     async def _hand_over(self, runner: Sharer, lanes: set[int]) -> None:
         """Release those of the lanes in which nothing runs any more; the others at the next look."""
@@ -620,6 +641,7 @@ class Worker:
         info: dict[str, Any] = {
             "running": sum(reader.in_flight for reader in self._all()),
             "groups": {subscription.name: groups_of(subscription.options) for subscription in self._subscriptions},
+            "types": {subscription.name: sorted(subscription.handlers) for subscription in self._subscriptions},
         }
         stuck = {name: runner.stuck() for name, runner in self.runners.items() if runner.stuck()}
         trouble = {reader.name: reader.trouble for reader in self._all() if reader.trouble}
@@ -634,6 +656,15 @@ class Worker:
 
     def _now(self) -> int:
         return int(self._clock.time() * 1_000_000)
+
+
+def _reading(name: str, workers: Sequence[WorkerRow], me: str) -> dict[str, tuple[int, Sequence[str]]]:
+    """For ``able``: ``me`` and the other living workers of a subscription. What else reads lanes, a relay for example, has no types."""
+    return {
+        worker.worker: (worker.started, worker.info.get("types", {}).get(name, ()))
+        for worker in workers
+        if name in worker.subscriptions and (worker.alive or worker.worker == me)
+    }
 
 
 def _refuse_future(unit: Any, name: str, lanes: list[Lane]) -> None:

@@ -429,7 +429,7 @@ class Harness:
             except BaseException as error:
                 self._note(event, ctx, error)
                 raise
-            if inspect.isawaitable(result):
+            if ctx.handler.is_async and inspect.isawaitable(result):  # else it is what the handler returned, wrongly
                 return self._awaited(result, event, ctx)
             self._note(event, ctx, None)
             return result

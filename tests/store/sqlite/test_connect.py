@@ -62,6 +62,11 @@ def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
         SQLiteStore(f"sqlite:///{tmp_path}/nowhere/shop.db").open()
 
 
+def test_a_folder_that_is_named(tmp_path: Path) -> None:
+    with pytest.raises(StoreFailed, match=r"is a folder; name a file in it, as in sqlite:///.*/shop.db$"):
+        SQLiteStore(f"sqlite:///{tmp_path}").open()
+
+
 def test_a_file_that_is_something_else(tmp_path: Path) -> None:
     (tmp_path / "shop.db").write_text("order,total\n" * 200)
     with pytest.raises(StoreFailed, match=r"is no SQLite database; choose another file for the store$"):

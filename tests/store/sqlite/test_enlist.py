@@ -14,8 +14,8 @@ from typing import Any
 import aiosqlite
 import pytest
 from sqlalchemy import Connection, Engine, create_engine, event, text
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, create_async_engine
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, scoped_session, sessionmaker
 
 from tidings import (
     App,
@@ -490,7 +490,26 @@ def test_an_attached_copy_is_not_the_store(app: App, path: str, other: str) -> N
     conn.close()
 
 
-@pytest.mark.parametrize("tx", [object(), 1, "mine", b"own", [], sqlite3], ids=lambda tx: type(tx).__name__)
+def test_a_scoped_session(app: App, path: str) -> None:
+    engine = create_engine(f"sqlite:///{path}")
+    session = scoped_session(sessionmaker(engine))
+    app.publish(Placed(order=1), tx=session)
+    session.rollback()
+    app.publish(Placed(order=2), tx=session)
+    session.commit()
+    session.remove()
+    engine.dispose()
+    assert [row.key for row in app.store.query(lambda unit: unit.select(limit=10))] == ["2"]
+
+
+ENGINE, ASYNC_ENGINE = create_engine("sqlite://"), create_async_engine("sqlite+aiosqlite://")
+
+
+@pytest.mark.parametrize(
+    "tx",
+    [object(), 1, "mine", b"own", [], sqlite3, ENGINE, ASYNC_ENGINE, sessionmaker(ENGINE), async_sessionmaker(ASYNC_ENGINE)],
+    ids=lambda tx: type(tx).__name__,
+)
 def test_what_is_no_transaction(app: App, tx: Any) -> None:
     with pytest.raises((UnsupportedTransaction, OutsideTransaction), match=r"tx="):
         app.publish(Placed(order=1), tx=tx)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import re
 import sqlite3
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -231,3 +235,50 @@ def test_a_writer_that_does_not_sync_knows_of_nothing_that_lasts(tmp_path: Path)
     app.publish(Placed(order=1), tx="own").result(5)
     assert not lasts(app.store, 1)
     app.close()
+
+
+FORKS = """
+import os, signal, sqlite3, sys, warnings
+from tidings import App, Event, StoreError
+
+warnings.simplefilter("ignore", DeprecationWarning)
+app = App("shop", store="sqlite:///" + sys.argv[1])
+
+
+class Placed(Event, key="order"):
+    order: int
+
+
+def ways():
+    yield lambda: app.publish(Placed(order=2), tx="own").result()
+    yield lambda: app.publish(Placed(order=3), tx=sqlite3.connect(sys.argv[1]))
+    yield lambda: app.publish(Placed(order=4), tx="own").result()
+    yield lambda: app.scheduled()
+    yield lambda: app.store.open()
+
+
+app.open()
+app.publish(Placed(order=1), tx="own").result()
+app.scheduled()
+if os.fork() == 0:
+    signal.alarm(20)
+    for way in ways():
+        try:
+            way()
+            print("done", flush=True)
+        except StoreError as error:
+            print(error, flush=True)
+    sys.exit()
+print(os.wait()[1], app.publish(Placed(order=5), tx="own").result().position)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
+def test_a_forked_process_is_told_that_it_can_not_use_an_open_store(tmp_path: Path) -> None:
+    """Its writer's thread is not there, so it would wait for ever; and SQLite's connections would do harm."""
+    command = [sys.executable, "-c", FORKS, str(tmp_path / "shop.db")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    *told, last = done.stdout.splitlines()
+    assert (last, done.stderr) == ("0 2", "")
+    assert len(told) == 5
+    assert all(re.search(r"forked from one that had .*shop\.db open.*: open the app only behind the fork", line) for line in told)

@@ -122,6 +122,21 @@ async def test_after_a_hint_it_polls_quickly(store: SQLiteStore, monkeypatch: py
     waker.close()
 
 
+async def test_two_may_close_it(store: SQLiteStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One in a thread, for the worker that drains, and one on the loop, for who told it to hurry."""
+    waker, close, closed = Waker(store.path, store.connect(), lambda: None), os.close, list[int]()
+
+    def slowly(descriptor: int) -> None:
+        closed.append(descriptor)
+        if len(closed) == 1:
+            waker.close()
+        close(descriptor)
+
+    monkeypatch.setattr("tidings.store.sqlite.waker.os.close", slowly)
+    waker.close()
+    assert len(set(closed)) == len(closed)
+
+
 async def test_closing_gives_everything_back(store: SQLiteStore, how: str) -> None:
     before = open_files()
     conn = store.connect()

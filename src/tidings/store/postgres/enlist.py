@@ -59,7 +59,11 @@ def _kind_of(cls: type) -> str:
             return "async psycopg"
         module = base.__module__
         if module.startswith("sqlalchemy."):
-            return "async sqlalchemy" if module.startswith("sqlalchemy.ext.asyncio") else "sqlalchemy"
+            if hasattr(cls, "run_sync"):
+                return "async sqlalchemy"
+            if hasattr(cls, "execute") and not module.startswith("sqlalchemy.ext.asyncio"):  # a scoped_session too
+                return "sqlalchemy"
+            break  # an engine, a sessionmaker
         if module.startswith("asyncpg."):
             return "asyncpg"
         if module.startswith("psycopg2."):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from ...clock import Clock, SystemClock
 from ...envelope import LANES, Envelope
 from ...errors import SubscriptionNameTaken, TransactionEnded
+from .. import skips
 from ..intakes import IntakeRow
 from ..port import Behind, FailedAttempt, KeyState, Lane, Parked, Scheduled, SubscriptionRow, WorkerRow
 from ..sagas import Dialect
@@ -282,6 +283,8 @@ class PostgresUnit:
                 name=name,
                 app=known[0],
             )
+        before = self._one("SELECT types FROM tidings_subscriptions WHERE name = %s", name)
+        self._note_types(name, types if before is None else before[0], types)
         self._count(
             "UPDATE tidings_subscriptions SET types = %s::text[], ordering = %s, lapse = %s"
             " WHERE name = %s AND (types <> %s::text[] OR ordering <> %s OR lapse IS DISTINCT FROM %s)",
@@ -336,6 +339,7 @@ class PostgresUnit:
                 name, position, lapsed[0], LANES - 1,
             )  # fmt: skip
         self._all(LOCK_LANES, name, list(range(LANES)))
+        skipped = skips.rewound(skips.skips_in(self.facts(), name), self.lanes(name), position, self.retained())
         self._count(
             "UPDATE tidings_lanes l SET open = ARRAY(SELECT p FROM unnest(l.open) p WHERE p <= least(%s::bigint, l.position) ORDER BY 1),"
             " position = %s, worker = NULL, epoch = epoch + 1, begun = NULL WHERE subscription = %s",
@@ -343,8 +347,13 @@ class PostgresUnit:
         )  # fmt: skip
         self._count("UPDATE tidings_subscriptions SET start = least(start, %s) WHERE name = %s", position, name)
         dropped = self._count("DELETE FROM tidings_parked WHERE subscription = %s AND position > %s", name, position)
-        self._raise_control()
+        self.note(skips.note_of(name), skipped)
         return dropped
+
+    def _note_types(self, name: str, before: Collection[str], now: Collection[str]) -> None:
+        if set(before) != set(now):
+            known = skips.skips_in(self.facts(), name)
+            self.note(skips.note_of(name), skips.retyped(known, self.lanes(name), before, now, self.retained()))
 
     def lapse(self, name: str, reached: int, now: int) -> bool:
         self._all(LOCK_LANES, name, list(range(LANES)))  # a checkpoint that is being committed is waited for
@@ -354,16 +363,17 @@ class PostgresUnit:
         )
         if row is None or row[0] is None or row[0] > reached:
             return False
+        skipped = skips.rewound(skips.skips_in(self.facts(), name), self.lanes(name), skips.FOREVER, self.retained())
         self._count("UPDATE tidings_subscriptions SET lapsed = ARRAY[%s, %s, %s]::bigint[] WHERE name = %s", now, reached, row[1], name)
         self._count("DELETE FROM tidings_lanes WHERE subscription = %s", name)
-        self._raise_control()
+        self.note(skips.note_of(name), skipped)
         return True
 
     def remove(self, name: str) -> bool:
         done = self._count("DELETE FROM tidings_subscriptions WHERE name = %s", name) > 0
         for table in ("tidings_lanes", "tidings_parked", "tidings_attempts"):
             self._count(f"DELETE FROM {table} WHERE subscription = %s", name)
-        self._raise_control()
+        self.note(skips.note_of(name), None)
         return done
 
     # -- workers and lanes

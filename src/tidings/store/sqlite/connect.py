@@ -143,6 +143,8 @@ def explain(error: sqlite3.Error, path: str) -> StoreError:
             path=path,
             holder=holder[0] if holder else None,
         )
+    if os.path.isdir(path):
+        return StoreFailed(f"{path} is a folder; name a file in it, as in sqlite:///{path.rstrip('/')}/shop.db", path=path)
     advice: dict[int, Callable[[], str]] = {
         sqlite3.SQLITE_FULL: lambda: f"no space left for {path} ({error}); free some, nothing was written and nothing is lost",
         sqlite3.SQLITE_READONLY: lambda: f"{path} can't be written ({error}); give this user write access to the file and its folder",

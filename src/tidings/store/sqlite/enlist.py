@@ -73,7 +73,11 @@ def _kind_of(cls: type) -> str:
         if base is sqlite3.Connection:
             return "sqlite3"
         if module.startswith("sqlalchemy."):
-            return "sqlalchemy-async" if module.startswith("sqlalchemy.ext.asyncio") else "sqlalchemy"
+            if hasattr(cls, "run_sync"):
+                return "sqlalchemy-async"
+            if hasattr(cls, "execute") and not module.startswith("sqlalchemy.ext.asyncio"):  # a scoped_session too
+                return "sqlalchemy"
+            break  # an engine, a sessionmaker
         if module.startswith("aiosqlite."):
             return "aiosqlite"
         if module.startswith(("django.db", "django.utils.connection")):

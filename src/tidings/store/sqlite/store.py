@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import closing, contextmanager, suppress
 from typing import Any, TypeVar
+from weakref import WeakSet
 
 from ...clock import Clock, SystemClock
 from ...errors import ConfigurationError, StoreBusy, StoreError, StoreNotInitialised, WrongStore
@@ -35,6 +36,20 @@ _EVENT_ID = 7
 """Its place in a row."""
 _FULL = 2
 """What ``PRAGMA synchronous`` answers from FULL on."""
+
+
+_open: WeakSet[SQLiteStore] = WeakSet()
+_left_behind: list[object] = []
+
+
+def _forked() -> None:
+    """In the child: nothing of an open store goes on there. Its threads are gone, and SQLite's connections may neither be used nor closed
+    (https://sqlite.org/howtocorrupt.html, 2.6), so they are kept and never touched."""
+    _left_behind.extend([store.leave_behind() for store in list(_open)])
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
 
 
 class Stepping:
@@ -100,6 +115,7 @@ class SQLiteStore:
         self._open_lock = threading.Lock()
         self._committed: list[Callable[[], None]] = []
         self._opened = 0
+        self._was_forked = False
         self._read_only = False
         self._idle_readers = 0
         self._syncing = (0, "")
@@ -110,6 +126,7 @@ class SQLiteStore:
         Raises:
             StoreFailed, StoreBusy, StoreNewer
         """
+        self._refuse_if_forked()
         with self._open_lock:
             self._opened += 1
             if self._writer is not None:
@@ -130,6 +147,7 @@ class SQLiteStore:
                 self._opened -= 1
                 raise
             self._writer = FileWriter(conn, self.path, self.turn, self.unit, self.announce, syncs=self._synchronous == "FULL")
+            _open.add(self)
 
     def open_to_read(self) -> None:
         """For ``query`` and ``read`` only: makes and migrates nothing, and needs no right to write. Wants its ``close`` too.
@@ -148,12 +166,14 @@ class SQLiteStore:
                 raise explain(error, self.path) from error
             self._read_only = self._writer is None
             self._opened += 1
+            _open.add(self)
 
     def close(self) -> None:
         with self._open_lock:
             self._opened -= 1
             if self._opened > 0 or (self._writer is None and not self._read_only):
                 return
+            _open.discard(self)
             if self._writer is not None:
                 self._writer.close()
                 self._writer = None
@@ -165,6 +185,22 @@ class SQLiteStore:
             if self._wal is not None:
                 os.close(self._wal)
                 self._wal = None
+
+    def leave_behind(self) -> object:
+        """In a forked child: let go of everything without touching it, and refuse whatever comes."""
+        left = (self._writer, self._readers, self._reading, self._committed)
+        self._was_forked, self._writer, self._opened, self.log_id = True, None, 0, ""
+        self._readers, self._reading, self._committed, self._open_lock = threading.local(), [], [], threading.Lock()
+        _open.discard(self)
+        return left
+
+    def _refuse_if_forked(self) -> None:
+        if self._was_forked:
+            raise StoreError(
+                f"this process was forked from one that had {self.path} open, which SQLite's connections don't survive: open the app only"
+                " behind the fork (gunicorn: without --preload, or app.open() in post_fork; multiprocessing: spawn)",
+                path=self.path,
+            )
 
     def connect(self, *, create: bool = False, read_only: bool = False) -> sqlite3.Connection:
         """A new connection with the store's settings; the caller closes it."""
@@ -192,6 +228,7 @@ class SQLiteStore:
         Raises:
             StoreError: the store is not open.
         """
+        self._refuse_if_forked()
         if self._writer is None:
             raise StoreError("the store is not open; use `async with app:` or app.open() first", path=self.path)
         return self._writer
@@ -335,6 +372,7 @@ class SQLiteStore:
         """This thread's connection for reading."""
         conn: sqlite3.Connection | None = getattr(self._readers, "reading", None)
         if conn is None:
+            self._refuse_if_forked()
             conn = self._readers.reading = self.connect(read_only=self._read_only)
             self._reading.append(conn)
         return conn
@@ -392,6 +430,7 @@ class SQLiteStore:
     # -- publishing in the user's own transaction
 
     def statement(self, *, scheduled: bool = False, constants: Mapping[str, str | int | None] | None = None) -> str:
+        self._refuse_if_forked()
         return only_in(self.log_id, append_with(constants) if constants is not None else SCHEDULE if scheduled else APPEND)
 
     def insertion(self, statement: str) -> str:

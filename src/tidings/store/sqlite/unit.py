@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
 from ...clock import Clock
 from ...envelope import LANES, Envelope
 from ...errors import SubscriptionNameTaken
+from .. import skips
 from ..intakes import IntakeRow
 from ..port import Behind, FailedAttempt, KeyState, Lane, Parked, Scheduled, SubscriptionRow, WorkerRow
 from ..sagas import Dialect, SagaUnit
@@ -220,7 +221,7 @@ class SQLiteUnit:
     # -- subscriptions
 
     def register(self, name: str, app: str, types: Sequence[str], ordering: str, start: int, now: int, lapse: str | None = None) -> None:
-        known = self._conn.execute("SELECT app FROM tidings_subscriptions WHERE name = ?", (name,)).fetchone()
+        known = self._conn.execute("SELECT app, types FROM tidings_subscriptions WHERE name = ?", (name,)).fetchone()
         if known is None:
             self._conn.execute(
                 "INSERT INTO tidings_subscriptions (name, app, types, ordering, created, start, lapse) VALUES (?, ?, ?, ?, ?, ?, ?)",
@@ -236,6 +237,7 @@ class SQLiteUnit:
                 name=name,
                 app=known[0],
             )
+        self._note_types(name, json.loads(known[1]), types)
         self._conn.execute(
             "UPDATE tidings_subscriptions SET types = ?, ordering = ?, lapse = ?"
             " WHERE name = ? AND (types <> ? OR ordering <> ? OR lapse IS NOT ?)",
@@ -296,6 +298,7 @@ class SQLiteUnit:
                 "INSERT INTO tidings_lanes (subscription, lane, position, epoch) VALUES (?, ?, ?, ?)",
                 [(name, lane, position, json.loads(lapsed[0])[2]) for lane in range(LANES)],
             )
+        skipped = skips.rewound(skips.skips_in(self.facts(), name), self.lanes(name), position, self.retained())
         for lane in self.lanes(name):
             open_ = [one for one in lane.open if one <= position <= lane.position]
             self._conn.execute(
@@ -305,24 +308,30 @@ class SQLiteUnit:
             )
         self._conn.execute("UPDATE tidings_subscriptions SET start = min(start, ?) WHERE name = ?", (position, name))
         dropped = self._conn.execute("DELETE FROM tidings_parked WHERE subscription = ? AND position > ?", (name, position)).rowcount
-        self._raise_control()
+        self.note(skips.note_of(name), skipped)
         return dropped
+
+    def _note_types(self, name: str, before: Collection[str], now: Collection[str]) -> None:
+        if set(before) != set(now):
+            known = skips.skips_in(self.facts(), name)
+            self.note(skips.note_of(name), skips.retyped(known, self.lanes(name), before, now, self.retained()))
 
     def lapse(self, name: str, reached: int, now: int) -> bool:
         lanes = self.lanes(name)
         if not lanes or min(min((lane.position, *(one - 1 for one in lane.open))) for lane in lanes) > reached:
             return False
+        skipped = skips.rewound(skips.skips_in(self.facts(), name), lanes, skips.FOREVER, self.retained())
         lapsed = json.dumps([now, reached, max(lane.epoch for lane in lanes)])
         self._conn.execute("UPDATE tidings_subscriptions SET lapsed = ? WHERE name = ?", (lapsed, name))
         self._conn.execute("DELETE FROM tidings_lanes WHERE subscription = ?", (name,))
-        self._raise_control()
+        self.note(skips.note_of(name), skipped)
         return True
 
     def remove(self, name: str) -> bool:
         done = self._conn.execute("DELETE FROM tidings_subscriptions WHERE name = ?", (name,)).rowcount > 0
         for table in ("tidings_lanes", "tidings_parked", "tidings_attempts"):
             self._conn.execute(f"DELETE FROM {table} WHERE subscription = ?", (name,))
-        self._raise_control()
+        self.note(skips.note_of(name), None)
         return done
 
     # -- workers and lanes

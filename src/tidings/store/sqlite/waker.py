@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
+import threading
 from collections.abc import Callable
 
 from .linux import Alarm, drain, inotify
@@ -49,6 +50,7 @@ class Waker:
         self._inotify = inotify(path + "-wal")
         self._alarm = _alarm() if self._inotify is not None else None
         self._quick_until = 0.0
+        self._closing = threading.Lock()
 
     def arm(self) -> None:
         """Begin to watch. Looks at once, so that a commit between the last read and now is not missed."""
@@ -93,13 +95,15 @@ class Waker:
             self._schedule(0.001)
 
     def close(self) -> None:
+        """From any thread. A worker that is told to hurry closes it on the loop, while a thread may be at it for the one that drains."""
         self.disarm()
-        if self._inotify is not None:
-            os.close(self._inotify)
-            self._inotify = None
-            if self._alarm is not None:
-                self._alarm.close()
-                self._alarm = None
+        with self._closing:
+            descriptor, self._inotify = self._inotify, None
+            alarm, self._alarm = self._alarm, None
+        if descriptor is not None:
+            os.close(descriptor)
+        if alarm is not None:
+            alarm.close()
         self._conn.close()
 
     def _pace(self) -> float:

@@ -210,6 +210,13 @@ class ReaderStatements:
         one.until(lambda: len(one.records) == 6)
         assert one.reader.ends([places[1]])[places[1]] >= 10
 
+    def test_a_topic_that_was_made_a_moment_ago_is_empty(self, broker: Broker) -> None:
+        """Though nobody leads its partitions yet."""
+        topic = f"made-{uuid.uuid4().hex[:12]}"
+        broker.create(topic, 60)
+        places = [Partition(topic, n) for n in range(60)]
+        assert broker.ranges(places) == dict.fromkeys(places, Range(0, 0))
+
     # -- several
 
     def test_readers_of_one_group_share_partitions_and_hand_them_over(self, reading: Callable[..., Reading]) -> None:

@@ -7,6 +7,7 @@ class TestMyStore(StoreContract):
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +20,7 @@ from ...clock import Clock, ManualClock
 from ...envelope import LANES, Envelope, lane_of
 from ...errors import LogWentBack, SubscriptionNameTaken
 from ...store.port import FailedAttempt, Lane, Parked, Store, Unit, WorkerRow
+from ...store.skips import skips_in
 from .events import NOW as NOW
 from .events import SECOND as SECOND
 from .events import an_event as an_event
@@ -679,6 +681,58 @@ class StoreContract(IntakeStatements):
         assert {(lane.position, lane.open, lane.worker) for lane in _lanes(store)} == {(positions[2], (), None)}
         assert {lane.lane for lane in _claim(store, "a", 1, 1)} == set(range(LANES))
         assert min(lane.epoch for lane in _lanes(store)) > max(mine.values())
+
+    def test_what_a_rewind_skips_is_known(self, store: Store) -> None:
+        """Also what a lane was past when another one was not, and what was in hand; what is read again is forgotten."""
+        positions = _append(store, *(an_event(number) for number in range(10)))
+        first = positions[0]
+        _register(store)
+        _enrol(store, "a")
+        mine = {lane.lane: lane.epoch for lane in _claim(store, "a", 1, 1)}
+        assert _advance(store, "a", [(1, mine[1], first + 3, json.dumps([first + 1])), (2, mine[2], first + 8, None)]) == []
+
+        def known(*lanes: int) -> list[list[int]]:
+            found = skips_in(store.query(lambda unit: unit.facts()), "mail")
+            skipped = [[one - first for one in positions if any(skip.has(lane, one, "shop.Placed") for skip in found)] for lane in lanes]
+            return [[one for one in ones if one != 1 or lane == 1] for lane, ones in zip(lanes, skipped, strict=True)]  # it is of lane 1
+
+        assert known(1, 2, 3) == [[], [], []]
+        _do(store, lambda unit: unit.rewind("mail", first + 5))
+        assert known(1, 2, 3) == [[1, 4, 5], [], [0, 2, 3, 4, 5]]
+        _do(store, lambda unit: unit.rewind("mail", first + 4))
+        assert known(1, 2, 3) == [[1, 4], [], [0, 2, 3, 4]]
+        _do(store, lambda unit: unit.rewind("mail", first + 6))
+        assert known(1, 2) == [[1, 4, 5, 6], [5, 6]]
+        assert store.write(lambda unit: unit.lapse("mail", first + 6, NOW)).result()
+        _do(store, lambda unit: unit.rewind("mail", first + 8))
+        assert known(2) == [[5, 6, 7, 8]]
+        _do(store, lambda unit: unit.rewind("mail", 0))
+        assert known(1, 2, 3) == [[], [], []]
+        assert store.write(lambda unit: unit.remove("mail")).result()
+        assert not any("mail" in name for name in store.query(lambda unit: unit.facts()))
+
+    def test_events_of_a_type_that_came_later_were_not_read(self, store: Store) -> None:
+        positions = _append(store, *(an_event(number) for number in range(6)))
+        _register(store)
+        _enrol(store, "a")
+        mine = {lane.lane: lane.epoch for lane in _claim(store, "a", 1, 1)}
+        assert _advance(store, "a", [(1, mine[1], positions[3], None)]) == []
+
+        def types(*names: str) -> None:
+            _do(store, lambda unit: unit.register("mail", "shop", names, "key", 0, NOW))
+
+        def known(type_: str) -> list[int]:
+            found = skips_in(store.query(lambda unit: unit.facts()), "mail")
+            return [number for number, one in enumerate(positions) if any(skip.has(1, one, type_) for skip in found)]
+
+        types("shop.Placed", "shop.Paid")
+        assert (known("shop.Placed"), known("shop.Paid")) == ([], [0, 1, 2, 3])
+        assert _advance(store, "a", [(1, mine[1], positions[5], None)]) == []
+        types("shop.Paid")  # an older version starts, and a newer one again
+        types("shop.Placed", "shop.Paid")
+        assert (known("shop.Placed"), known("shop.Paid")) == ([], [0, 1, 2, 3])
+        _do(store, lambda unit: unit.rewind("mail", positions[1]))
+        assert (known("shop.Placed"), known("shop.Paid")) == ([], [0, 1])
 
     def test_removing_leaves_nothing(self, store: Store) -> None:
         _register(store)
