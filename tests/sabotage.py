@@ -1164,6 +1164,13 @@ LIST = (
         SAGA + "an_undo_with_attempts_of_its_own_waits_for_a_person_when_they_are_used_up[sqlite]",
     ),
     Sabotage(
+        "sagas: what ends programs is a step's failure",
+        "sagas/attempt.py",
+        "return error if isinstance(error, Exception) and not isinstance(error, (StoreError, ConnectionError)) else RaisedByHandler(error)",
+        "return error",
+        SAGA_OUTCOME + "what_ends_programs_and_tasks_is_a_steps_failure_as_any_other[sqlite-def-CancelledError('x')]",
+    ),
+    Sabotage(
         "sagas: what can't be right is told where it is declared",
         "sagas/saga.py",
         "if (mistake := next(certain(main), None)) is not None:",

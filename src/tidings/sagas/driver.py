@@ -21,6 +21,7 @@ from ..errors import (
     SagaDefinitionError,
     TidingsError,
 )
+from ..store.port import RaisedByHandler
 from ..store.sagas import CLOSED, Arrival, Entry, Hold, Release, SagaRow, Start
 from ..subscribe.parking import describe, storable
 from . import compensation, operating
@@ -379,7 +380,8 @@ class Driver:
             )
         except (Fenced, StoreTrouble):
             raise
-        except Exception as error:
+        except Exception as raised:
+            error = raised.error if isinstance(raised, RaisedByHandler) else raised
             self._open.difference_update(mine)
             mine.clear()
             text = describe(error)
@@ -624,7 +626,8 @@ class Driver:
             )
         except (Fenced, StoreTrouble):
             raise
-        except Exception as error:
+        except Exception as raised:
+            error = raised.error if isinstance(raised, RaisedByHandler) else raised
             delay = compensation.undo_delay(call.undo_retry, attempt, error, sagas.rng)
             failed = entry("retrying", None, describe(error), None if delay is None else sagas.now() + int(delay * 1_000_000))
             log.warning("%s %s: undo of %s, attempt %d: %s", self.row.saga, self.row.key, words(call.key), attempt, failed.error)
