@@ -58,6 +58,7 @@ SAGA = "tests/sagas/test_saga.py::test_"
 SAGA_STORE = "tests/sagas/test_store.py::test_"
 SAGA_GROUP = "tests/sagas/test_journal_writer.py::test_"
 SAGA_OUTCOME = "tests/sagas/test_outcomes.py::test_"
+SAGA_LOCKS = "tests/sagas/test_lock_order.py::test_"
 SAGA_SHARED = "tests/sagas/test_shared_steps.py::test_"
 SAGA_ONCE = "tests/sagas/test_at_most_once.py::test_"
 SAGA_CHILD = "tests/sagas/test_children.py::test_"
@@ -1095,8 +1096,8 @@ LIST = (
     Sabotage(
         "sagas in a group: who lost his instance writes no line",
         "store/postgres/sagas.py",
-        "ON s.saga = h.saga AND s.key = h.key AND s.worker = h.worker AND s.epoch = h.epoch ORDER",
-        "ON s.saga = h.saga AND s.key = h.key AND s.worker = h.worker ORDER",
+        "ON s.saga = h.saga AND s.key = h.key AND s.worker = h.worker AND s.epoch = h.epoch {ORDER}",
+        "ON s.saga = h.saga AND s.key = h.key AND s.worker = h.worker {ORDER}",
         SAGA_GROUP + "who_lost_his_instance_loses_only_his_own_lines[postgres]",
     ),
     Sabotage(
@@ -1119,6 +1120,90 @@ LIST = (
         "if any(one.tells for one in releases):",
         "if False:",
         SAGA_GROUP + "a_child_that_ends_beside_others_tells_its_parent[postgres]",
+    ),
+    Sabotage(
+        "harness: of a step in which a worker is killed nothing is written",
+        "testing/faults.py",
+        "raise _Dies\n",
+        "pass\n",
+        "tests/testing/test_kills.py::test_it_dies_there_and_another_one_goes_on[after1-within1-calls1]",
+    ),
+    Sabotage(
+        "a saga's proof: it must have ended",
+        "testing/proof.py",
+        "                _judge(found)\n",
+        "",
+        "tests/testing/test_proof.py::test_what_is_wrong_is_told_with_the_run_in_which_it_is[undo]",
+    ),
+    Sabotage(
+        "sagas.steps: behind one that failed no other begins",
+        "sagas/saga.py",
+        "                if failed:\n                    return None\n",
+        "",
+        "tests/sagas/test_steps.py::test_when_one_fails_those_beside_it_end_and_no_other_begins[sqlite]",
+    ),
+    Sabotage(
+        "calls of a saga side by side know their line of the body",
+        "sagas/body.py",
+        "while frame is not None and frame.f_code is not BodyLoop.run.__code__:",
+        "while frame is not None:",
+        SAGA_BODY + "calls_side_by_side_know_their_line_of_the_body",
+    ),
+    Sabotage(
+        "operators: what fails at nothing is not tried again",
+        "sagas/operating.py",
+        'if action == "retry" and state == "waiting" and (there := waits(row))',
+        'if action == "never" and (there := waits(row))',
+        OPERATOR + "what_fails_at_nothing_is_not_tried_again[sqlite-sleep]",
+    ),
+    Sabotage(
+        "sagas: an undo whose attempts are used up waits for a person",
+        "sagas/driver.py",
+        "if before is None or (before.due is not None and before.due <= now) else before",
+        "if before is None or before.due is None or before.due <= now else before",
+        SAGA + "an_undo_with_attempts_of_its_own_waits_for_a_person_when_they_are_used_up[sqlite]",
+    ),
+    Sabotage(
+        "sagas: what ends programs is a step's failure",
+        "sagas/attempt.py",
+        "return error if isinstance(error, Exception) and not isinstance(error, (StoreError, ConnectionError)) else RaisedByHandler(error)",
+        "return error",
+        SAGA_OUTCOME + "what_ends_programs_and_tasks_is_a_steps_failure_as_any_other[sqlite-def-CancelledError('x')]",
+    ),
+    Sabotage(
+        "sagas: what can't be right is told where it is declared",
+        "sagas/saga.py",
+        "if (mistake := next(certain(main), None)) is not None:",
+        "if (mistake := None) is not None:",
+        "tests/sagas/test_text.py::test_what_can_not_be_right_is_told_where_it_is_declared",
+    ),
+    Sabotage(
+        "saga check fails for a text that can't be right",
+        "cli/saga_check.py",
+        "if problems or wrong:",
+        "if problems:",
+        "tests/cli/test_saga_check.py::test_check_fails_for_a_text_that_can_not_be_right",
+    ),
+    Sabotage(
+        "sagas: a child that ends locks itself and its parent in everybody's order",
+        "store/postgres/sagas.py",
+        "if one.tells and one.parent is not None:",
+        "if False:",
+        SAGA_LOCKS + "an_operators_batch_with_a_parent_and_its_child_beside_the_child_that_ends[1-2]",
+    ),
+    Sabotage(
+        "sagas: the order of locks is no language's",
+        "store/postgres/sagas.py",
+        'ORDER BY s.saga COLLATE "C", s.key COLLATE "C"',
+        "ORDER BY s.saga, s.key",
+        SAGA_LOCKS + "a_batch_beside_a_group_in_a_database_that_orders_texts_by_a_language[record-15]",
+    ),
+    Sabotage(
+        "an error's text that a store would refuse is told in other letters",
+        "subscribe/parking.py",
+        '.replace("\\x00", "\\\\x00")',
+        "",
+        SAGA_OUTCOME + "an_error_whose_text_no_store_could_keep_counts_as_any_other[postgres-no \\x00 answer]",
     ),
     Sabotage(
         "sagas in a group: a line that is refused is tried alone",

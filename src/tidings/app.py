@@ -341,15 +341,32 @@ class App:
             SagaDefinitionError, SubscriptionNameTaken
         """
 
+        if not isinstance(start, type):
+            raise SagaDefinitionError(
+                f"@app.saga({getattr(start, '__name__', start)}): name the event that starts it, @app.saga(OrderPlaced)"
+            )
+        for what, given in (("waits", waits), ("failures", failures)):
+            if isinstance(given, (str, type)) or (what == "waits" and not all(isinstance(one, type) for one in given)):
+                raise SagaDefinitionError(f"@app.saga({start.__name__}, {what}={given!r}): give a list of classes, {what}=[…]")
+
         def mark(main: Main) -> Main:
-            definition = define(name, version, main, self.type_of(start), [self.type_of(one) for one in waits], failures, late)
+            definition = define(
+                name, version, main, self.type_of(start), [self.type_of(one) for one in waits], failures, late, self._provided
+            )
             others = [one for one in self._sagas.values() if one.name == definition.name]
-            if any(one.version == version or one.start.name != definition.start.name for one in others):
-                raise SagaDefinitionError(
-                    f"the app {self.name!r} has a saga {definition.name!r} of version {version}, or one that another event starts: give"
-                    " this one another version or name",
-                    saga=definition.name,
-                )
+            for other in others:
+                if other.start.name != definition.start.name:
+                    raise SagaDefinitionError(
+                        f"the app {self.name!r} has a saga {definition.name!r} that {other.start.name} starts, as it must start all its"
+                        " versions: give this one another name",
+                        saga=definition.name,
+                    )
+                if other.version == version:
+                    raise SagaDefinitionError(
+                        f"the app {self.name!r} has a saga {definition.name!r} of version {version}: give this one another version, or"
+                        " another name",
+                        saga=definition.name,
+                    )
             if others:
                 reader = self.subscriptions[definition.name]
             else:

@@ -42,10 +42,11 @@ async def run(path: Path) -> None:
     app = App("shop", store=f"sqlite:///{path}")
 
     @app.saga(Placed, waits=[Shipped])
-    async def checkout(order: Placed, saga: Saga) -> None:
-        await saga.step(charge, order, undo=refund, retry=Retry(first=60, jitter=0))
+    async def checkout(order: Placed, saga: Saga) -> str:
+        payment = await saga.step(charge, order, undo=refund, retry=Retry(first=60, jitter=0))
         await saga.step(check, order)
         await saga.wait(Shipped, within=86_400)
+        return f"receipt for {payment}"
 
     def state(key: int) -> str:
         row = app.store.query(lambda unit: unit.sagas().row("checkout", str(key)))
@@ -205,3 +206,19 @@ def test_status_tells_of_those_that_wait_for_a_person(sagas: Path, tidings: Tidi
     assert "checkout: 1 stuck; see tidings saga list checkout --state stuck" in tidings("status", store=sagas).output
     failed = tidings("status", "--fail-if", "sagas=1", store=sagas, code=1)
     assert "sagas: 1 stuck or parked, the limit is 1" in failed.output
+
+
+def test_what_it_returned_is_told(sagas: Path, tidings: Tidings) -> None:
+    assert re.search(r'returned +"receipt for p1"', tidings("saga", "show", "order", "4", store=sagas).output)
+    told = [said(tidings("saga", "show", "order", key, "--json", store=sagas))[0]["result"] for key in "14"]
+    assert told == [None, "receipt for p1"]
+
+
+def test_one_that_nobody_takes_though_it_is_due_says_so(sagas: Path, tidings: Tidings) -> None:
+    """As one does whose version no worker has any more."""
+    with closing(sqlite3.connect(sagas)) as conn, conn:
+        conn.execute("UPDATE tidings_sagas SET due = 1000000 WHERE key = '1'")
+    shown = tidings("saga", "show", "order", "1", store=sagas).output
+    assert re.search(r"overdue +since 1970-01-01 .*: nobody has taken it; does a worker run that has version 1 of checkout\?", shown)
+    told = [said(tidings("saga", "show", "order", key, "--json", store=sagas))[0]["overdue"] is None for key in "134"]
+    assert told == [False, True, True]

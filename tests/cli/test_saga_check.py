@@ -89,6 +89,15 @@ def test_check_lists_who_can_not_go_on_and_exits_with_1(shop: Path, tidings: Tid
     ]
 
 
+def test_check_fails_for_a_text_that_can_not_be_right(shop: Path, tidings: Tidings) -> None:
+    (shop / "saga_text.py").write_text(SHOP.replace("CHARGE", "charge") + "    await saga.step(reserve, order.order_id, 5)\n")
+    told = tidings("saga", "check", "saga_text:app", store=None, code=1).output
+    assert "none that can't go on" in told  # yet
+    assert "saga_text.py:25: reserve can't be called with what the step is given: too many positional arguments" in told
+    (mistake,) = said(tidings("saga", "check", "saga_text:app", "--json", store=None, code=1))["mistakes"]
+    assert mistake.startswith("checkout (version 1): ")
+
+
 def test_migrate_moves_those_that_fit(shop: Path, tidings: Tidings) -> None:
     bad = tidings("saga", "migrate", "saga_bad:app", "checkout", "--to", "2", "--reason", "carrier", store=None, code=1).output
     assert "checkout 1 (version 1) is left: the journal says that the body called charge" in bad

@@ -132,3 +132,9 @@ def test_that_a_step_was_not_done_is_said_and_kept(sagas: Path, tidings: Tidings
         ("pay", "retrying", "not done, says ann: no booking"),
     ]  # fmt: skip
     assert [(action["action"], action["detail"]) for action in one["actions"]] == [("retry", "pay: not done")]
+
+
+def test_whose_child_one_is_is_told(sagas: Path, tidings: Tidings) -> None:
+    assert re.search(r"child of +checkout 3\b", tidings("saga", "show", "parcel", "p3", store=sagas).output)
+    parents = {row["key"]: row["parent"] for row in said(tidings("saga", "list", "--json", store=sagas))}
+    assert (parents["l1"], parents["1"]) == ({"saga": "parcel", "key": "p1"}, None)

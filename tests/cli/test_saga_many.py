@@ -106,6 +106,7 @@ def test_many_are_skipped_paused_and_tried_again(sagas: Path, tidings: Tidings) 
         ("skip checkout --all", "Missing argument 'STEP'"),
         ("cancel checkout --state completed", "'completed' is not one of"),
         ("supply checkout --all", "No such option"),
+        ("cancel chekcout --all --yes", "there is no instance of a saga 'chekcout'; there are checkout"),
     ],
 )
 def test_bad_input(args: str, words: str, sagas: Path, tidings: Tidings) -> None:

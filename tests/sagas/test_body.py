@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 from typing import Any
 
 import pytest
 
-from tidings import App, Event, Saga
+from tidings import App, Event, Retry, Saga, SagaDefinitionError
 from tidings.sagas.body import Body
 from tidings.sagas.compensation import STUCK_AFTER, due, state_after
 from tidings.sagas.journal import read_to
@@ -103,3 +104,58 @@ def test_stuck_is_said_after_a_number_of_failures() -> None:
         "stuck",
         "stuck",
     ]
+
+
+def line_of(fn: Any, text: str) -> str:
+    lines, first = inspect.getsourcelines(fn)
+    return f"{__file__}:{next(first + number for number, line in enumerate(lines) if text in line)}"
+
+
+def test_calls_side_by_side_know_their_line_of_the_body() -> None:
+    """They are tasks of nothing but a call of ours: what is above them on the stack is whoever runs the program."""
+
+    async def helps(saga: Saga) -> None:
+        await saga.step(order, "c")  # the helper's own
+
+    async def main(event: Placed, saga: Saga) -> None:
+        await asyncio.gather(saga.step(ask, "a"), saga.step(ask, "b"), helps(saga))  # here
+
+    body = begun(main)
+    here, own = line_of(main, "# here"), line_of(helps, "# the helper's own")
+    assert [(call.key[2], call.line) for call in body.calls.values()] == [("ask", here), ("ask", here), ("order", own)]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "why"),
+    [
+        (lambda saga: saga.step(ask, "a", timeout=0), "ask: timeout=0: seconds, more than 0"),
+        (lambda saga: saga.step(ask, "a", undo=lambda supplier: None), "has no name of its own, which the journal needs"),
+        (lambda saga: saga.step(ask, "a", undo=first_of_two), "first_of_two can't be called with what the step is given"),
+        (lambda saga: saga.step(asyncio.Event().wait()), "is no function: give the function, and behind it what it is called with"),
+        (lambda saga: saga.step(ask, "a", undo_retry=Retry()), "ask: undo_retry= goes with undo="),
+        (lambda saga: saga.step(5), "the step 5 is no function"),
+        (lambda saga: saga.sleep(0), "0: give a time of more than 0 seconds"),
+        (lambda saga: saga.wait(Placed, within=0), "waits for shop.Placed, which it doesn't declare"),
+        (lambda saga: saga.wait(int), "int is not an event"),
+        (lambda saga: saga.child("none", Placed(order_id=1)), "this app has no saga 'none' that could be a child"),
+        (lambda saga: saga.steps(ask, ["a"], limit=-1), "limit=-1: so many steps at a time, 1 or more"),
+    ],
+)
+@pytest.mark.parametrize("beside", [False, True])
+def test_what_cant_be_run_as_it_is_written_is_told_with_its_line(wrong: Any, why: str, beside: bool) -> None:
+    async def main(event: Placed, saga: Saga) -> None:
+        await (asyncio.gather(wrong(saga)) if beside else wrong(saga))  # here
+
+    fault = begun(main).fault
+    assert isinstance(fault, SagaDefinitionError)
+    assert str(fault).startswith(f"{line_of(main, '# here')}: ")
+    assert why in str(fault)
+
+
+def test_a_mistake_that_comes_up_in_us_is_told_with_the_bodys_line() -> None:
+    async def main(event: Placed, saga: Saga) -> None:
+        await saga.sleep("3 days")  # type: ignore[arg-type]  # here
+
+    body = begun(main)
+    assert body.error is not None
+    assert str(body.failure(body.error)).startswith(f"{line_of(main, '# here')}: the body raised TypeError")

@@ -9,7 +9,7 @@ import pytest
 
 from tests.sagas.test_saga import Placed, Shipped, harness, journal, shop
 from tidings import App, Saga
-from tidings.sagas.check import Problem, problem_of, warnings_of
+from tidings.sagas.check import Problem, problem_of
 from tidings.testing import Harness
 
 ran: list[str] = []
@@ -231,24 +231,3 @@ async def test_an_instance_that_fits_goes_on_with_another_version(store_url: str
         assert ran == ["charge", "reserve", "send air", "audit"]
         (action,) = shops.store.query(lambda unit: unit.sagas().actions("checkout", "1"))
         assert (action.action, action.actor, action.reason) == ("migrate to version 3", "me", "new")
-
-
-def test_what_the_text_tells(store_url: str) -> None:
-    app = shop(store_url)
-
-    @app.saga(Placed)
-    async def checkout(order: Placed, saga: Saga) -> None:
-        await saga.step(charge, order.order_id, undo=undo)
-        await saga.step(reserve, order.order_id)
-        await saga.wait(Shipped)
-        await saga.step(bill, order.order_id, undo=undo)
-        await saga.pivot()
-        await saga.step(audit, order.order_id)
-        await saga.step(send, "air")
-
-    (definition,) = app.saga_definitions.values()
-    first, second = warnings_of(definition, app.type_of)
-    assert "reserve has no undo, and bill (line" in second
-    assert first.endswith("it waits for shop.Shipped, which it doesn't declare")
-    (clean,) = declared(store_url, same).saga_definitions.values()
-    assert len(warnings_of(clean, app.type_of)) == 1

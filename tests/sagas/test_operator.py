@@ -397,3 +397,30 @@ async def test_orders_race_with_a_worker_and_what_was_accepted_holds(store_url: 
             assert (did, undid) == (1, 0) if end == "completed" else undid >= did
     assert len(wanted) > 10
     assert set(ends.values()) == {"completed", "compensated", "cancelled"}
+
+
+@pytest.mark.parametrize(
+    ("after", "why"),
+    [
+        (0, "checkout 1 has nothing that is to be tried again: it waits for its sleep to end (`tidings saga skip … sleep` ends it)"),
+        (11, "checkout 1 has nothing that is to be tried again: it waits for shop.Shipped (`tidings saga supply` hands it the event)"),
+    ],
+    ids=["sleep", "wait"],
+)
+async def test_what_fails_at_nothing_is_not_tried_again(shop: Shop, after: int, why: str) -> None:
+    async with shop.shops:
+        await shop.shops.publish(Placed(order_id=1))
+        await shop.shops.advance(after)
+        with pytest.raises(ActionRefused) as refused:
+            shop.operator.retry("checkout", 1, reason="it does nothing")
+        assert str(refused.value) == why
+        assert shop.actions() == []
+
+
+async def test_an_event_is_supplied_and_not_skipped_by_its_short_name_either(shop: Shop) -> None:
+    async with shop.shops:
+        await shop.shops.publish(Placed(order_id=1))
+        await shop.shops.advance(11)
+        for name in ("Shipped", "shop.Shipped"):
+            with pytest.raises(ActionRefused, match="checkout 1 waits for an event there; `tidings saga supply` supplies it"):
+                shop.operator.skip("checkout", 1, name, reason="it is here")

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from tests.sagas.asking import asks_for_tx
 from tests.sagas.test_saga import ONCE, Placed, Shipped, harness, journal, shop
-from tidings import NotInTime, Refused, Saga, SagaDefinitionError, StepFailed
+from tidings import NotInTime, Refused, Retry, Saga, SagaDefinitionError, StepFailed
 from tidings.sagas.compensation import is_outcome
 from tidings.store.sagas import Entry, Hold
 
@@ -178,3 +179,91 @@ async def test_what_falls_due_while_a_steps_line_is_written_is_handed_on_behind_
         assert [one.step for one in journal(shops)] == ["slow", "sleep"]
         await shops.advance(20)
         assert seen[-1] == ["slow", "slept"]
+
+
+@pytest.mark.promise("bounded")
+@pytest.mark.parametrize("text", ["no \x00 answer", "no \ud800 answer"])
+async def test_an_error_whose_text_no_store_could_keep_counts_as_any_other(store_url: str, text: str) -> None:
+    """A zero byte, half a surrogate pair: PostgreSQL refuses one, both stores the other. The attempt must count all the same."""
+    app, calls = shop(store_url), list[str]()
+
+    def say_no() -> None:
+        calls.append("refused")
+        raise Refused(text)
+
+    def fail() -> None:
+        calls.append("failed")
+        raise ConnectionError(text)
+
+    def undo() -> None:
+        calls.append("undo")
+        raise ConnectionError(text)
+
+    @app.saga(Placed)
+    async def checkout(order: Placed, saga: Saga) -> None:
+        if order.order_id == 2:
+            raise KeyError(ValueError(text))
+        if order.order_id == 3:
+            raise ValueError(text)
+        try:
+            await saga.step(say_no)
+        except Refused as no:
+            await saga.step(charge, len(str(no)))
+        await saga.step(fail, retry=ONCE, undo=undo)
+
+    async with harness(app) as shops:
+        for key in (1, 2, 3):
+            await shops.publish(Placed(order_id=key))
+        await shops.settle()
+        await shops.advance(3)
+        assert calls[:3] == ["refused", "failed", "undo"]
+        assert calls.count("undo") <= 3
+        assert [shops.saga("checkout", key).state for key in (1, 2, 3)] == ["compensating", "parked", "parked"]
+        await shops.crash()
+        await shops.restart()
+        await shops.advance(600)
+        row = shops.saga("checkout", 1)
+        said = text.replace("\x00", "\\x00").replace("\ud800", "\\ud800")
+        assert (row.state, row.error) == ("stuck", f"StepFailed: fail failed after 1 attempts: ConnectionError: {said}")
+        assert calls.count("failed") == 1
+
+
+class Odd(BaseException): ...
+
+
+@pytest.mark.promise("bounded")
+@pytest.mark.parametrize("error", [Odd("x"), SystemExit("x"), KeyboardInterrupt("x"), asyncio.CancelledError("x")], ids=repr)
+@pytest.mark.parametrize("kind", ["def", "async def", "tx"])
+async def test_what_ends_programs_and_tasks_is_a_steps_failure_as_any_other(store_url: str, kind: str, error: BaseException) -> None:
+    """It would end the worker, or leave the instance in its hands with nobody at it."""
+    app, calls = shop(store_url), list[str]()
+
+    def fail(order_id: int) -> None:
+        calls.append("fail")
+        raise error
+
+    async def fails(order_id: int) -> None:
+        fail(order_id)
+
+    @asks_for_tx(store_url)
+    def fails_there(order_id: int, tx: Any) -> None:
+        fail(order_id)
+
+    async def undo(order_id: int) -> None:
+        calls.append("undo")
+        if calls.count("undo") == 1:
+            raise error
+
+    step: Any = {"def": fail, "async def": fails, "tx": fails_there}[kind]
+
+    @app.saga(Placed)
+    async def checkout(order: Placed, saga: Saga) -> None:
+        await saga.step(step, order.order_id, undo=undo, retry=Retry(attempts=2, first=1, jitter=0))
+
+    async with harness(app) as shops:
+        await shops.publish(Placed(order_id=1))
+        await shops.settle()
+        await shops.advance(5)
+        row = shops.saga("checkout", 1)
+        assert (row.state, calls) == ("compensated", ["fail", "fail", "undo", "undo"])
+        assert f"after 2 attempts: {type(error).__name__}: x" in (row.error or "")

@@ -14,11 +14,13 @@ from tidings import (
     App,
     Context,
     Event,
+    NotFound,
     NotInTime,
     Refused,
     Retry,
     Saga,
     SagaDefinitionError,
+    SagaError,
     StepFailed,
 )
 from tidings.sagas.step import UNKNOWN
@@ -252,6 +254,51 @@ async def test_an_undo_that_fails_is_stuck_after_five_times_goes_on_and_is_never
         assert shops.saga("checkout", 1).state == "compensated"
         (action,) = shops.store.query(lambda unit: unit.sagas().actions("checkout", "1"))
         assert (action.actor, action.action, action.reason) == ("me", "retry", "bank open")
+
+
+async def test_an_undo_with_attempts_of_its_own_waits_for_a_person_when_they_are_used_up(store_url: str) -> None:
+    """Also while another undo of its group is tried again beside it."""
+    app, tries, others = shop(store_url), list[int](), list[int]()
+
+    def charge(order: Placed) -> None: ...
+
+    def release(order: Placed, ctx: Context) -> None:
+        others.append(ctx.attempt)
+        if len(others) < 8:
+            raise ConnectionError("nobody there")
+
+    def refund(order: Placed, ctx: Context) -> None:
+        tries.append(ctx.attempt)
+        if ctx.attempt < 4:
+            raise ConnectionError("bank closed")
+
+    def refuse(order: Placed) -> None:
+        raise Refused("no")
+
+    @app.saga(Placed)
+    async def checkout(order: Placed, saga: Saga) -> None:
+        await saga.step(charge, order, undo=refund, undo_retry=TWICE, undo_group="all")
+        await saga.step(charge, order, undo=release, undo_group="all")
+        await saga.step(refuse, order)
+
+    async with harness(app) as shops:
+        await shops.publish(Placed(order_id=1))
+        await shops.settle()
+        assert (shops.saga("checkout", 1).state, tries) == ("compensating", [1])
+        await shops.advance(10)
+        assert (shops.saga("checkout", 1).state, tries) == ("stuck", [1, 2])
+        await shops.crash()
+        await shops.restart()
+        await shops.advance(86_400)
+        row = shops.saga("checkout", 1)
+        assert (row.state, row.due, tries) == ("stuck", None, [1, 2])
+        assert len(others) == 8
+        app.operator("me").retry("checkout", 1, reason="bank open")
+        await shops.settle()
+        assert (shops.saga("checkout", 1).state, tries) == ("stuck", [1, 2, 3])
+        app.operator("me").retry("checkout", 1, reason="now it is")
+        await shops.settle()
+        assert (shops.saga("checkout", 1).state, tries) == ("compensated", [1, 2, 3, 4])
 
 
 async def test_sleeping_survives_a_crash_and_ends_when_it_should(store_url: str) -> None:
@@ -619,3 +666,88 @@ def test_bad_declarations(store_url: str) -> None:
     app.saga(Placed)(body)
     with pytest.raises(SagaDefinitionError, match="has a saga 'body' of version 1"):
         app.saga(Placed)(body)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "why"),
+    [
+        (lambda app: app.saga(works), r"@app\.saga\(works\): name the event that starts it, @app\.saga\(OrderPlaced\)"),
+        (lambda app: app.saga(Placed, waits=Shipped), r"waits=<class '.*Shipped'>\): give a list of classes, waits=\[…\]"),
+        (lambda app: app.saga(Placed, waits=["Shipped"]), "give a list of classes"),
+        (lambda app: app.saga(Placed, failures=ValueError), r"failures=<class 'ValueError'>\): give a list of classes, failures=\[…\]"),
+        (lambda app: app.saga(Cancelled, name="works", version=2)(works), r"that shop\.Placed starts, as it must start all its versions"),
+    ],
+)
+def test_what_is_declared_wrongly_is_told_at_once(wrong: Any, why: str) -> None:
+    app = App("shop", store="sqlite:///never.db")
+    app.saga(Placed)(works)
+    with pytest.raises(SagaDefinitionError, match=why):
+        wrong(app)
+
+
+async def works(order: Placed, saga: Saga) -> None: ...
+
+
+async def test_operators_may_name_a_saga_by_its_function_and_nobody_blocks_a_loop_with_a_result(store_url: str) -> None:
+    app = shop(store_url)
+
+    @app.saga(Placed, waits=[Shipped])
+    async def checkout(order: Placed, saga: Saga) -> None:
+        await saga.wait(Shipped)
+
+    async with harness(app) as shops:
+        await shops.publish(Placed(order_id=1))
+        await shops.settle()
+        with pytest.raises(SagaError, match="would block the loop that runs here: await it instead"):
+            app.saga_result(checkout, 1).result()
+        assert app.operator("ann").pause(checkout, 1, reason="let me look").state == "paused"
+        app.operator("ann").resume(checkout, 1, reason="well")
+        app.operator("ann").supply(checkout, Shipped(order_id=1), reason="it was lost")
+        await shops.settle()
+        assert shops.saga("checkout", 1).state == "completed"
+        with pytest.raises(NotFound, match="there is no saga 'works' in this app; give its name"):
+            app.operator("ann").pause(works, 1, reason="x")
+
+
+class Bank:
+    def __init__(self, name: str = "bank") -> None:
+        self.name = name
+        self.booked: list[str] = []
+
+    def book(self, what: str) -> None:
+        self.booked.append(what)
+
+
+class Till: ...
+
+
+async def test_steps_and_undos_get_what_the_app_provides(store_url: str) -> None:
+    app, bank, tills = shop(store_url), Bank(), list[Till]()
+    app.provide(Bank, bank)
+
+    async def charge(order_id: int, bank: Bank, amount: int, ctx: Context, till: Till) -> str:
+        bank.book(f"charge {order_id} {amount} at attempt {ctx.attempt}")
+        tills.append(till)
+        return bank.name
+
+    def refund(order_id: int, amount: int, bank: Bank, result: str) -> None:
+        bank.book(f"refund {order_id} {amount} {result}")
+
+    def refuse(bank: Bank) -> None:
+        raise Refused(bank.name)
+
+    @app.saga(Placed)
+    async def checkout(order: Placed, saga: Saga) -> None:
+        await saga.step(charge, order.order_id, amount=order.total, undo=refund)
+        await saga.step(refuse, Bank("my own")) if order.order_id == 2 else await saga.step(refuse)
+
+    app.provide(Till, Till)  # at each call
+    async with harness(app) as shops:
+        for key in (1, 2):
+            await shops.publish(Placed(order_id=key))
+        await shops.settle()
+        assert (shops.saga("checkout", 1).state, shops.saga("checkout", 1).error) == ("compensated", "Refused: bank")
+        assert [one for one in bank.booked if one.split()[1] == "1"] == ["charge 1 10 at attempt 1", "refund 1 10 bank"]
+        assert len(tills) == len({id(till) for till in tills}) == 2
+        assert shops.saga("checkout", 2).state == "parked"
+        assert "refuse can't be called with what the step is given: too many positional" in (shops.saga("checkout", 2).error or "")

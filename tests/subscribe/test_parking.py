@@ -122,3 +122,10 @@ def test_an_error_whose_text_can_not_be_made() -> None:
             raise ZeroDivisionError
 
     assert describe(Odd()) == "Odd: (its text can't be made)"
+
+
+def test_a_text_that_a_store_would_refuse_is_told_in_other_letters() -> None:
+    """A zero byte in it would otherwise have the row refused, and the handler called for ever."""
+    row = parked_row(a_context(Failure(raised(ValueError("a\x00b\ud800c")), 1)), NOW, holds=False)
+    assert row.error == "ValueError: a\\x00b\\ud800c"
+    assert "\x00" not in (row.traceback or "")

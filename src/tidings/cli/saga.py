@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
 import click
+import msgspec
 
 from ..errors import NotFound
 from ..sagas import account
@@ -21,10 +21,12 @@ from .options import Duration, Target, store_options
 from .output import clock_time, console, count, duration, print_json, table
 from .saga_actions import ACTIONS
 from .saga_check import check, migrate
-from .saga_many import UNDER_WAY
+from .saga_many import UNDER_WAY, others
 from .trace import told_json, tree_of
 
 STATES = (*UNDER_WAY, *CLOSED)
+RESULT_SHOWN = 200
+"""Characters of what a saga returned."""
 
 
 @click.group(epilog="Example: tidings saga show checkout 42 --store sqlite:///shop.db")
@@ -112,7 +114,9 @@ def show(target: Target, as_json: bool, name: str, key: str, no_events: bool) ->
             [
                 {
                     **_as_json(row),
+                    "result": None if row.result is None else msgspec.json.decode(row.result),
                     "mend": account.mend(row, journal),
+                    "overdue": account.overdue(row, time.time_ns() // 1000),
                     "undos": account.undos(row, journal),
                     "timeline": account.timeline(row, journal, actions),
                     "journal": journal,
@@ -144,9 +148,9 @@ def named(store: Store, name: str, key: str) -> list[SagaRow]:
     """Instances of that key, by the saga's name or the key's."""
     rows: list[SagaRow] = store.query(lambda unit: unit.sagas().named(name, key))
     if not rows:
-        known = Counter(row.saga for row in store.query(lambda unit: unit.sagas().rows(None, (), 1000)))
-        hint = f"; there are {', '.join(sorted(known))}" if known and name not in known else ""
-        raise NotFound(f"there is no saga {name!r} of key {key!r}{hint}; `tidings saga list` shows what there is", name=name, key=key)
+        raise NotFound(
+            f"there is no saga {name!r} of key {key!r}{others(store, name)}; `tidings saga list` shows what there is", name=name, key=key
+        )
     return rows
 
 
@@ -199,6 +203,7 @@ def _as_json(row: SagaRow, children: Mapping[tuple[str, str], SagaRow] | None = 
         "waits_for": [{**wait, "says": account.wait_words(wait) + _standing(wait, children or {})} for wait in waits(row)],
         "ordered": row.back,
         "error": row.error,
+        "parent": None if row.parent is None else {"saga": row.parent[0], "key": row.parent[1]},
         "event_id": row.envelope.event_id,
         "correlation_id": row.envelope.correlation_id,
     }
@@ -214,6 +219,12 @@ def _print(
     facts.show_header = False
     facts.add_row("  since", ago)
     facts.add_row("  started", f"{clock_time(row.started)[:19]} by {row.envelope.type}; version {row.version} of {row.app}")
+    if row.parent is not None:
+        facts.add_row("  child of", " ".join(row.parent))
+    if row.result is not None:
+        facts.add_row(
+            "  returned", row.result if len(row.result) <= RESULT_SHOWN else f"{row.result[:RESULT_SHOWN]} … (--json shows it all)"
+        )
     for wait in waits(row):
         until = f", until {clock_time(wait['until'])[:19]} ({_left(wait['until'], now)})" if wait.get("until") is not None else ""
         waited = f"since {clock_time(wait['since'])[:19]}, {duration((now - wait['since']) / 1e6)}"
@@ -223,6 +234,8 @@ def _print(
     for child, of in children:
         facts.add_row("  child", account.child_words(child, of))
     facts.add_row("  next timer", "none" if row.due is None else f"{clock_time(row.due)[:19]} ({_left(row.due, now)})")
+    if (late := account.overdue(row, now)) is not None:
+        facts.add_row("  overdue", f"since {clock_time(row.due)[:19]}, {duration((now - (row.due or now)) / 1e6)}: {late}")
     if (error := account.last_error(row, journal)) is not None:
         facts.add_row("  last error", error[0] + ("" if error[1] is None else f" ({clock_time(error[1])[:19]})"))
     if row.error is not None and row.state not in ("parked", "waiting", "running") and (error is None or row.error not in error[0]):

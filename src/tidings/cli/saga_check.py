@@ -10,7 +10,8 @@ from typing import Any
 import click
 
 from ..app import App
-from ..sagas.check import Problem, problem_of, warnings_of
+from ..sagas.check import Problem, problem_of
+from ..sagas.text import mistakes, warnings_of
 from ..store import store_at
 from ..store.port import Store
 from ..store.sagas import Entry, SagaRow
@@ -27,10 +28,16 @@ PAGE = 200
 def check(spec: str, url: str | None, as_json: bool) -> None:
     """List instances under way that can't go on with the code of MODULE:APP. Exits with 1 if there is one.
 
-    Their journals are read to it; no step is run, and nothing is written. Also told, without making it fail: steps that have no undo and
-    stand before one that may fail, and waits that aren't declared.
+    Their journals are read to it; no step is run, and nothing is written. It fails, too, if the text of a body calls a step or an undo with
+    what it doesn't take. Also told, without making it fail: steps that have no undo and stand before one that may fail, waits that aren't
+    declared, and what runs whenever a worker lets go of an instance.
     """
     app = load(spec)
+    wrong = [
+        f"{definition.name} (version {definition.version}): {text}"
+        for definition in app.saga_definitions.values()
+        for text in mistakes(definition.main, definition.provided)
+    ]
     warned = [
         f"{definition.name} (version {definition.version}): {text}"
         for definition in app.saga_definitions.values()
@@ -48,14 +55,16 @@ def check(spec: str, url: str | None, as_json: bool) -> None:
     finally:
         store.close()
     if as_json:
-        print_json({"checked": looked, "problems": [problem._asdict() for problem in problems], "warnings": warned})
+        print_json({"checked": looked, "problems": [problem._asdict() for problem in problems], "mistakes": wrong, "warnings": warned})
     else:
         for text in warned:
             click.echo(f"warning: {text}")
+        for text in wrong:
+            click.echo(text)
         for problem in problems:
             click.echo(f"{problem.saga} {problem.key} (version {problem.version}): {problem.problem}")
         click.echo(f"{count(looked, 'instance')} under way, {len(problems) or 'none'} that can't go on")
-    if problems:
+    if problems or wrong:
         raise SystemExit(1)
 
 

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import click
 
+from ..errors import NotFound
 from ..sagas.operating import TO_MANY, refusal
 from ..sagas.operator import Operator
 from ..sagas.selection import Selection
@@ -87,6 +88,8 @@ def act_on_many(
     """
     assert action in TO_MANY
     told, selection = _Told(), many.of(saga)
+    if not store.query(lambda unit: unit.sagas().rows(saga, (), 1)):
+        raise NotFound(f"there is no instance of a saga {saga!r}{others(store, saga)}", name=saga)
     with _interrupted() as stop:
         for page in selection.pages(store, BATCH):
             part = page[: None if many.limit is None else many.limit - told.matched]
@@ -110,6 +113,12 @@ def act_on_many(
         _tell(saga, action, many, told)
     if told.stopped or told.refused:
         raise SystemExit(130 if told.stopped else 1 if many.yes else 0)
+
+
+def others(store: Store, name: str) -> str:
+    """What sagas there are, for who asks for one that isn't there."""
+    known = {row.saga for row in store.query(lambda unit: unit.sagas().rows(None, (), 1000))}
+    return f"; there are {', '.join(sorted(known))}" if known and name not in known else ""
 
 
 def _do(operator: Operator, selection: Selection, rows: list[SagaRow], action: str, reason: str, what: dict[str, Any], told: _Told) -> None:

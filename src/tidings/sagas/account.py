@@ -11,6 +11,9 @@ from ..store.sagas import CLOSED, Action, Entry, SagaRow
 from .journal import key_of, words
 from .operating import UNDO_WORDS, UNDOING, underlying, unknown, waits
 
+OVERDUE = 10_000_000
+"""Microseconds: so long a worker that is at rest may take to look."""
+
 _STATES = {
     "running": "is about to go on",
     "waiting": "waits",
@@ -90,6 +93,13 @@ def child_of(wait: dict[str, Any]) -> tuple[str, str] | None:
     """Saga and key of the child that is waited for."""
     found = wait.get("child")
     return None if found is None else (str(found[0]), str(found[1]))
+
+
+def overdue(row: SagaRow, now: int) -> str | None:
+    """That nobody goes on with it, though its time has come."""
+    if row.worker is not None or row.due is None or row.due > now - OVERDUE or row.state in CLOSED:
+        return None
+    return f"nobody has taken it; does a worker run that has version {row.version} of {row.saga}?"
 
 
 def trouble(row: SagaRow) -> str | None:

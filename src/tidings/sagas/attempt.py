@@ -16,7 +16,7 @@ from ..publish.publisher import current
 from ..store.port import RaisedByHandler
 from ..store.sagas import Entry, Hold
 from .shared_steps import SharedStep, SharedSteps
-from .step import UNKNOWN, Function, StepContext
+from .step import NOTHING, UNKNOWN, Function, Provided, StepContext
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -35,7 +35,10 @@ class StoreTrouble(Exception):
 class Attempts:
     """Runs functions for an app's sagas. ``done(result)`` makes the entry, at the last moment."""
 
-    def __init__(self, store: Store, transactions: SomeTransactions, publisher: Publisher, journal: JournalWriter) -> None:
+    def __init__(
+        self, store: Store, transactions: SomeTransactions, publisher: Publisher, journal: JournalWriter, provided: Provided = NOTHING
+    ) -> None:
+        self._provided = provided
         self._store = store
         self._journal = journal
         self._transactions = transactions
@@ -58,15 +61,17 @@ class Attempts:
         """The entry, written.
 
         Raises:
-            Fenced: the instance is somebody else's; nothing was written. StoreTrouble. Whatever the function raised.
+            Fenced: the instance is somebody else's; nothing was written. StoreTrouble. Whatever the function raised; in a RaisedByHandler,
+            if it is one of those that end programs and tasks.
         """
 
         def call() -> Any:
             current.set(ctx)
             try:
-                return function.call(args, kwargs, ctx, result)
-            except (StoreError, ConnectionError) as error:
-                raise RaisedByHandler(error) from None
+                value = function.call(args, kwargs, ctx, result, self._provided)
+            except BaseException as error:
+                raise _its_own(error) from None
+            return _awaited(value) if function.is_async else value
 
         try:
             if function.tx is None:
@@ -84,6 +89,8 @@ class Attempts:
                 return await self._in_shared_transaction(self._shared, function, call, ctx, hold, done)
             return await self._in_transaction(function, call, ctx, hold, done, timeout)
         except RaisedByHandler as raised:
+            if not isinstance(raised.error, Exception):
+                raise
             raise raised.error from None
 
     async def record(self, hold: Hold, entry: Entry) -> None:
@@ -215,6 +222,25 @@ class Attempts:
             if due is not None:
                 unit.schedule(envelope, due)
         return True
+
+
+def _its_own(error: BaseException) -> BaseException:
+    """What the function raised, so that nobody takes it for the store's trouble, or for the end of this task or of the program."""
+    return error if isinstance(error, Exception) and not isinstance(error, (StoreError, ConnectionError)) else RaisedByHandler(error)
+
+
+async def _awaited(value: Awaitable[Any]) -> Any:
+    try:
+        return await value
+    except asyncio.CancelledError as error:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():  # by us: it is late, or the worker ends
+            raise
+        raise RaisedByHandler(error) from None
+    except GeneratorExit:
+        raise
+    except BaseException as error:
+        raise _its_own(error) from None
 
 
 async def _bounded(function: Function, call: Callable[[], Any], timeout: float | None) -> Any:

@@ -19,11 +19,16 @@ from typing import Any, NamedTuple, NoReturn
 
 from ..envelope import Envelope
 from ..errors import BodyFailed, ChildFailed, ForeignAwait, NotInTime, Refused, SagaError, StepFailed, TidingsError
+from ..retry import Retry
 from ..store.sagas import Entry
 from .step import Function
 
 Key = tuple[str, str, str, int]
 """Kind, branch, name, counter: which call of a body it is, whenever the body is run."""
+
+
+AGAIN = Retry(attempts=2**62, first=1.0, most=300.0)
+"""How an undo is tried again unless its step says how: without end."""
 
 
 class Past(NamedTuple):
@@ -57,6 +62,7 @@ class Call:
     fn: Function | None = None
     undo: Function | None = None
     undo_group: str | None = None
+    undo_retry: Retry = AGAIN
     once: bool = False
     reconcile: Function | None = None
     args: tuple[Any, ...] = ()
@@ -89,6 +95,8 @@ class BodyLoop:
         self._ready: deque[asyncio.Handle] = deque()
         self.tasks: list[Branch] = []
         self.fault: TidingsError | None = None
+        self.at_rest: Callable[[], str] = lambda: "?"
+        """The line at which the body waits, for what its own frames don't tell: a task of nothing but a call of ours or of asyncio's."""
 
     def run(self) -> None:
         """Until nothing is left to do. Not from within a task of another loop."""
@@ -137,12 +145,17 @@ class BodyLoop:
 
     def refuse(self, what: str) -> NoReturn:
         """The body wanted something of the world outside."""
+        line = self.line()
         self.fault = ForeignAwait(
-            f"{where()}: a saga's body may await its own calls only (saga.step, saga.sleep, saga.wait), and this asks the event loop for"
+            f"{line}: a saga's body may await its own calls only (saga.step, saga.sleep, saga.wait), and this asks the event loop for"
             f" {what}: put it into a step",
-            line=where(),
+            line=line,
         )
         raise self.fault
+
+    def line(self) -> str:
+        """Of the body, that runs now."""
+        return where() or self.at_rest()
 
 
 class Body:
@@ -155,6 +168,7 @@ class Body:
 
     def __init__(self, main: Callable[[Any, Any], Coroutine[Any, Any, Any]], seed: str, now: int) -> None:
         self.loop = BodyLoop()
+        self.loop.at_rest = self.where
         self.now = now
         self.handed = ""
         self.calls: dict[Key, Call] = {}
@@ -197,7 +211,7 @@ class Body:
     def failure(self, error: BaseException) -> BodyFailed:
         """For an error that is a mistake in the code."""
         line, traceback = "?", error.__traceback__
-        while traceback is not None:
+        while traceback is not None and not (line != "?" and _is_ours(traceback.tb_frame)):
             if _is_the_bodys(traceback.tb_frame):
                 line = f"{traceback.tb_frame.f_code.co_filename}:{traceback.tb_lineno}"
             traceback = traceback.tb_next
@@ -225,11 +239,11 @@ class Body:
         loop: Any = self.loop
         task = asyncio.current_task(here) if here is loop else None
         if self.left or not isinstance(task, Branch):
-            raise SagaError(f"{where()}: saga.{kind} is called from the saga's body only, not from a step or behind its end")
+            raise SagaError(f"{where() or '?'}: saga.{kind} is called from the saga's body only, not from a step or behind its end")
         place = kind, task.branch, name
         self._counters[place] = count = self._counters.get(place, 0) + 1
         key = (*place, count)
-        call = self.calls[key] = self.open[key] = Call(key, self.loop.create_future(), where(), self.now, **facts)
+        call = self.calls[key] = self.open[key] = Call(key, self.loop.create_future(), self.loop.line(), self.now, **facts)
         return call
 
     def waiting(self) -> list[Call]:
@@ -291,16 +305,21 @@ def _settle(call: Call, entry: Entry) -> None:
         call.future.set_result(None if call.fn is None else call.fn.restored(entry.result))
 
 
+def _is_ours(frame: Any) -> bool:
+    module: str = frame.f_globals.get("__name__", "")
+    return module.startswith("tidings.")
+
+
 def _is_the_bodys(frame: Any) -> bool:
     module: str = frame.f_globals.get("__name__", "")
-    return not module.startswith(("asyncio.", "tidings.sagas."))
+    return not module.startswith(("asyncio.", "tidings."))
 
 
 def where() -> str:
-    """The nearest line that is neither ours nor asyncio's."""
+    """The nearest line that is neither ours nor asyncio's; empty, if there is none between here and the body's loop."""
     frame: Any = sys._getframe(1)
-    while frame is not None:
+    while frame is not None and frame.f_code is not BodyLoop.run.__code__:
         if _is_the_bodys(frame):
             return f"{frame.f_code.co_filename}:{frame.f_lineno}"
         frame = frame.f_back
-    return "?"
+    return ""

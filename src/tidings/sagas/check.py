@@ -1,10 +1,7 @@
-"""Whether instances can go on with the code as it is: their journals are read to it, and nothing is run. And what its text tells."""
+"""Whether instances can go on with the code as it is: their journals are read to it, and nothing is run."""
 
 from __future__ import annotations
 
-import ast
-import inspect
-import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -87,54 +84,3 @@ def _read(
     finally:
         body.leave()
     return body
-
-
-# -- what the text tells
-
-
-def warnings_of(definition: SagaDefinition, type_of: Callable[[type], EventType]) -> list[str]:
-    """Steps without an undo that stand before one that may fail, and waits that aren't declared. Nothing, without a text to read."""
-    try:
-        source = textwrap.dedent(inspect.getsource(definition.main))
-        (function,) = ast.parse(source).body
-    except (OSError, TypeError, ValueError, SyntaxError):
-        return []
-    if not isinstance(function, ast.AsyncFunctionDef):
-        return []
-    name, found = function.args.args[1].arg, list[str]()
-    file, first = inspect.getsourcefile(definition.main), definition.main.__code__.co_firstlineno
-    bare: tuple[str, int] | None = None
-    calls: list[tuple[ast.Call, str]] = [
-        (one, one.func.attr)
-        for one in ast.walk(function)
-        if isinstance(one, ast.Call)
-        and isinstance(one.func, ast.Attribute)
-        and isinstance(one.func.value, ast.Name)
-        and one.func.value.id == name
-    ]
-    for call, what in sorted(calls, key=lambda one: (one[0].lineno, one[0].col_offset)):
-        line = first + call.lineno - 1
-        if what == "pivot":
-            break
-        if what == "wait":
-            found += [
-                f"{file}:{line}: it waits for {one.name}, which it doesn't declare"
-                for one in _event_types(call, definition.main, type_of)
-                if one.name not in definition.waits
-            ]
-        if what not in ("step", "child", "wait"):
-            continue
-        if bare is not None and what != "wait":
-            step, at = bare
-            later = ast.unparse(call.args[0]) if call.args else what
-            found.append(f"{file}:{at}: {step} has no undo, and {later} (line {line}) may fail behind it")
-            bare = None
-        if what == "step" and not any(keyword.arg == "undo" for keyword in call.keywords):
-            bare = (ast.unparse(call.args[0]) if call.args else "a step", line)
-    return found
-
-
-def _event_types(call: Any, main: Any, type_of: Callable[[type], EventType]) -> list[EventType]:
-    scope = {**main.__globals__, **inspect.getclosurevars(main).nonlocals}
-    named = [scope.get(one.id) for one in call.args if isinstance(one, ast.Name)]
-    return [type_of(one) for one in named if isinstance(one, type) and hasattr(one, "__event_spec__")]

@@ -7,16 +7,13 @@ from collections.abc import Iterable
 
 from ..errors import ChildFailed, NotInTime, Refused, StepFailed
 from ..retry import Retry
-from .body import Call
+from .body import AGAIN, Call
 
 OUTCOMES = (Refused, StepFailed, NotInTime, ChildFailed)
 """What a body may let pass to be compensated; and what its declaration says (``failures=``). Anything else is a mistake in the code."""
 
 STUCK_AFTER = 5
 """An undo that has failed so often is shown as ``stuck``. It is tried again all the same."""
-
-AGAIN = Retry(attempts=2**62, first=1.0, most=300.0)
-"""How an undo is tried again: without end."""
 
 
 def is_outcome(error: BaseException, failures: tuple[type[Exception], ...]) -> bool:
@@ -60,12 +57,17 @@ def rounds(calls: Iterable[Call]) -> list[list[Call]]:
     return found
 
 
-def state_after(attempts: int) -> str:
-    """Of a saga whose undo has failed so often."""
-    return "stuck" if attempts >= STUCK_AFTER else "compensating"
+def state_after(attempts: int, *, given_up: bool = False) -> str:
+    """Of a saga whose undo has failed so often; ``given_up``: it isn't tried again by itself."""
+    return "stuck" if given_up or attempts >= STUCK_AFTER else "compensating"
 
 
 def delay(attempts: int, error: BaseException, rng: random.Random) -> float:
-    """Seconds until an undo is tried again."""
+    """Seconds until what must end is tried again."""
     found = AGAIN.delay(attempts, error, rng)
     return AGAIN.most if found is None else found
+
+
+def undo_delay(policy: Retry, attempts: int, error: BaseException, rng: random.Random) -> float | None:
+    """Seconds until an undo is tried again; None: not before somebody says so."""
+    return delay(attempts, error, rng) if policy is AGAIN else policy.delay(attempts, error, rng)

@@ -21,8 +21,9 @@ from ..errors import (
     SagaDefinitionError,
     TidingsError,
 )
+from ..store.port import RaisedByHandler
 from ..store.sagas import CLOSED, Arrival, Entry, Hold, Release, SagaRow, Start
-from ..subscribe.parking import describe
+from ..subscribe.parking import describe, storable
 from . import compensation, operating
 from .attempt import StoreTrouble
 from .body import Body, Call, Past
@@ -379,12 +380,13 @@ class Driver:
             )
         except (Fenced, StoreTrouble):
             raise
-        except Exception as error:
+        except Exception as raised:
+            error = raised.error if isinstance(raised, RaisedByHandler) else raised
             self._open.difference_update(mine)
             mine.clear()
             text = describe(error)
             if isinstance(error, Refused):
-                failed = entry("refused", error=str(error))
+                failed = entry("refused", error=storable(str(error)))
             elif finding_out and isinstance(error, NotDone):
                 failed = unknown("retrying", error=text, ended=sagas.now(), due=sagas.now())
             elif finding_out:
@@ -524,7 +526,7 @@ class Driver:
             self._sagas.expect(due)
 
     async def _park(self, error: Exception) -> None:
-        text = str(error) if isinstance(error, TidingsError) else describe(error)
+        text = storable(str(error)) if isinstance(error, TidingsError) else describe(error)
         log.error("%s %s is parked: %s", self.row.saga, self.row.key, text)
         try:
             await self._release("parked", error=text)
@@ -568,7 +570,8 @@ class Driver:
                 if isinstance(one, Entry) and one.state not in ("done", "skipped")
             ]
             if failed:
-                state = compensation.state_after(max(entry.attempts for _, entry in failed))
+                given_up = any(call.child is None and entry.due is None for call, entry in failed)
+                state = compensation.state_after(max(entry.attempts for _, entry in failed), given_up=given_up)
                 waits = [
                     {
                         "for": f"undo {call.undo.name if call.undo is not None else ' '.join(call.child or call.key[2:3])}",
@@ -592,7 +595,7 @@ class Driver:
         """An undo, if its time has come."""
         if call.child is not None:
             return await self._undo_child(call)
-        return await self._undo(call, before) if before is None or before.due is None or before.due <= now else before
+        return await self._undo(call, before) if before is None or (before.due is not None and before.due <= now) else before
 
     async def _undo(self, call: Call, before: Entry | None) -> Entry:
         """One attempt. The entry stands under its step's name."""
@@ -623,9 +626,10 @@ class Driver:
             )
         except (Fenced, StoreTrouble):
             raise
-        except Exception as error:
-            again = sagas.now() + int(compensation.delay(attempt, error, sagas.rng) * 1_000_000)
-            failed = entry("retrying", None, describe(error), again)
+        except Exception as raised:
+            error = raised.error if isinstance(raised, RaisedByHandler) else raised
+            delay = compensation.undo_delay(call.undo_retry, attempt, error, sagas.rng)
+            failed = entry("retrying", None, describe(error), None if delay is None else sagas.now() + int(delay * 1_000_000))
             log.warning("%s %s: undo of %s, attempt %d: %s", self.row.saga, self.row.key, words(call.key), attempt, failed.error)
             await sagas.attempts.record(self.hold, failed)
             return failed

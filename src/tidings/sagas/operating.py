@@ -21,6 +21,12 @@ _LEFT = {
     "pause": "nothing is left to be paused",
     "resume": "nothing is left to go on with",
 }
+_INSTEAD = {
+    "wait": "{} (`tidings saga supply` hands it the event)",
+    "sleep": "its sleep to end (`tidings saga skip … sleep` ends it)",
+    "child": "{} to end",
+    "step": "{} to begin",
+}
 ACTIONS = tuple(_LEFT)
 TO_MANY = tuple(action for action in ACTIONS if action != "supply")
 """An event is one instance's."""
@@ -48,6 +54,9 @@ def refusal(action: str, row: SagaRow) -> str | None:
         return f"{name} is being worked on by {row.worker}; look again in a moment"
     if action == "retry" and row.state == "paused":
         return f"{name} is paused; `tidings saga resume` lets it go on"
+    if action == "retry" and state == "waiting" and (there := waits(row)) and not any("attempts" in wait for wait in there):
+        what = " and ".join(dict.fromkeys(_INSTEAD[wait["call"][0]].format(wait["for"].replace(" | ", " or ")) for wait in there))
+        return f"{name} has nothing that is to be tried again: it waits for {what}"
     if action in ("supply", *UNDO_WORDS) and state in UNDOING:
         return f"{name} is being undone already" + ("; no event is waited for any more" if action == "supply" else "")
     if action in ("supply", *UNDO_WORDS) and row.back is not None:
@@ -84,8 +93,8 @@ def to_skip(row: SagaRow, journal: Sequence[Entry], step: str) -> Entry | str:
     there = skippable(row, journal)
     if (found := _named(row, there, step)) is not None:
         return found
-    events = [wait["for"] for wait in waits(row) if wait["call"][0] == "wait"]
-    if step in events or any(step in name.split(" | ") for name in events):
+    events = {name for wait in waits(row) if wait["call"][0] == "wait" for name in (wait["for"], *wait["call"][2].split(" | "))}
+    if step in events or step in {name.rpartition(".")[2] for name in events}:
         return f"{row.saga} {row.key} waits for an event there; `tidings saga supply` supplies it"
     hint = _listed(there) or "nothing of it waits to be tried again"
     return f"{row.saga} {row.key} has no {step!r} that could be skipped; {hint}"

@@ -16,7 +16,7 @@ from .step import encode
 
 if TYPE_CHECKING:
     from ..store.port import Store
-    from .saga import SagaDefinition
+    from .saga import Main, SagaDefinition
 
 
 class Outcome(NamedTuple):
@@ -39,7 +39,7 @@ class Deed(NamedTuple):
 class Operator:
     """Acts on instances of sagas in a store. Blocks until what it did is durable; for use from threads.
 
-    Each method returns the instance as it stands behind the action.
+    Each method returns the instance as it stands behind the action. ``saga``: its name, or the decorated function.
 
     Raises:
         NotFound: there is no such instance. ActionRefused: it makes no sense as the instance stands; nothing was changed.
@@ -56,7 +56,7 @@ class Operator:
         self._sagas = sagas
         self._type_of = type_of
 
-    def retry(self, saga: str, key: object, *, reason: str, not_done: str | None = None) -> SagaRow:
+    def retry(self, saga: str | Main, key: object, *, reason: str, not_done: str | None = None) -> SagaRow:
         """Try now what waits for another attempt, an undo as well; run a parked one once more.
 
         Args:
@@ -65,23 +65,23 @@ class Operator:
         """
         return self._act(saga, key, reason, self._deed("retry", reason, not_done=not_done))
 
-    def pause(self, saga: str, key: object, *, reason: str) -> SagaRow:
+    def pause(self, saga: str | Main, key: object, *, reason: str) -> SagaRow:
         """Run nothing more of it: now, or behind the step that runs. Events that come are kept, deadlines go on running."""
         return self._act(saga, key, reason, self._deed("pause", reason))
 
-    def resume(self, saga: str, key: object, *, reason: str) -> SagaRow:
+    def resume(self, saga: str | Main, key: object, *, reason: str) -> SagaRow:
         """Let a paused one go on."""
         return self._act(saga, key, reason, self._deed("resume", reason))
 
-    def compensate(self, saga: str, key: object, *, reason: str) -> SagaRow:
+    def compensate(self, saga: str | Main, key: object, *, reason: str) -> SagaRow:
         """Undo it, behind the step that runs; it ends as compensated."""
         return self._act(saga, key, reason, self._deed("compensate", reason))
 
-    def cancel(self, saga: str, key: object, *, reason: str) -> SagaRow:
+    def cancel(self, saga: str | Main, key: object, *, reason: str) -> SagaRow:
         """Undo it, behind the step that runs; it ends as cancelled."""
         return self._act(saga, key, reason, self._deed("cancel", reason))
 
-    def skip(self, saga: str, key: object, step: str, result: Any = None, *, reason: str) -> SagaRow:
+    def skip(self, saga: str | Main, key: object, step: str, result: Any = None, *, reason: str) -> SagaRow:
         """Go on as if a step that waits for another attempt had returned ``result``; or as if an undo had been done, or a sleep was over.
 
         Args:
@@ -89,7 +89,7 @@ class Operator:
         """
         return self._act(saga, key, reason, self._deed("skip", reason, step=step, result=result))
 
-    def supply(self, saga: str, event: object, *, reason: str) -> SagaRow:
+    def supply(self, saga: str | Main, event: object, *, reason: str) -> SagaRow:
         """Hand an event to an instance that lacks it. It is not published: nobody else sees it.
 
         Args:
@@ -97,7 +97,7 @@ class Operator:
         """
         if self._sagas is None or self._type_of is None:
             raise ActionRefused("which class is that event of? Use app.operator(…), or name the app with --app")
-        event_type = self._type_of(type(event))
+        saga, event_type = self._name(saga), self._type_of(type(event))
         waited = {name for (found, _), one in self._sagas.items() if found == saga for name in one.waits}
         if event_type.name not in waited:
             raise ActionRefused(f"the saga {saga!r} waits for {', '.join(sorted(waited)) or 'no event'}, not for {event_type.name}")
@@ -165,7 +165,8 @@ class Operator:
             return Deed(action, lambda unit, row, now: unit.sagas().resume(row.saga, row.key, now))
         raise ActionRefused(f"{action!r} is none of what can be done to many: {', '.join(operating.TO_MANY)}")
 
-    def _act(self, saga: str, key: object, reason: str, deed: Deed) -> SagaRow:
+    def _act(self, saga: str | Main, key: object, reason: str, deed: Deed) -> SagaRow:
+        saga = self._name(saga)
         work = partial(self._work, instances=[(saga, str(key))], reason=reason, deed=deed, still=lambda row: True)
         (done,) = self.store.write(work).result()
         if done.refused is not None:
@@ -175,6 +176,14 @@ class Operator:
                 f"there is no saga {saga!r} of key {str(key)!r}; `tidings saga list` shows what there is", name=saga, key=str(key)
             )
         return done.row
+
+    def _name(self, saga: str | Main) -> str:
+        if isinstance(saga, str):
+            return saga
+        found = next((name for (name, _), one in (self._sagas or {}).items() if one.main is saga), None)
+        if found is None:
+            raise NotFound(f"there is no saga {getattr(saga, '__name__', saga)!r} in this app; give its name", name=str(saga))
+        return found
 
     def _work(
         self, unit: Any, instances: Sequence[tuple[str, str]], reason: str, deed: Deed, still: Callable[[SagaRow], bool]

@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 import msgspec
 
 from ..codec import decode_json
-from ..errors import NotFound, NotInTime, SagaDefinitionError, SagaFailed, SagaParked
+from ..errors import NotFound, NotInTime, SagaDefinitionError, SagaError, SagaFailed, SagaParked
 from .step import RESULT_BYTES, annotation, encode
 
 if TYPE_CHECKING:
@@ -122,7 +122,13 @@ class Result(Awaitable[Any]):
         return self._wait().__await__()
 
     def result(self) -> Any:
-        """Block until it is there."""
+        """Block until it is there.
+
+        Raises:
+            SagaError: on a loop, which it would block: await it there.
+        """
+        if asyncio._get_running_loop() is not None:
+            raise SagaError("saga_result(…).result() would block the loop that runs here: await it instead, await app.saga_result(…)")
         return asyncio.run(self._wait())
 
     async def _wait(self) -> Any:

@@ -24,6 +24,7 @@ from .attempt import Attempts, StoreTrouble
 from .driver import Driver
 from .journal_writer import JournalWriter
 from .saga import SagaDefinition
+from .step import NOTHING
 
 if TYPE_CHECKING:
     from ..publish.publisher import Publisher
@@ -75,7 +76,8 @@ class RunningSagas:
         self.type_of = type_of
         self.rng = random.Random()
         self.journal = JournalWriter(store)
-        self.attempts = Attempts(store, transactions, publisher, self.journal)
+        provided = next((one.provided for one in definitions.values()), NOTHING)  # the app's, of each of them
+        self.attempts = Attempts(store, transactions, publisher, self.journal, provided)
         self.drivers: set[Driver] = set()
         self.changed: Callable[[], None] = lambda: None
         self.stopping = False

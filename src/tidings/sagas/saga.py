@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import uuid
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
@@ -15,10 +16,11 @@ import msgspec
 from ..errors import SagaDefinitionError, TidingsError
 from ..event import EventType
 from ..retry import Retry
-from .body import Again, Body
+from .body import AGAIN, Again, Body
 from .digest import digest
 from .result import decoder_of
-from .step import Function
+from .step import NOTHING, Function, Provided
+from .text import certain
 
 T = TypeVar("T")
 E = TypeVar("E")
@@ -38,6 +40,7 @@ class SagaDefinition:
     waits: dict[str, EventType] = field(default_factory=dict)
     failures: tuple[type[Exception], ...] = ()
     late: Late = "ignore"
+    provided: Provided = field(default_factory=dict)
 
 
 def define(
@@ -48,6 +51,7 @@ def define(
     waits: Sequence[EventType],
     failures: Sequence[Any] = (),
     late: Late = "ignore",
+    provided: Provided = NOTHING,
 ) -> SagaDefinition:
     """Check a declaration.
 
@@ -83,7 +87,9 @@ def define(
                 f"the saga {name!r}: failures={failure!r} must be classes of exceptions of your own that say that the business can't go on",
                 saga=name,
             )
-    return SagaDefinition(name, version, main, start, {waited.name: waited for waited in waits}, tuple(failures), late)
+    if (mistake := next(certain(main), None)) is not None:
+        raise SagaDefinitionError(f"the saga {name!r}: {mistake}", saga=name)
+    return SagaDefinition(name, version, main, start, {waited.name: waited for waited in waits}, tuple(failures), late, provided)
 
 
 @lru_cache(maxsize=4096)
@@ -111,25 +117,26 @@ class Saga:
         self.key = key
         self._start = definition.start
         self._waits = definition.waits
+        self._provided = definition.provided
         self._body = body
         self._type_of = type_of
 
     @overload
     async def step(
         self, fn: Callable[..., Coroutine[Any, Any, T]], /, *args: Any, undo: Callable[..., Any] | None = None,
-        undo_group: str | None = None, retry: Retry | None = None, timeout: float | None = None, at_most_once: bool = False,
-        reconcile: Callable[..., Any] | None = None, **kwargs: Any,
+        undo_group: str | None = None, undo_retry: Retry | None = None, retry: Retry | None = None, timeout: float | None = None,
+        at_most_once: bool = False, reconcile: Callable[..., Any] | None = None, **kwargs: Any,
     ) -> T: ...  # fmt: skip
     @overload
     async def step(
         self, fn: Callable[..., T], /, *args: Any, undo: Callable[..., Any] | None = None,
-        undo_group: str | None = None, retry: Retry | None = None, timeout: float | None = None, at_most_once: bool = False,
-        reconcile: Callable[..., Any] | None = None, **kwargs: Any,
+        undo_group: str | None = None, undo_retry: Retry | None = None, retry: Retry | None = None, timeout: float | None = None,
+        at_most_once: bool = False, reconcile: Callable[..., Any] | None = None, **kwargs: Any,
     ) -> T: ...  # fmt: skip
     async def step(
         self, fn: Callable[..., Any], /, *args: Any, undo: Callable[..., Any] | None = None,
-        undo_group: str | None = None, retry: Retry | None = None, timeout: float | None = None, at_most_once: bool = False,
-        reconcile: Callable[..., Any] | None = None, **kwargs: Any,
+        undo_group: str | None = None, undo_retry: Retry | None = None, retry: Retry | None = None, timeout: float | None = None,
+        at_most_once: bool = False, reconcile: Callable[..., Any] | None = None, **kwargs: Any,
     ) -> Any:  # fmt: skip
         """Call a function once, and remember what it returned.
 
@@ -140,6 +147,8 @@ class Saga:
             undo: is called with the same arguments if the saga can't go on later, unless the step was refused; ``result``, if it has such
                 a parameter, is what the step returned, or an ``Unknown``. It must accept that nothing happened.
             undo_group: steps of one group are undone side by side, at the place of the last of them.
+            undo_retry: when the undo is tried again after an error; without end unless given. When its attempts are used up, the saga is
+                ``stuck`` until somebody says ``retry`` or ``skip``.
             retry: when it is tried again after an error; ``Retry()`` unless given.
             timeout: seconds for one attempt.
             at_most_once: it is never called again by itself. An error is a StepFailed at once; if its worker dies meanwhile, nobody knows
@@ -153,10 +162,10 @@ class Saga:
         """
         what: dict[str, Any] = {}
         try:
-            if timeout is not None and not timeout > 0:
-                raise SagaDefinitionError(f"timeout={timeout!r}: seconds, more than 0")
             function = what["fn"] = _function(fn, "the step")
-            function.check(args, kwargs)
+            if timeout is not None and not timeout > 0:
+                raise SagaDefinitionError(f"{function.name}: timeout={timeout!r}: seconds, more than 0")
+            function.check(args, kwargs, self._provided)
             if at_most_once:
                 if retry is not None or function.tx is not None:
                     raise SagaDefinitionError(
@@ -167,22 +176,58 @@ class Saga:
                 raise SagaDefinitionError(f"{function.name}: reconcile= goes with at_most_once=True")
             if reconcile is not None:
                 finds = what["reconcile"] = _function(reconcile, "the reconciliation")
-                finds.check(args, kwargs)
+                finds.check(args, kwargs, self._provided)
+            if undo is None and undo_retry is not None:
+                raise SagaDefinitionError(f"{function.name}: undo_retry= goes with undo=")
             if undo is not None:
                 back = what["undo"] = _function(undo, "the undo")
-                back.check(args, kwargs)
+                back.check(args, kwargs, self._provided)
             try:
                 what["digest"] = digest(args, kwargs)
             except (TypeError, msgspec.MsgspecError) as error:
                 raise SagaDefinitionError(f"{function.name} is given what the journal can't keep: {error}") from error
         except SagaDefinitionError as error:
-            self._body.loop.fault = error
-            raise
+            raise self._wrong(error) from error
         call = self._body.call(
             "step", function.name, args=args, kwargs=kwargs, retry=retry or (ONCE if at_most_once else RETRY),
-            timeout=timeout, once=at_most_once, undo_group=undo_group, **what,
+            timeout=timeout, once=at_most_once, undo_group=undo_group, undo_retry=undo_retry or AGAIN, **what,
         )  # fmt: skip
         return await call.future
+
+    async def steps(
+        self, fn: Callable[..., Any], items: Iterable[Any], /, *args: Any, limit: int, undo: Callable[..., Any] | None = None,
+        undo_group: str | None = None, undo_retry: Retry | None = None, retry: Retry | None = None, timeout: float | None = None,
+        at_most_once: bool = False, reconcile: Callable[..., Any] | None = None, **kwargs: Any,
+    ) -> list[Any]:  # fmt: skip
+        """A step for each of these items, ``fn(item, *args, **kwargs)``, at most ``limit`` of them at a time.
+
+        Args:
+            limit: 1 or more. The others: as ``step`` takes them.
+
+        Returns:
+            What they returned, in the order of the items.
+
+        Raises:
+            Refused, StepFailed: the first that failed. Those that run beside it have ended by then, and no other is begun.
+        """
+        if type(limit) is not int or limit < 1:
+            raise self._wrong(SagaDefinitionError(f"limit={limit!r}: so many steps at a time, 1 or more"))
+        how: dict[str, Any] = {"undo": undo, "undo_group": undo_group, "undo_retry": undo_retry, "retry": retry, "timeout": timeout}
+        gate, failed = asyncio.Semaphore(limit), list[Exception]()
+
+        async def one(item: Any) -> Any:
+            async with gate:
+                if failed:
+                    return None
+                try:
+                    return await self.step(fn, item, *args, at_most_once=at_most_once, reconcile=reconcile, **how, **kwargs)
+                except Exception as error:
+                    failed.append(error)
+
+        found = await asyncio.gather(*(one(item) for item in items))  # a branch for each, whatever the limit
+        if failed:
+            raise failed[0]
+        return found
 
     async def sleep(self, duration: float | timedelta) -> None:
         """Go on after so many seconds, whatever dies meanwhile."""
@@ -198,13 +243,16 @@ class Saga:
         Raises:
             NotInTime: none came within this time.
         """
-        types = {(event_type := self._type_of(one)).name: event_type for one in (cls, *classes)}
-        for name in types:
-            if name not in self._waits:
-                self._body.loop.fault = error = SagaDefinitionError(
-                    f"the saga {self.name!r} waits for {name}, which it doesn't declare: @app.saga(…, waits=[{name.rpartition('.')[2]}])"
-                )
-                raise error
+        try:
+            types = {(event_type := self._type_of(one)).name: event_type for one in (cls, *classes)}
+            for name in types:
+                if name not in self._waits:
+                    raise SagaDefinitionError(
+                        f"the saga {self.name!r} waits for {name}, which it doesn't declare:"
+                        f" @app.saga(…, waits=[{name.rpartition('.')[2]}])"
+                    )
+        except TidingsError as error:
+            raise self._wrong(error) from error
         due = None if within is None else self._until(within)
         decoders = {name: event_type.decode for name, event_type in types.items()}
         return await self._body.call("wait", " | ".join(types), due=due, types=decoders).future
@@ -233,8 +281,7 @@ class Saga:
             assert key is not None
             said = digest((event,), {})
         except TidingsError as error:
-            self._body.loop.fault = error
-            raise
+            raise self._wrong(error) from error
         call = self._body.call(
             "child", definition.name, args=(event,), child=(definition.name, key), digest=said, decode=decoder_of(definition.main)
         )
@@ -254,11 +301,9 @@ class Saga:
                 )
             data = start.to_bytes(event)
         except TidingsError as error:
-            body.loop.fault = error
-            raise
+            raise self._wrong(error) from error
         if any(call.pending for call in body.calls.values()):
-            body.loop.fault = SagaDefinitionError(f"the saga {self.name!r} restarts while it still awaits something else", saga=self.name)
-            raise body.loop.fault
+            raise self._wrong(SagaDefinitionError(f"the saga {self.name!r} restarts while it still awaits something else"))
         body.again = data
         raise Again
 
@@ -286,6 +331,11 @@ class Saga:
     def _until(self, duration: float | timedelta) -> int:
         seconds = duration.total_seconds() if isinstance(duration, timedelta) else duration
         if not seconds > 0:
-            self._body.loop.fault = error = SagaDefinitionError(f"{duration!r}: give a time of more than 0 seconds")
-            raise error
+            raise self._wrong(SagaDefinitionError(f"{duration!r}: give a time of more than 0 seconds"))
         return self._body.now + int(seconds * 1_000_000)
+
+    def _wrong(self, error: TidingsError) -> SagaDefinitionError:
+        """The body calls what can't be run as it is written, whatever it makes of the error."""
+        line = self._body.loop.line()
+        self._body.loop.fault = told = SagaDefinitionError(f"{line}: {error}", saga=self.name, line=line)
+        return told

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final, Literal
 
 import msgspec
@@ -16,6 +16,11 @@ from ..subscribe.handler import ASYNC_KINDS, SYNC_KINDS, transaction_kind
 
 RESULT_BYTES = 1024 * 1024
 """A step's result may be as large as this, as JSON."""
+
+
+Provided = Mapping[type, Any]
+"""What ``app.provide`` was given."""
+NOTHING: Provided = {}
 
 
 class Unknown:
@@ -49,7 +54,11 @@ class Function:
         tx: the kind of transaction it asked for, or None. result: the parameter that wants a step's result (of an undo), or None.
     """
 
-    def __init__(self, fn: Callable[..., Any], what: str) -> None:
+    def __init__(self, fn: Any, what: str) -> None:
+        if not callable(fn):
+            if inspect.iscoroutine(fn):
+                fn.close()
+            raise SagaDefinitionError(f"{what} {fn!r} is no function: give the function, and behind it what it is called with")
         self.fn = fn
         self.name: str = getattr(fn, "__name__", "")
         if not self.name or self.name == "<lambda>":
@@ -58,7 +67,8 @@ class Function:
         self.tx: str | None = None
         self._signature = inspect.signature(fn)
         self._given: dict[str, bool] = {}
-        self._fits: set[tuple[int, frozenset[str]]] = set()
+        self._asks: dict[str, type] = {}
+        self._fits: set[tuple[int, frozenset[str], frozenset[str]]] = set()
         self.result: str | None = None
         for parameter in self._signature.parameters.values():
             wanted = annotation(fn, parameter.annotation)
@@ -71,6 +81,8 @@ class Function:
                 self._given[parameter.name] = False
             elif what == "the undo" and parameter.name == "result":
                 self.result = parameter.name
+            elif isinstance(wanted, type):
+                self._asks[parameter.name] = wanted
         if self.tx in ASYNC_KINDS and not self.is_async:
             raise SagaDefinitionError(f"{self.name} asks for an {self.tx}, so it must be `async def`")
         if self.is_async and self.tx in SYNC_KINDS:
@@ -85,12 +97,13 @@ class Function:
             except TypeError as error:
                 raise SagaDefinitionError(f"{self.name} returns {returns}, which the journal can't give back: {error}") from error
 
-    def check(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def check(self, args: tuple[Any, ...], kwargs: dict[str, Any], provided: Provided = NOTHING) -> None:
         """Raise SagaDefinitionError unless it can be called with these, what it is given beside them left out."""
-        shape = len(args), frozenset(kwargs)
+        asked = frozenset(self._asked(kwargs, provided)) if provided else frozenset[str]()
+        shape = len(args), frozenset(kwargs), asked
         if shape in self._fits:
             return
-        given = {*self._given, self.result}
+        given = {*self._given, *asked, self.result}
         left = self._signature.replace(parameters=[one for one in self._signature.parameters.values() if one.name not in given])
         try:
             left.bind(*args, **kwargs)
@@ -98,10 +111,19 @@ class Function:
             raise SagaDefinitionError(f"{self.name} can't be called with what the step is given: {error}") from error
         self._fits.add(shape)
 
-    def call(self, args: tuple[Any, ...], kwargs: dict[str, Any], ctx: Context, result: Any = UNKNOWN) -> Any:
-        if not self._given and self.result is None:
+    def _asked(self, kwargs: Mapping[str, Any], provided: Provided) -> dict[str, Any]:
+        """What the app provides for parameters that the body gives nothing by name for, by their type."""
+        return {name: provided[wanted] for name, wanted in self._asks.items() if wanted in provided and name not in kwargs}
+
+    def call(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], ctx: Context, result: Any = UNKNOWN, provided: Provided = NOTHING
+    ) -> Any:  # fmt: skip
+        asked = self._asked(kwargs, provided) if provided else {}
+        if not self._given and self.result is None and not asked:
             return self.fn(*args, **kwargs)
         given: dict[str, Any] = {name: ctx if is_ctx else ctx.tx for name, is_ctx in self._given.items()}
+        for name, value in asked.items():  # as handlers get it
+            given[name] = value() if callable(value) and not isinstance(value, self._asks[name]) else value
         if self.result is not None:
             given[self.result] = result
         # By name what it is given; by position what the body gave, around them.

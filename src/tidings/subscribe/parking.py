@@ -36,7 +36,7 @@ def parked_row(ctx: Context, now: int, holds: bool) -> Parked:
     delay = 0 if failure.delay is None else int(failure.delay * 1_000_000)
     state = "dead" if failure.delay is None else "retry"
     text = describe(failure.error)
-    trace = _storable(_shortened("".join(traceback.format_exception(failure.error))))
+    trace = storable(_shortened("".join(traceback.format_exception(failure.error))))
     return Parked(ctx.subscription, state, holds and state == "dead", ctx.attempt, now + delay, delay, now, text, trace, envelope)
 
 
@@ -46,7 +46,7 @@ def describe(error: BaseException) -> str:
         text = str(error).strip().split("\n")[0]
     except Exception:
         text = "(its text can't be made)"
-    return _storable(f"{type(error).__name__}: {text}"[:ERROR_LIMIT]) if text else type(error).__name__
+    return storable(f"{type(error).__name__}: {text}"[:ERROR_LIMIT]) if text else type(error).__name__
 
 
 def killed_its_worker(row: Parked) -> bool:
@@ -54,9 +54,10 @@ def killed_its_worker(row: Parked) -> bool:
     return row.error is not None and row.error.startswith(f"{WorkerDied.__name__}:")
 
 
-def _storable(text: str) -> str:
-    """Without what UTF-8 can't carry (half of a surrogate pair, as in file names that aren't UTF-8): a store would refuse the row."""
-    return text.encode(errors="backslashreplace").decode()
+def storable(text: str) -> str:
+    """Without what a store would refuse, and its row with it: what UTF-8 can't carry (half of a surrogate pair, as in file names that
+    aren't UTF-8), and the zero byte, which PostgreSQL's texts can't hold."""
+    return text.encode(errors="backslashreplace").decode().replace("\x00", "\\x00")
 
 
 def _shortened(text: str) -> str:

@@ -36,6 +36,7 @@ from ..subscribe.context import Context
 from ..subscribe.middleware import Call as HandlerCall
 from ..subscribe.subscription import Subscription
 from ..subscribe.worker import Worker
+from .faults import Fault, Faults, What
 
 E = TypeVar("E")
 
@@ -47,6 +48,10 @@ AFTER = 1e-5
 
 class Unsettled(TidingsError, AssertionError):
     """Work was still outstanding when the harness lost its patience. The text says whose."""
+
+
+class Unkilled(TidingsError, AssertionError):
+    """A worker was to be killed at a step that never ran. The text says which."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +123,8 @@ class Harness:
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._restore: list[Callable[[], None]] = []
         self._seen: dict[str, list[_Seen]] = {}
+        self._killed: list[App] = []
+        self.faults = Faults()
         self.path = ""
         self.store: Store
 
@@ -137,7 +144,7 @@ class Harness:
             for app in self.apps:
                 self._borrow(app)
             for app in self.apps:
-                await app.start()
+                await self._start(app)
         except BaseException:
             await self._end()
             raise
@@ -145,6 +152,20 @@ class Harness:
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         await self._end()
+        if error is None and (left := [fault for fault in self.faults.planned if fault.times]):
+            ended = ", ".join(dict.fromkeys(point.step for point in self.faults.ended)) or "none"
+            raise Unkilled(f"kill_{left[0].what}({left[0].name!r}): nobody was killed there; steps that ended: {ended}")
+
+    async def _start(self, app: App) -> None:
+        await app.start()
+        if app.sagas is not None:
+            self.faults.around(app.sagas.attempts, partial(self._kill, app))
+
+    def _kill(self, app: App) -> None:
+        if app.worker is not None and app not in self._killed:
+            self._killed.append(app)
+            app.worker.kill()
+            app.worker.settled.set()
 
     def _borrow(self, app: App) -> None:
         own, given = app.store, app._given_transactions
@@ -199,14 +220,22 @@ class Harness:
             conn.close()
 
     async def settle(self) -> None:
-        """Return when nothing is left to do without time passing: every event was read, handled, and its checkpoint written.
+        """Return when nothing is left to do without time passing: every event was read, handled, and its checkpoint written. If a worker
+        dies meanwhile (``kill_after``), another one takes over, once its lease is over.
 
         Raises:
             Unsettled: for ``patience`` seconds no worker told of any progress.
         """
+        await self._settle()
+        while self._killed:
+            app = self._killed[0]
+            await self.crash(app)
+            await self.restart(app)
+
+    async def _settle(self) -> None:
         for worker in self._workers():
             worker.poke()
-        while True:
+        while not self._killed:
             for worker in self._workers():
                 worker.settled.clear()
             left = self.outstanding()
@@ -242,7 +271,7 @@ class Harness:
         await self.settle()
         until = self.clock.time() + (seconds.total_seconds() if isinstance(seconds, timedelta) else seconds)
         for _ in range(STEPS):
-            due = self._next_due()
+            due = self.next_due()
             step = until if due is None or due > until + AFTER else max(due + AFTER, self.clock.time())
             await self._pass(max(0.0, step - self.clock.time()))
             if step >= until:
@@ -260,8 +289,8 @@ class Harness:
                 pass
         await self.settle()
 
-    def _next_due(self) -> float | None:
-        """The wall clock's next due time that lies ahead, in seconds since 1970."""
+    def next_due(self) -> float | None:
+        """When something falls due next, in seconds since 1970, by the harness's clock; None if nothing does."""
         now = int(self.clock.time() * 1_000_000)
         scheduled = self.store.query(lambda unit: unit.next_due())
         times = [row.due for row in self._parked(("retry",))] + ([scheduled] if scheduled is not None else [])
@@ -276,13 +305,32 @@ class Harness:
         if worker is None:
             raise ConfigurationError(f"the app {app.name!r} isn't running, so it can't crash")
         await worker.crash()
+        if app in self._killed:
+            self._killed.remove(app)
 
     async def restart(self, app: App | None = None) -> None:
         """Start a new worker for an app that crashed; the clock moves past the dead one's lease. The first app unless given."""
         app = app or self.apps[0]
-        await app.start()
+        await self._start(app)
         assert app.worker is not None
         await self.advance(app.worker.lease)
+
+    def kill_after(self, step: str, *, times: int = 1) -> None:
+        """A saga's worker is to die, as by SIGKILL, as soon as this step is in the journal; ``settle`` and ``advance`` let another one take
+        over. Say so before the step runs. If it never does, the harness raises ``Unkilled`` at its end.
+
+        Args:
+            step: its name; ``undo charge`` for a step's undo; of several, as ``tidings saga show`` tells it: ``charge (call 2)``.
+            times: so many workers.
+        """
+        self._plan("after", step, times)
+
+    def kill_in(self, step: str, *, times: int = 1) -> None:
+        """The same, when the step has been called, and nothing of it is written: what it did outside has happened, and nobody knows."""
+        self._plan("in", step, times)
+
+    def _plan(self, what: What, step: str, times: int) -> None:
+        self.faults.planned.append(Fault(what, lambda point: point.is_called(step), step, times))
 
     # -- what a test asks
 

@@ -1,6 +1,7 @@
 """What sagas ask of a server for many instances in one statement, each of which can be its own commit (``Store.write_plainly``).
 
-Rows are locked in the order of their keys, so that two who need several of them can't wait for each other.
+Rows are locked in the order of their keys, so that two who need several of them can't wait for each other: by their code points, as
+Python sorts them, whatever the database's own order of texts is.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ _ENTRY_TYPES = (TEXT, TEXT, TEXT, INT4, INT8, TEXT, TEXT, TEXT, INT4, INT8, INT8
 _HOLD_TYPES = (TEXT, TEXT, TEXT, INT8)
 _RELEASE_TYPES = (TEXT, INT8, TEXT, TEXT, INT8, INT8, TEXT)
 
+ORDER = 'ORDER BY s.saga COLLATE "C", s.key COLLATE "C"'
+
 # The order of keys is that of the one transaction that inserts them.
 START = f"""INSERT INTO tidings_sagas ({ROW}) SELECT * FROM {rows_of(_ROW_TYPES)} ON CONFLICT (saga, key) DO NOTHING RETURNING saga, key"""
 
@@ -43,7 +46,7 @@ RECORD = f"""WITH e AS MATERIALIZED (
         SELECT * FROM {rows_of((*_HOLD_TYPES, *_ENTRY_TYPES))} AS e (saga, key, worker, epoch, {ENTRY})),
     held AS MATERIALIZED (
         SELECT s.saga, s.key, s.back FROM tidings_sagas s JOIN (SELECT DISTINCT saga, key, worker, epoch FROM e) h
-        ON s.saga = h.saga AND s.key = h.key AND s.worker = h.worker AND s.epoch = h.epoch ORDER BY s.saga, s.key FOR SHARE OF s)
+        ON s.saga = h.saga AND s.key = h.key AND s.worker = h.worker AND s.epoch = h.epoch {ORDER} FOR SHARE OF s)
     INSERT INTO tidings_saga_journal (saga, key, {ENTRY}) SELECT saga, key, {ENTRY} FROM e JOIN held USING (saga, key)
     WHERE e.kind <> 'pivot' OR held.back IS NULL {AGAIN} RETURNING saga, key, kind, branch, step, number"""
 
@@ -54,13 +57,16 @@ RELEASE = f"""WITH r AS MATERIALIZED (
     held AS MATERIALIZED (
         SELECT s.saga, s.key FROM tidings_sagas s JOIN r
         ON s.saga = r.saga AND s.key = r.key AND s.worker = r.worker AND s.epoch = r.epoch AND {RELEASABLE}
-        ORDER BY s.saga, s.key FOR NO KEY UPDATE OF s),
+        {ORDER} FOR NO KEY UPDATE OF s),
     done AS (
         UPDATE tidings_sagas s SET {RELEASED}
         FROM r JOIN held USING (saga, key) WHERE s.saga = r.saga AND s.key = r.key RETURNING s.saga, s.key, s.state, s.arrived),
     gone AS (
         DELETE FROM tidings_saga_events e USING done d WHERE e.saga = d.saga AND e.key = d.key AND d.state IN {CLOSED} AND d.arrived > 0)
     SELECT saga, key FROM done"""
+
+# A child that is closed tells its parent.
+KIN = f"SELECT FROM tidings_sagas s WHERE (s.saga, s.key) IN ((%s, %s), (%s, %s)) {ORDER} FOR NO KEY UPDATE"
 
 TAKE = f"""UPDATE tidings_sagas s SET worker = %s, epoch = s.epoch + 1, due = NULL FROM {rows_of((TEXT, TEXT))} AS f (saga, key)
     WHERE s.saga = f.saga AND s.key = f.key RETURNING {", ".join("s." + name for name in READ.split(", "))}"""
@@ -99,6 +105,9 @@ class ServerSagas(SagaUnit):
 
     def release_all(self, releases: Sequence[Release]) -> list[bool]:
         if any(one.tells for one in releases):
+            for one in releases:
+                if one.tells and one.parent is not None:
+                    self._conn.execute(KIN, (*one.hold[:2], *one.parent))
             return super().release_all(releases)
         if any(one.state in CLOSED or one.state == "parked" or (one.due is not None and one.due <= one.now) for one in releases):
             self._tell()
