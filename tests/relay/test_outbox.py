@@ -255,7 +255,7 @@ def test_what_a_crash_of_the_server_takes_back_was_not_sent(new_shop: Callable[.
 @pytest.mark.promise("death at any instruction", "effects once")
 @pytest.mark.parametrize("mode", ["poll", "cdc"])
 def test_relays_killed_at_random(shop: Shop, mode: str) -> None:
-    """Twelve SIGKILLs while rows are written; a plain consumer sees each row once and in order."""
+    """Eight SIGKILLs while rows are written; a plain consumer sees each row once and in order."""
     seed = 11
     dice = random.Random(seed)
     stop = threading.Event()
@@ -270,7 +270,7 @@ def test_relays_killed_at_random(shop: Shop, mode: str) -> None:
     writer = threading.Thread(target=write)
     writer.start()
     try:
-        for _ in range(12):
+        for _ in range(8):
             with shop.process("--mode", mode, "--batch", "25") as relay:
                 relay.await_event("leading")
                 time.sleep(dice.random() * 0.5)
@@ -282,7 +282,7 @@ def test_relays_killed_at_random(shop: Shop, mode: str) -> None:
         shop.await_ticked()
         assert relay.stop() == 0
     seen = shop.seen()
-    assert len(seen) == len(written) > 500, f"seed {seed}"
+    assert len(seen) == len(written) > 300, f"seed {seed}"
     assert ids(seen) == written, f"seed {seed}"
 
 
