@@ -132,7 +132,7 @@ async def test_an_instance_that_was_made_without_a_word_goes_on_on_a_server(behi
 async def test_an_instance_that_could_not_be_let_go_of_goes_on_when_the_server_is_back(behind_proxy: str, proxy: Proxy) -> None:
     app, checkout = shop(behind_proxy)
     async with app:
-        proxy.at, proxy.cut = b"INSERT INTO charged", "before"
+        proxy.at, proxy.cut, proxy.last = b"INSERT INTO charged", "before", True
         await app.start_saga(checkout, Placed(order_id=1), tx="own")
         await until(lambda: proxy.cuts)
         proxy.go_down()

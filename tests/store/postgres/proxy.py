@@ -12,8 +12,8 @@ class Proxy:
 
     Attributes:
         cut: ``before`` what it looks for reaches the server, ``after`` it did and before its answer comes back, or None. at: what it looks
-            for: a COMMIT unless told. cuts: how often it did. down: nobody gets through, and whoever was is cut off; ``refused``: how
-            many.
+            for: a COMMIT unless told. behind: only on a connection on which this went by. cuts: how often it did.
+        last: behind the cut nobody gets through any more. down: nobody gets through, and whoever was is cut off; ``refused``: how many.
     """
 
     def __init__(self, port: int) -> None:
@@ -22,7 +22,9 @@ class Proxy:
         self.port = self._listening.getsockname()[1]
         self.cut: str | None = None
         self.at = b"COMMIT\0"
+        self.behind: bytes | None = None
         self.cuts = 0
+        self.last = False
         self.down = False
         self.refused = 0
         self._open: list[socket.socket] = []
@@ -60,15 +62,18 @@ class Proxy:
     def _pass(
         self, source: socket.socket, target: socket.socket, lost: threading.Event, answered: threading.Event, is_client: bool
     ) -> None:
+        went_by = False
         with suppress(OSError):
             while data := source.recv(65536):
-                if is_client and self.cut is not None and self.at in data:
+                went_by = went_by or (self.behind is not None and self.behind in data)
+                if is_client and self.cut is not None and (self.behind is None or went_by) and self.at in data:
                     how, self.cut = self.cut, None
-                    self.cuts += 1
                     lost.set()
                     if how == "after":
                         target.sendall(data)
                         answered.wait(10)  # it is done
+                    self.down = self.down or self.last
+                    self.cuts += 1
                     break
                 if lost.is_set():
                     answered.set()

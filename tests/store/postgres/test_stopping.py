@@ -36,7 +36,7 @@ async def test_a_worker_ends_though_a_commit_was_never_answered(postgres_url: st
     async def pay(event: Placed) -> None: ...
 
     await app.start()
-    proxy.cut = "after"
+    proxy.cut, proxy.last, proxy.behind = "after", True, b"INSERT INTO tidings_log"
     publishing = app.publish(Placed(1), tx="own")
     await until(lambda: proxy.cuts == 1)
     proxy.go_down()
