@@ -247,6 +247,13 @@ LIST = (
         "tests/store/postgres/test_pulse.py::test_what_was_scheduled_by_who_died_before_saying_so_is_found",
     ),
     Sabotage(
+        "a store that is closed waits for who reads",
+        "store/sqlite/store.py",
+        "                self._nobody_reads.wait_for(lambda: not self._reading_now)",
+        "                pass",
+        "tests/store/sqlite/test_store.py::test_closing_waits_for_who_reads",
+    ),
+    Sabotage(
         "partitions that nobody leads yet are asked for again",
         "brokers/kafka_reader.py",
         "                    if not is_leaderless(error.__cause__) or time.monotonic() > until:",

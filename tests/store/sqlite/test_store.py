@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -231,3 +233,34 @@ def test_a_writer_that_does_not_sync_knows_of_nothing_that_lasts(tmp_path: Path)
     app.publish(Placed(order=1), tx="own").result(5)
     assert not lasts(app.store, 1)
     app.close()
+
+
+CLOSES = """
+import sys, threading
+from tidings import SQLiteStore
+
+store = SQLiteStore("sqlite:///" + sys.argv[1])
+for _ in range(150):
+    store.open()
+    begun, over = threading.Event(), threading.Event()
+
+    def job(unit):
+        begun.set()
+        for _ in range(300):
+            unit.head(), unit.workers(), unit.subscriptions(), unit.facts()
+        over.set()
+
+    thread = threading.Thread(target=store.query, args=(job,))
+    thread.start()
+    begun.wait()
+    store.close()
+    assert over.is_set()
+    thread.join()
+print("ok")
+"""
+
+
+def test_closing_waits_for_who_reads(tmp_path: Path) -> None:
+    """Closed under a thread that steps through it, a connection of SQLite's brings the process down."""
+    done = subprocess.run([sys.executable, "-c", CLOSES, str(tmp_path / "shop.db")], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "ok\n"), done.stderr

@@ -99,6 +99,8 @@ class SQLiteStore(OfOneProcess):
         self._reading: list[sqlite3.Connection] = []
         self._wal: int | None = None
         self._open_lock = threading.Lock()
+        self._reading_now = 0
+        self._nobody_reads = threading.Condition()
         self._committed: list[Callable[[], None]] = []
         self._opened = 0
         self._read_only = False
@@ -163,6 +165,8 @@ class SQLiteStore(OfOneProcess):
                 self._writer.close()
                 self._writer = None
             self._read_only = False
+            with self._nobody_reads:  # closed under a thread that steps through it, a connection brings the process down
+                self._nobody_reads.wait_for(lambda: not self._reading_now)
             for conn in self._reading:
                 conn.close()
             self._reading.clear()
@@ -176,7 +180,20 @@ class SQLiteStore(OfOneProcess):
         left = (self._writer, self._readers, self._reading, self._committed)
         self._writer, self._opened, self.log_id = None, 0, ""
         self._readers, self._reading, self._committed, self._open_lock = threading.local(), [], [], threading.Lock()
+        self._reading_now, self._nobody_reads = 0, threading.Condition()
         return left
+
+    @contextmanager
+    def _keeping_open(self) -> Iterator[None]:
+        """Whoever closes the store waits for this."""
+        with self._nobody_reads:
+            self._reading_now += 1
+        try:
+            yield
+        finally:
+            with self._nobody_reads:
+                self._reading_now -= 1
+                self._nobody_reads.notify_all()
 
     def connect(self, *, create: bool = False, read_only: bool = False) -> sqlite3.Connection:
         """A new connection with the store's settings; the caller closes it."""
@@ -213,28 +230,30 @@ class SQLiteStore(OfOneProcess):
         return self.query(job)
 
     def query(self, job: Callable[[SQLiteUnit], T]) -> T:
-        conn = self.reader()
-        try:
-            conn.execute("BEGIN")
+        with self._keeping_open():
+            conn = self.reader()
             try:
-                return job(self.unit(conn))
-            finally:
-                conn.rollback()
-        except sqlite3.Error as error:
-            raise explain(error, self.path) from error
+                conn.execute("BEGIN")
+                try:
+                    return job(self.unit(conn))
+                finally:
+                    conn.rollback()
+            except sqlite3.Error as error:
+                raise explain(error, self.path) from error
 
     def read(self, after: int, upto: int) -> tuple[list[tuple[Any, ...]], int]:
-        conn = self.reader()
-        try:
-            # The head first, the rows in a later snapshot: positions are given out in commit order, so all rows up to that head are there.
-            head = conn.execute(HEAD).fetchone()
-            safe = min(upto, head[0] if head else 0)
-            if safe <= after:
-                return [], after
-            with self.stepping():
-                return self._step(conn.execute(READ, (after, safe)), safe)
-        except sqlite3.Error as error:
-            raise explain(error, self.path) from error
+        with self._keeping_open():
+            conn = self.reader()
+            try:
+                # The head first, the rows in a later snapshot: positions are given out in commit order, so all up to that head are there.
+                head = conn.execute(HEAD).fetchone()
+                safe = min(upto, head[0] if head else 0)
+                if safe <= after:
+                    return [], after
+                with self.stepping():
+                    return self._step(conn.execute(READ, (after, safe)), safe)
+            except sqlite3.Error as error:
+                raise explain(error, self.path) from error
 
     @staticmethod
     def _step(cursor: sqlite3.Cursor, safe: int) -> tuple[list[tuple[Any, ...]], int]:
@@ -279,11 +298,12 @@ class SQLiteStore(OfOneProcess):
 
     def durable(self) -> int:
         """Sync the -wal file: what was readable then is in it, or in the database file that a checkpoint has synced."""
-        head = self.reader().execute(HEAD).fetchone()
-        if self._wal is None:
-            self._wal = os.open(self.path + "-wal", os.O_RDONLY)
-        os.fdatasync(self._wal) if hasattr(os, "fdatasync") else os.fsync(self._wal)
-        return head[0] if head else 0
+        with self._keeping_open():
+            head = self.reader().execute(HEAD).fetchone()
+            if self._wal is None:
+                self._wal = os.open(self.path + "-wal", os.O_RDONLY)
+            os.fdatasync(self._wal) if hasattr(os, "fdatasync") else os.fsync(self._wal)
+            return head[0] if head else 0
 
     def lasts(self, upto: int, last: tuple[Any, ...] | None) -> bool:
         if self._writer is not None and upto <= self._writer.lasting:
