@@ -377,6 +377,33 @@ def test_a_mark_of_something_else_is_a_question(shop: Shop) -> None:
     assert ids(shop.seen())[3:] == written
 
 
+@pytest.mark.promise("nothing lost")
+@pytest.mark.parametrize("mode", ["poll", "cdc"])
+def test_relays_of_one_name_on_two_databases_made_from_one_template(shop: Shop, postgres: Postgres, mode: str) -> None:
+    """Server and table are the same by their numbers; ids of the one's last batch must not be ticked off in the other."""
+    shop.conn.close()
+    name = shop.url.rpartition("/")[2]
+    copy = f"{shop.url}_copy"
+    postgres.execute(f"CREATE DATABASE {name}_copy TEMPLATE {name}")
+    try:
+        with psycopg.connect(copy, autocommit=True) as other:
+            insert = "INSERT INTO outbox (aggregate_id, event_type, payload) SELECT 1, 'shop.Placed', '{}' FROM generate_series(1, 5)"
+            other.execute(insert)
+            shop.reconnect()
+            shop.insert(5)
+            with shop.relay(mode=mode):
+                shop.await_ticked()
+            said = shop.fails(url=copy, mode=mode, slot=f"tidings_{shop.name}_copy")
+            assert "give this one a --name of its own" in said
+            assert other.execute("SELECT count(*) FROM outbox WHERE published").fetchone() == (0,)
+        with shop.relay(mode=mode):  # and nothing has changed for the first
+            shop.insert(1)
+            shop.await_ticked()
+        assert len(shop.seen()) == 6
+    finally:
+        postgres.drop_database(copy)
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

@@ -243,7 +243,7 @@ class OutboxRelay:
 
     def _agree(self, raw: bytes | None, here: Server, table: Found, leader: Leader) -> Mark:
         """The mark to go on from, once what it says was sent has been ticked off."""
-        fresh = Mark(self.options.mode, here.id, here.timeline, table.id)
+        fresh = Mark(self.options.mode, here.id, here.timeline, table.id, database=here.number)
         if raw is None:
             return fresh
         try:
@@ -252,17 +252,20 @@ class OutboxRelay:
             raise ConfigurationError(
                 f"the broker's mark of the relay {self.options.name!r} is not an outbox relay's; take another --name"
             ) from error
-        if (mark.system, mark.timeline, mark.table) != (here.id, here.timeline, table.id):
+        if mark.database == 0 and mark.system == here.id:
+            mark.database = here.number
+        if (mark.system, mark.timeline, mark.database, mark.table) != (here.id, here.timeline, here.number, table.id):
             answer, self.options.resume_from = self.options.resume_from, None
             if answer is None:
                 raise StoreFailed(
-                    f"the relay {self.options.name!r} last read another database or table, or this one before a failover or a restore,"
-                    " where rows that were sent may have lost their tick: look at those without one, then give --resume-from table to send"
-                    " them all, or --resume-from broker to go on behind what was sent last"
+                    f"the relay {self.options.name!r} last read another database or table, or this one before a failover or a restore. If"
+                    " that is another application's, give this one a --name of its own. If it is this one, rows that were sent may have lost"
+                    " their tick: look at those without one, then give --resume-from table to send them all, or --resume-from broker to go"
+                    " on behind what was sent last"
                 )
             if answer == "table":
                 return fresh
-            mark.system, mark.timeline, mark.table = here.id, here.timeline, table.id
+            mark.system, mark.timeline, mark.database, mark.table = here.id, here.timeline, here.number, table.id
         if mark.mode != self.options.mode and not mark.ticked and self.options.resume_from != "table":
             raise StoreFailed(
                 f"the relay {self.options.name!r} has run by CDC without ticking rows off, so polling can't tell what was sent. Tick those"

@@ -76,12 +76,14 @@ class Found(NamedTuple):
 
 
 class Server(NamedTuple):
-    """Which server it is. id: of the cluster. timeline: raised when a standby takes over. standby: nothing can be written there."""
+    """Which server and database it is. id: of the cluster. timeline: raised when a standby takes over. standby: nothing can be written
+    there. database: its name. number: tells databases of one server apart, whatever they are called."""
 
     id: str
     timeline: int
     standby: bool
     database: str
+    number: int
 
 
 class Mark(msgspec.Struct, omit_defaults=True):
@@ -92,6 +94,7 @@ class Mark(msgspec.Struct, omit_defaults=True):
         ids: of the rows in the batch. point: a row that was written again from then on is another.
         cursor: by polling, how far the fast path is. lsn, ordinal: by CDC, the last row that was sent. slot, publication: where from.
         ticked: whether rows that were sent are ticked off.
+        database: the number of it, since tables of two databases may have the same; 0 in marks that were made before this was kept.
     """
 
     mode: str
@@ -106,6 +109,7 @@ class Mark(msgspec.Struct, omit_defaults=True):
     slot: str = ""
     ticked: bool = True
     publication: str = ""
+    database: int = 0
 
 
 class Batch(NamedTuple):

@@ -110,7 +110,8 @@ class Changes(Threaded):
         claimed = mark.slot == self._slot
         if info is not None and not claimed:
             raise StoreError(
-                f"there is a slot {self._slot} that this relay has not made; drop it if nobody needs it, or take another name with --slot"
+                f"there is a slot {self._slot}, of the database {info.database}, that this relay has not made; take another name with"
+                " --name or --slot, or drop it if nobody needs it"
             )
         if not wanted.unlimited_wal and not retention_is_limited(conn):
             raise StoreError(
@@ -140,7 +141,10 @@ class Changes(Threaded):
         text = f"{lost or 'a first start'}: made the replication slot {self._slot}, which begins at {lsn_text(self._created.start)}"
         text += "; rows without a tick are sent first" if table.marks else "; rows that are in the table already are not sent"
         self._given.note(text, slot=self._slot)
-        self._mark = Mark("cdc", mark.system, mark.timeline, table.oid, slot=self._slot, ticked=table.marks, publication=publication)
+        self._mark = Mark(
+            "cdc", mark.system, mark.timeline, table.oid, slot=self._slot, ticked=table.marks, publication=publication,
+            database=mark.database,
+        )  # fmt: skip
 
     def _lost(self, info: SlotInfo | None, publication: str) -> str | None:
         """Why the stream can't be gone on with; None if it can."""
@@ -206,7 +210,7 @@ class Changes(Threaded):
     def _place(self, lsn: int, ordinal: int, ids: list[str], point: int = 0) -> Mark:
         return Mark(
             "cdc", self._mark.system, self._mark.timeline, self._table.oid, ids, point, None, lsn, ordinal, self._slot, self._table.marks,
-            self._mark.publication,
+            self._mark.publication, self._mark.database,
         )  # fmt: skip
 
     def add(self, batch: Filling, row: Row, sequence: bytes | None, millis: int | None) -> None:

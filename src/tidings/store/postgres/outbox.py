@@ -61,8 +61,8 @@ _INDEXES = """
 _SYSTEM = """
     SELECT s.system_identifier::text,
            CASE WHEN pg_is_in_recovery() THEN 0 ELSE ('x' || left(pg_walfile_name(pg_current_wal_insert_lsn()), 8))::bit(32)::int END,
-           pg_is_in_recovery(), current_database()
-    FROM pg_control_system() s"""
+           pg_is_in_recovery(), d.datname::text, d.oid::bigint
+    FROM pg_control_system() s, pg_database d WHERE d.datname = current_database()"""
 
 _WHOLE = {"smallint", "integer", "bigint"}
 

@@ -130,6 +130,7 @@ class Polling(Threaded):
             ids=ids if self._table.marks else [],
             point=point,
             cursor=cursor,
+            database=self._mark.database,
         )
         return Batch(records, ids, mark, len(records) if late else 0)
 
