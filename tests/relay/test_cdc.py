@@ -233,6 +233,28 @@ def test_a_column_that_is_gone_stops_the_relay_and_another_lets_it_go_on(shop: S
     assert ids(shop.seen()) == written
 
 
+@pytest.mark.promise("nothing lost", "nothing vanishes")
+def test_columns_that_were_renamed_or_added_while_no_relay_ran(shop: Shop) -> None:
+    """Rows from before come as they were then: neither of the names is right for all of them."""
+    _began(shop)
+    written = shop.insert(2)
+    shop.conn.execute("ALTER TABLE outbox RENAME COLUMN event_type TO kind; ALTER TABLE outbox ADD COLUMN region text")
+    row = shop.conn.execute("INSERT INTO outbox (aggregate_id, kind, region) VALUES (1, 'shop.Late', 'eu') RETURNING id::text").fetchone()
+    assert row is not None
+    assert "has no column 'event_type'" in shop.fails(**UNTICKED)
+    said = shop.fails(**UNTICKED, columns=("type=kind", "header.region=region"))
+    assert "have no column 'kind', but id, aggregate_id, event_type" in said
+    assert "kind|EARLIER" in said
+    said = shop.fails(**UNTICKED, columns=("type=kind|event_type", "header.region=region"))
+    assert "have no column 'region'" in said
+    with shop.relay(**UNTICKED, columns=("type=kind|event_type", "header.region=region|")):
+        wait_for(lambda: len(shop.seen()) == 3, "the rows")
+    seen = shop.seen()
+    assert ids(seen) == [*written, row[0]]
+    assert [one.headers["ce_type"] for one in seen] == [b"shop.Placed", b"shop.Placed", b"shop.Late"]
+    assert [one.headers.get("region") for one in seen] == [None, None, b"eu"]
+
+
 @pytest.mark.slow
 @pytest.mark.processes
 @pytest.mark.promise("bounded", "nothing lost")
@@ -286,7 +308,7 @@ def test_it_refuses_to_fill_the_disk(shop: Shop) -> None:
 
 def test_somebody_elses_slot_is_left_alone(shop: Shop) -> None:
     shop.conn.execute("SELECT pg_create_logical_replication_slot(%s, 'pgoutput')", (f"tidings_{shop.name}",))
-    assert "take another name with --slot" in shop.fails(mode="cdc")
+    assert "take another name with --name or --slot" in shop.fails(mode="cdc")
     assert shop.conn.execute("SELECT 1 FROM pg_replication_slots WHERE slot_name = %s", (f"tidings_{shop.name}",)).fetchone() == (1,)
 
 

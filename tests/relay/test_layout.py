@@ -42,6 +42,18 @@ def test_a_row_that_says_where_it_goes() -> None:
             make([b"a-b", b"7", None, b"Changed", route, None], b"1", 5, False)
 
 
+def test_a_column_that_was_renamed() -> None:
+    layout = SIMPLE.naming(["payload=body|payload|stuff", "header.region = region|"], "orders")
+    assert layout.columns == ["aggregate_id", "body", "event_type", "created_at", "region"]
+    assert dict(layout.former) == {"body": ("payload", "stuff"), "region": ("",)}
+
+
+def test_a_key_that_is_no_text() -> None:
+    record = recorder(SIMPLE.naming([], "orders"), "shop")([b"5", b"\xff", *ROW[2:]], None, None, False)
+    assert record.key == b"\xff"
+    assert "ce_partitionkey" not in dict(record.headers)
+
+
 @pytest.mark.parametrize("kind", [None, b""])
 def test_an_event_without_a_type(kind: bytes | None) -> None:
     with pytest.raises(Unsendable, match="event_type is empty") as raised:
@@ -49,7 +61,7 @@ def test_an_event_without_a_type(kind: bytes | None) -> None:
     assert raised.value.id == "5"
 
 
-@pytest.mark.parametrize("columns", [["kye=a"], ["id="], ["key"], ["header.=a"], ["header.a b=c"], ["type="]])
+@pytest.mark.parametrize("columns", [["kye=a"], ["id="], ["key"], ["header.=a"], ["header.a b=c"], ["type="], ["type=|a"], ["id=a|"]])
 def test_names_that_cannot_be(columns: list[str]) -> None:
     with pytest.raises(ConfigurationError):
         SIMPLE.naming(columns, "orders")

@@ -356,6 +356,52 @@ def test_a_row_that_cannot_be_sent_stops_the_relay_or_is_left_out_by_name(shop: 
     assert relay.progress.skipped == 2
 
 
+@pytest.mark.promise("nothing lost")
+@pytest.mark.parametrize("mode", ["poll", "cdc"])
+def test_rows_before_one_that_cannot_be_sent_are_sent(shop: Shop, mode: str) -> None:
+    options = {"mode": mode, "after": "nothing"} if mode == "cdc" else {}
+    if mode == "cdc":
+        with shop.relay(**options) as relay:
+            wait_for(lambda: relay.progress.leading, "the relay to lead")
+    written = shop.insert(3)
+    shop.conn.execute("INSERT INTO outbox (aggregate_id, event_type, payload) VALUES (1, NULL, '{}')")
+    later = shop.insert(2)
+    for _ in range(2):
+        assert shop.fails(**options).startswith("the row 4 of outbox can't be sent")
+        assert ids(shop.seen()) == written
+    with shop.relay(**options, skip_unsendable=True):
+        wait_for(lambda: len(shop.seen()) == 5, "the rest")
+    assert ids(shop.seen()) == written + later
+
+
+@pytest.mark.parametrize("mode", ["poll", "cdc"])
+def test_payloads_and_keys_of_bytes(shop: Shop, mode: str) -> None:
+    shop.conn.execute(
+        "ALTER TABLE outbox DROP COLUMN payload, DROP COLUMN aggregate_id, ADD COLUMN payload bytea, ADD COLUMN aggregate_id bytea"
+    )
+    insert = "INSERT INTO outbox (aggregate_id, event_type, payload) VALUES (%s, 'shop.Placed', %s)"
+    content = bytes(range(256))
+    shop.conn.execute(insert, (b"k\0", content))
+    with shop.relay(mode=mode):
+        shop.await_ticked()
+        shop.conn.execute(insert, (None, None))
+        shop.conn.execute(insert, (b"", content))
+        shop.await_ticked()
+    assert sorted((one.id, one.key, one.value) for one in shop.seen()) == [("1", b"k\0", content), ("2", None, None), ("3", b"", content)]
+
+
+def test_an_index_by_what_rows_are_ordered_by_is_advised(new_shop: Callable[..., Shop]) -> None:
+    shop = new_shop(id="uuid", index=False)
+    with shop.relay() as relay:
+        wait_for(lambda: relay.progress.leading, "the relay to lead")
+    told = dict(relay.told)["leading"]  # type: ignore[attr-defined]
+    assert told["advice"] == 'CREATE INDEX CONCURRENTLY ON public.outbox ("created_at", "id") WHERE NOT "published"'
+    shop.conn.execute(told["advice"].replace("CONCURRENTLY ", ""))
+    with shop.relay() as relay:
+        wait_for(lambda: relay.progress.leading, "the relay to lead")
+    assert dict(relay.told)["leading"]["advice"] is None  # type: ignore[attr-defined]
+
+
 def test_a_missing_topic_is_named_or_made(shop: Shop) -> None:
     written = shop.insert()
     assert f"no topic '{shop.topic}'" in shop.fails(create_topics=None)

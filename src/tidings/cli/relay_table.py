@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -36,7 +37,8 @@ _COMMON = (
         "--columns",
         multiple=True,
         metavar="NAME=COLUMN",
-        help="Another column for id, key, payload, type, time, published or route, or header.NAME; several with commas or again.",
+        help="Another column for id, key, payload, type, time, published or route, or header.NAME; several with commas or again. "
+        "NAME=COLUMN|EARLIER: one that was renamed.",
     ),
     click.option(
         "--mode",
@@ -82,6 +84,9 @@ def common_options(command: Any) -> Any:
     help="Where rows go; {route} and {type} stand for what is in those columns. The table's name, or outbox.event.{route}, unless given.",
 )
 @click.option("--create-topics", type=click.IntRange(1), metavar="N", help="Make topics that aren't there, with so many partitions.")
+@click.option(
+    "--content-type", metavar="TYPE", help="What payloads are, said by the CloudEvents of the layout simple; application/json unless given."
+)
 @click.option("--source", default="", help="The CloudEvents source; database/table unless given.")
 @click.option("--skip-unsendable", is_flag=True, help="Report rows that can't be sent, and leave them out, instead of stopping.")
 @click.option(
@@ -121,6 +126,10 @@ def options_of(*, database: str, columns: tuple[str, ...], name: str | None, **g
     plain = table.rpartition(".")[2].strip('"')
     name = name or plain
     layout = LAYOUTS[given["layout"]].naming(named, given.get("topic") or (plain if given["layout"] == "simple" else None))
+    if given.get("content_type"):
+        if not layout.cloudevent:
+            raise ConfigurationError("--content-type: records of the layout debezium say nothing of it")
+        layout = replace(layout, content_type=given["content_type"])
     after = given["after"] or ("flag" if layout.published else "nothing")
     if after == "flag" and layout.published is None:
         raise ConfigurationError("--after flag needs a boolean column for it; name one with --columns published=…")

@@ -34,6 +34,8 @@ class Layout:
         route: a column that says where the row goes. headers: further headers, (name, column).
         topic: where rows go; ``{route}`` and ``{type}`` stand for what is in those columns.
         cloudevent: the record is a CloudEvent; otherwise the payload travels alone, and the id in a header.
+        content_type: what a CloudEvent says that its payload is.
+        former: what a column was called before, (name, earlier names); an empty one: rows of then have none.
     """
 
     id: str
@@ -46,6 +48,8 @@ class Layout:
     headers: tuple[tuple[str, str], ...] = ()
     topic: str = ""
     cloudevent: bool = True
+    content_type: str = "application/json"
+    former: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
     @property
     def columns(self) -> list[str]:
@@ -54,16 +58,22 @@ class Layout:
         return [*(column for column in named if column is not None), *(column for _, column in self.headers)]
 
     def naming(self, columns: Sequence[str], topic: str | None = None) -> Layout:
-        """The same with other names: ``key=customer_id``, ``published=`` for none, ``header.region=region`` for a header more.
+        """The same with other names: ``key=customer_id``, ``published=`` for none, ``header.region=region`` for a header more,
+        ``payload=body|payload`` for one that was renamed.
 
         Raises:
             ConfigurationError: one of them is not understood.
         """
-        names = [field.name for field in fields(self) if field.name not in ("headers", "topic", "cloudevent")]
+        names = [field.name for field in fields(self) if field.name not in ("headers", "topic", "cloudevent", "content_type", "former")]
         changes: dict[str, str | None] = {}
-        headers = list(self.headers)
+        headers, former = list(self.headers), list(self.former)
         for one in columns:
             name, equals, column = (part.strip() for part in one.partition("="))
+            column, *earlier = (part.strip() for part in column.split("|"))
+            if earlier and (not column or (name == "id" and "" in earlier)):
+                raise ConfigurationError(f"--columns {one}: write its name of today, and behind a bar those that it had before")
+            if earlier:
+                former.append((column, tuple(earlier)))
             if name.startswith("header.") and equals and column:
                 header = name.removeprefix("header.")
                 if not _HEADER.fullmatch(header):
@@ -77,7 +87,7 @@ class Layout:
             if not column and name in ("id", "key", "payload"):
                 raise ConfigurationError(f"--columns {one}: there must be such a column")
             changes[name] = column or None
-        made = replace(self, **changes, headers=tuple(headers), topic=topic or self.topic)  # type: ignore[arg-type]
+        made = replace(self, **changes, headers=tuple(headers), former=tuple(former), topic=topic or self.topic)  # type: ignore[arg-type]
         for place in _PLACE.findall(made.topic):
             if place not in ("route", "type") or getattr(made, place) is None:
                 raise ConfigurationError(
@@ -119,7 +129,7 @@ def recorder(layout: Layout, source: str) -> Recorder:
     extra = [(name, at[f"header.{name}"]) for name, _ in layout.headers]
     fixed: Headers = ()
     if layout.cloudevent:
-        fixed = (("ce_specversion", b"1.0"), ("ce_source", source.encode()), ("content-type", b"application/json"))
+        fixed = (("ce_specversion", b"1.0"), ("ce_source", source.encode()), ("content-type", layout.content_type.encode()))
     topic_of = _topics(layout, at)
 
     def record(row: Row, sequence: bytes | None, committed: int | None, late: bool) -> Record:
@@ -135,7 +145,7 @@ def recorder(layout: Layout, source: str) -> Recorder:
             headers = [("ce_id", id), ("ce_type", kind), *fixed]
             if millis is not None and moment is not None:
                 headers.append(("ce_time", rfc3339(moment)))
-            if key is not None:
+            if key is not None and (key.isascii() or _is_text(key)):
                 headers.append(("ce_partitionkey", key))
             if sequence is not None:
                 headers.append(("ce_sequence", sequence))
@@ -156,6 +166,15 @@ def recorder(layout: Layout, source: str) -> Recorder:
 
 
 LATE = ("ce_tidingsoutoforder", b"true")
+
+
+def _is_text(raw: bytes) -> bool:
+    """Whether it may stand in an attribute: a column of bytes may be any."""
+    try:
+        raw.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _present(layout: Layout) -> list[str]:

@@ -90,6 +90,7 @@ def outbox_of(options: Options) -> Outbox:
             slot=options.slot,
             publication=options.publication,
             unlimited_wal=options.unlimited_wal,
+            former=dict(layout.former),
         ),
     )
 
@@ -259,9 +260,9 @@ class OutboxRelay:
             if answer is None:
                 raise StoreFailed(
                     f"the relay {self.options.name!r} last read another database or table, or this one before a failover or a restore. If"
-                    " that is another application's, give this one a --name of its own. If it is this one, rows that were sent may have lost"
-                    " their tick: look at those without one, then give --resume-from table to send them all, or --resume-from broker to go"
-                    " on behind what was sent last"
+                    " that is another application's, give this one a --name of its own. If it is this one, rows that were sent may have"
+                    " lost their tick: look at those without one, then give --resume-from table to send them all, or --resume-from broker"
+                    " to go on behind what was sent last"
                 )
             if answer == "table":
                 return fresh

@@ -17,8 +17,8 @@ Nothing is made or changed in the application's schema; by CDC a slot and a publ
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 import msgspec
@@ -26,7 +26,7 @@ import msgspec
 from .port import Holder
 
 Row = Sequence[bytes | None]
-"""A row's texts: its id, and the columns that were asked for, in their order."""
+"""A row: its id, and the columns that were asked for, in their order. All are texts but columns of bytes, which are what they hold."""
 Recorder = Callable[[Row, bytes | None, int | None, bool], Any]
 """(row, sequence, milliseconds since 1970 at which it was committed if that is known, whether it is out of order) -> record."""
 
@@ -47,7 +47,8 @@ class Wanted:
         relay: its name; one leader at a time has it. table: as SQL names it. id: the column that tells rows apart. columns: to be read
             beside it. published: the boolean column that is true once a row was sent, None if nothing says so. time: a column to go by
             where ids have no order. deletes: rows that were sent are deleted.
-        mode: ``poll`` or ``cdc``. batch: rows at a time. slot, publication, unlimited_wal: by CDC.
+        mode: ``poll`` or ``cdc``. batch: rows at a time. slot, publication, unlimited_wal: by CDC. former: by CDC, what a column was
+            called when older rows were written, the latest first; empty: there was none.
     """
 
     relay: str
@@ -62,6 +63,7 @@ class Wanted:
     slot: str = ""
     publication: str = ""
     unlimited_wal: bool = False
+    former: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 class Found(NamedTuple):

@@ -29,14 +29,16 @@ import psycopg
 from ...errors import StoreError, StoreFailed
 from ..outbox import Batch, Given, Mark, Row, Unsendable, Wanted
 from .leader import reading
-from .outbox import OutboxTable, partition_of
+from .outbox import OutboxTable, columns_of, partition_of
 from .pgoutput import Relation, begin, commit_end, decode, insert, lsn_text
 from .replication import Created, Replication, SlotInfo, free_slot, publish_table, published, retention_is_limited, slot_info
-from .source import BATCH_BYTES, Threaded, weight
+from .source import BATCH_BYTES, Threaded, unhexed, weight
 
 WAIT_SECONDS = 1.0
 """The server is listened to for so long at a time."""
 LOOK_SECONDS = 5.0
+_BYTEA = 17
+"""The type's oid."""
 
 
 class Changes(Threaded):
@@ -215,7 +217,7 @@ class Changes(Threaded):
 
     def add(self, batch: Filling, row: Row, sequence: bytes | None, millis: int | None) -> None:
         try:
-            record = self._record(row, sequence, millis, False)
+            record = self._record(unhexed(row, self._table.binary), sequence, millis, False)
         except Unsendable as error:
             self._given.unsendable(error.id, str(error))
         else:
@@ -228,7 +230,7 @@ class Changes(Threaded):
 class Columns(NamedTuple):
     """Where a table has what is wanted. wanted: takes it out of a row's values. flag: the column that says that it was sent; -1: none."""
 
-    wanted: Callable[[Sequence[bytes | None]], tuple[bytes | None, ...]]
+    wanted: Callable[[Sequence[bytes | None]], Row]
     flag: int
 
 
@@ -265,7 +267,13 @@ class _Reading:
     def run(self) -> None:
         of, stream = self._of, self._stream
         while not of._stop.is_set():
-            if self._fill():
+            try:
+                full = self._fill()
+            except StoreError:
+                if self._batch.records:  # what was read before is nobody's failure
+                    self._flush()
+                raise
+            if full:
                 self._look()
                 self._flush()
             elif self._batch.rows and not of._open:
@@ -303,7 +311,9 @@ class _Reading:
                     try:
                         records.append(record(row, b"%020d.%010d" % (lsn, ordinal), self._millis, False))
                     except Unsendable as error:
+                        ordinal -= 1  # not passed unless it may be left out
                         of._given.unsendable(error.id, str(error))
+                        ordinal += 1
                     else:
                         batch.bytes += 300 + len(data)
                     if marks:
@@ -334,14 +344,31 @@ class _Reading:
         there = {column.name: number for number, column in enumerate(relation.columns)}
         found = []
         for name in (wanted.id, *wanted.columns):
-            if name not in there:
-                raise StoreError(
-                    f"{of._table.name} lost its column {name!r} before {lsn_text(self._lsn)} -- it has {', '.join(there)}; say with"
-                    " --columns which one it is now, and the relay goes on from there",
-                    columns=list(there),
-                )
-            found.append(there[name])
-        return Columns(itemgetter(*found), there.get(wanted.published, -1) if wanted.published else -1)
+            called = next((one for one in (name, *wanted.former.get(name, ())) if one in there or not one), None)
+            if called is None:
+                raise self._missing(name, list(there))
+            found.append(there[called] if called else -1)
+        flag = there.get(wanted.published, -1) if wanted.published else -1
+        take = itemgetter(*found)
+        binary = [at for at, number in enumerate(found) if at and number >= 0 and relation.columns[number].type == _BYTEA]
+        if -1 in found:
+            return Columns(lambda values: unhexed(take((*values, None)), binary), flag)
+        return Columns((lambda values: unhexed(take(values), binary)) if binary else take, flag)
+
+    def _missing(self, name: str, there: list[str]) -> StoreError:
+        """A column that rows of the stream don't have: it isn't there any more, or was not there yet when they were written."""
+        table, where = self._of._table, lsn_text(self._lsn)
+        if name in columns_of(self._conn, table.oid):
+            said = (
+                f"rows of {table.name} that were written at {where} have no column {name!r}, but {', '.join(there)}; say with --columns"
+                f" what it was then, as in payload={name}|EARLIER, or payload={name}| if they have none"
+            )
+        else:
+            said = (
+                f"{table.name} lost its column {name!r} before {where} -- it has {', '.join(there)}; say with --columns which one it is"
+                f" now, and behind a bar what it was, as in payload=NOW|{name}, and the relay goes on from there"
+            )
+        return StoreError(said, columns=there)
 
     def _flush(self) -> None:
         """Hand over what was read."""

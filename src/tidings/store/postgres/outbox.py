@@ -86,7 +86,7 @@ class OutboxTable:
         StoreError: there is no such table, it lacks a column or a unique id, or the role lacks a right; names what there is, or the GRANT.
 
     Attributes:
-        oid, name: the name is quoted.
+        oid, name: the name is quoted. binary: where in a row bytes stand, as hexadecimal digits.
         ordered: ids come from a sequence, so there is an order and a horizon. pooled: but not one by one, so the order is loose.
         indexed: rows without a tick are found by an index. advice: the statement that makes it.
     """
@@ -117,6 +117,7 @@ class OutboxTable:
             if not found[column][3]:
                 raise StoreError(f"the role may not read it; GRANT SELECT ON {self.name} TO {_role(conn)}")
         self.id_type = str(found[id][1])
+        self.binary = [at for at, column in enumerate(columns, 1) if found[column][1] == "bytea"]
         self._rights(conn, found, published)
         indexes = conn.execute(_INDEXES, (self.oid, id)).fetchall()
         if not any(unique for unique, _ in indexes):
@@ -132,8 +133,12 @@ class OutboxTable:
         quoted = sql.Identifier(id).as_string()
         flag = sql.Identifier(published).as_string() if published else ""
         untick = "true" if not published else f"NOT {flag}" if found[published][2] else f"{flag} IS NOT TRUE"
+        by_time = time is not None and not self.ordered  # what rows are then ordered by
+        if time is not None and by_time:
+            indexes = conn.execute(_INDEXES, (self.oid, time)).fetchall()
         self.indexed = not published or any(flag.strip('"') in predicate for _, predicate in indexes if predicate)
-        self.advice = None if self.indexed else f"CREATE INDEX CONCURRENTLY ON {self.name} ({quoted}) WHERE {untick}"
+        key = f"{sql.Identifier(time).as_string()}, {quoted}" if time is not None and by_time else quoted
+        self.advice = None if self.indexed else f"CREATE INDEX CONCURRENTLY ON {self.name} ({key}) WHERE {untick}"
         self._write(quoted, [sql.Identifier(column).as_string() for column in columns], untick, flag, found, time)
 
     def _rights(self, conn: psycopg.Connection[Any], found: dict[str, Any], published: str | None) -> None:
@@ -240,6 +245,11 @@ class OutboxTable:
         if before is None:
             return conn.execute(self._tick, (list(ids),)).rowcount
         return conn.execute(self._tick_old, (list(ids), str(before))).rowcount
+
+
+def columns_of(conn: psycopg.Connection[Any], oid: int) -> list[str]:
+    """Names of the columns that a table has now."""
+    return [row[0] for row in conn.execute(_COLUMNS, (oid,))]
 
 
 def partition_of(conn: psycopg.Connection[Any], oid: int, table: int) -> bool:

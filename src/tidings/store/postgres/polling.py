@@ -12,7 +12,7 @@ from .durable import flush
 from .horizon import Horizon
 from .leader import reading
 from .outbox import OutboxTable
-from .source import BATCH_BYTES, Threaded, weight
+from .source import BATCH_BYTES, Threaded, unhexed, weight
 
 IDLE_SECONDS = (0.002, 0.25)
 """With nothing to read, look again after so long: at first, and at the longest."""
@@ -100,13 +100,19 @@ class Polling(Threaded):
         records: list[Any] = []
         ids: list[str] = []
         total = 0
-        ordered = self._table.ordered
+        ordered, binary = self._table.ordered, self._table.binary
         for row in rows:
             id = row[0] or b""
             try:
-                record = self._record(row, id.zfill(20) if ordered else None, None, late)
+                given = unhexed(row, binary) if binary else row
+                record = self._record(given, id.zfill(20) if ordered else None, None, late)
             except Unsendable as error:
-                self._unsendable(error.id, str(error))
+                try:
+                    self._unsendable(error.id, str(error))
+                except Exception:
+                    if ids:  # those before it are nobody's failure
+                        self._give(self._batch(records, ids, point, late))
+                    raise
             else:
                 records.append(record)
                 total += weight(row)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+from collections.abc import Sequence
 
 from ..outbox import Batch, Row
 
@@ -16,6 +17,15 @@ DEPTH = 2
 def weight(row: Row) -> int:
     """Bytes that a row's record takes, more or less."""
     return 300 + sum([len(cell) for cell in row if cell])
+
+
+def unhexed(cells: Row, binary: Sequence[int]) -> Row:
+    """A row with the bytes themselves where the server wrote them as a text (bytea_output is hex)."""
+    raw = list(cells)
+    for at in binary:
+        if (cell := raw[at]) is not None:
+            raw[at] = bytes.fromhex(cell[2:].decode())
+    return raw
 
 
 class Threaded:
