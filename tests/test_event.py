@@ -157,6 +157,25 @@ def test_what_is_no_key(value: object) -> None:
     assert caught.value.key_name == "it"  # type: ignore[attr-defined]
 
 
+@pytest.mark.promise("bounded")
+@pytest.mark.parametrize("key", ["x" * 1025, "ü" * 513, "a\0b"], ids=["long", "long in bytes", "zero byte"])
+def test_what_no_store_takes_for_a_key(key: str, tmp_path: Path) -> None:
+    class Keyed(Event, key="it"):
+        it: str
+
+    app = App("shop", store=f"sqlite:///{tmp_path}/shop.db")
+    app.open()
+    try:
+        for publish in (lambda: app.publish(Keyed(it=key), tx="own"), lambda: app.envelope(Keyed(it=key))):
+            with pytest.raises(InvalidEvent, match=r"^the key 'x|^the key 'ü|^the key 'a") as caught:
+                publish()
+            assert "\n" not in str(caught.value)
+            assert len(str(caught.value)) < 250
+        app.publish(Keyed(it=key[:512].replace("\0", "")), tx="own").result()
+    finally:
+        app.close()
+
+
 def test_a_wrong_field_is_found_when_it_is_published() -> None:
     """msgspec doesn't check when a Struct is made; the log must not get what no handler could read."""
     with pytest.raises(InvalidEvent, match=r"^Placed can't be published: Expected `int`, got `str` - at `\$\.order`$"):

@@ -21,6 +21,29 @@ LANES = 64
 """Number of lanes. Part of the wire contract, as is ``lane_of``: a relay's and an intake's marks are kept per lane."""
 
 
+MAX_VERSION = 2**31 - 1
+LONGEST_KEY = 1024
+"""Bytes of a key in UTF-8, at most. Keys stand in indexes, and PostgreSQL's take no value of more than 2,704 bytes: an event with a longer
+key could be published and read, but not parked."""
+
+
+def check_key(key: str) -> str:
+    """A key, if it can be one in every store.
+
+    Raises:
+        InvalidEvent: it is too long, or has a zero byte, which PostgreSQL's texts can't have.
+    """
+    if len(key) > LONGEST_KEY // 4 and (size := len(key.encode(errors="replace"))) > LONGEST_KEY:
+        raise InvalidEvent(
+            f"the key {key[:20]!r}… has {size:,} bytes, and {LONGEST_KEY:,} are the most: a key names whose event it is, the rest belongs"
+            " into the data",
+            attribute="partitionkey",
+        )
+    if "\0" in key:
+        raise InvalidEvent(f"the key {key[:50]!r} has a zero byte", attribute="partitionkey")
+    return key
+
+
 def lane_of(key_name: str | None, key: str) -> int:
     """The lane of a key, 0 to 63: CRC-32 (RFC 1952) of ``name=value`` in UTF-8, modulo 64. Order 42 is not customer 42."""
     return zlib.crc32(f"{key_name}={key}".encode()) & (LANES - 1)
@@ -139,7 +162,13 @@ class Envelope(NamedTuple):
             version = int(value.get("dataschemaversion", 1))
         except (ValueError, TypeError) as error:
             raise InvalidEvent(f"CloudEvent {value['id']}: {error}", attribute="data") from error
+        if not 1 <= version <= MAX_VERSION:
+            raise InvalidEvent(
+                f"CloudEvent {value['id']}: dataschemaversion is no number from 1 to {MAX_VERSION}", attribute="dataschemaversion"
+            )
         key = value.get("partitionkey")
+        if key is not None:
+            check_key(key)
         key_name = value.get("keyname", "partitionkey") if key is not None else None
         known = {
             "specversion", "id", "source", "type", "time", "datacontenttype", "dataschemaversion", "topic", "sequence", "correlationid",

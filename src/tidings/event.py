@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast, dataclass_transf
 import msgspec
 
 from .codec import Decode, Encode, codec_of, is_pydantic
+from .envelope import check_key
 from .errors import EventDefinitionError, InvalidEvent
 
 C = TypeVar("C", bound=type)
@@ -161,14 +162,14 @@ class EventType:
         """The key of an event as text; None if the class has no key.
 
         Raises:
-            InvalidEvent: the key is None, empty or of a kind that has no stable text.
+            InvalidEvent: the key is None, empty, too long (``LONGEST_KEY``), or of a kind that has no stable text.
         """
         if self.key_name is None:
             return None
         key = getattr(value, self.key_name)
-        if type(key) is int or (type(key) is str and key):
+        if type(key) is int:
             return str(key)
-        return self._unusual_key(key)
+        return check_key(key if type(key) is str and key else self._unusual_key(key))
 
     def _unusual_key(self, key: object) -> str:
         if isinstance(key, enum.Enum):

@@ -25,7 +25,7 @@ names = st.from_regex(r"[a-z0-9]{1,20}", fullmatch=True).filter(lambda name: nam
 
 @st.composite
 def envelopes(draw: st.DrawFn) -> Envelope:
-    key = draw(st.none() | st.text(st.characters(codec="utf-8")))
+    key = draw(st.none() | st.text(st.characters(codec="utf-8", exclude_characters="\0")))
     key_name = None if key is None else draw(words)
     event_id = draw(words)
     texts = draw(st.dictionaries(names, words, max_size=3))
@@ -167,6 +167,15 @@ OURS = [("ce_tidingslane", b"3"), ("ce_sequence", b"00000000000000000009")]
 def test_what_is_no_event_is_refused_by_name(headers: list[tuple[str, bytes]], value: bytes | None, words: str) -> None:
     with pytest.raises(InvalidEvent, match=re.escape(words)):
         from_record("t", None, value, headers, 0)
+
+
+def test_headers_without_a_value_are_as_if_they_were_not_there() -> None:
+    """Kafka has them, and so have others' producers."""
+    headers: list[Any] = [("ce_specversion", b"1.0"), ("ce_id", b"1"), ("ce_source", b"j"), ("ce_type", b"j.A"), ("ce_x", None)]
+    envelope, _ = from_record("j", None, b"{}", headers, 5)
+    assert envelope.headers is None
+    with pytest.raises(InvalidEvent, match="the header ce_type is missing"):
+        from_record("j", None, b"{}", [*headers[:3], *headers[4:]], 5)
 
 
 def test_a_structured_event_of_a_tidings_log_says_where_it_comes_from() -> None:

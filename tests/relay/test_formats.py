@@ -97,6 +97,9 @@ def test_plain_json_without_an_id_is_told_by_its_place() -> None:
     [
         (PlainJSON(type="a.B", key="x.y"), a_record({"x": {}}), "its key was not found: KeyError"),
         (PlainJSON(type="a.B", key="x"), a_record({"x": None}), r"its key \(x\) is null"),
+        (PlainJSON(type="a.B", key="x"), a_record({"x": "k" * 1025}), "1,025 bytes, and 1,024 are the most"),
+        (PlainJSON(type="a.B", time="t"), a_record({"t": 1e300}), "is neither RFC 3339 nor milliseconds"),
+        (PlainJSON(type="a.B", time="t"), a_record({"t": True}), "is neither RFC 3339 nor milliseconds"),
         (PlainJSON(type="a.B", id=lambda value: value["a"] / 0), a_record({"a": 1}), "its id was not found: ZeroDivisionError"),
         (PlainJSON(type="a.B", time="t"), a_record({"t": "yesterday"}), "is no RFC 3339 time"),
         (PlainJSON(type="a.B", time="t"), a_record({"t": [1]}), "its time"),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from ..codec import encode_json
-from ..envelope import Envelope, lane_of, lanes_of
+from ..envelope import LONGEST_KEY, Envelope, lane_of, lanes_of
 from ..errors import ConfigurationError, InvalidEvent, OutsideTransaction, UnawaitedPublish
 from ..event import EventType
 from ..ids import new_id
@@ -224,7 +224,7 @@ class Publisher:
             statement = ""
         if not statement or len(self._plain) >= STATEMENTS:
             return lambda event: self._row(event, None, None)
-        refuse_infinite = event_type.refuse_infinite
+        refuse_infinite, unusual = event_type.refuse_infinite, LONGEST_KEY // 4
         encode, decode, time, lane_of_key = event_type.encode, event_type.decode, self._store.clock.time, lanes_of(key_name)
 
         def row(event: Any) -> Row:
@@ -238,7 +238,7 @@ class Publisher:
             key = None if key_name is None else getattr(event, key_name)
             if type(key) is int:
                 key = str(key)
-            elif type(key) is not str or not key:
+            elif type(key) is not str or not key or len(key) > unusual or "\0" in key:
                 key = event_type.key_of(event)
             event_id = new_id()
             lane = lane_of_key(event_id if key is None else key)

@@ -12,7 +12,7 @@ travels along, so that whoever reads can drop what it has: the log, its incarnat
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ import msgspec
 
 from ..brokers.port import Headers, Record
 from ..codec import encode_json
-from ..envelope import JSON, Envelope, lane_of, micros
+from ..envelope import JSON, MAX_VERSION, Envelope, check_key, lane_of, micros
 from ..errors import InvalidEvent
 
 _CONTENT_TYPE = "content-type"
@@ -133,11 +133,11 @@ def from_record(topic: str, key: bytes | None, value: bytes | None, headers: Hea
     return envelope, _origin(attributes)
 
 
-def _texts(headers: Headers) -> dict[str, str]:
-    """Headers by lower-case name; of several with one name the last, as Kafka's clients take it."""
+def _texts(headers: Sequence[tuple[str, bytes | None]]) -> dict[str, str]:
+    """Headers by lower-case name; of several with one name the last, as Kafka's clients take it. One without a value is none."""
     found: dict[str, str] = {}
     for name, raw in headers:
-        if name.startswith("ce_") or name.lower() == _CONTENT_TYPE:
+        if raw is not None and (name.startswith("ce_") or name.lower() == _CONTENT_TYPE):
             try:
                 found[name.lower()] = raw.decode()
             except UnicodeDecodeError as error:
@@ -177,11 +177,15 @@ def _binary(topic: str, attributes: Mapping[str, str], content_type: str, value:
     extensions = {name: text for name, text in attributes.items() if name not in _OURS and name.isascii() and name.isalnum()}
     if content_type and content_type != JSON:
         extensions["datacontenttype"] = content_type
-    try:
-        version = int(attributes.get("dataschemaversion", 1))
-    except ValueError as error:
-        raise InvalidEvent(f"the header ce_dataschemaversion of {attributes['id']} is no number", attribute="dataschemaversion") from error
+    version_text = attributes.get("dataschemaversion", "1")
+    version = int(version_text) if version_text.isdecimal() and len(version_text) <= 10 else 0
+    if not 1 <= version <= MAX_VERSION:
+        raise InvalidEvent(
+            f"the header ce_dataschemaversion of {attributes['id']} is no number from 1 to {MAX_VERSION}", attribute="dataschemaversion"
+        )
     key = attributes.get("partitionkey")
+    if key is not None:
+        check_key(key)
     key_name = attributes.get("keyname", "partitionkey") if key is not None else None
     event_id = attributes["id"]
     return Envelope(
@@ -209,6 +213,7 @@ def _keyed(envelope: Envelope, key: bytes) -> Envelope:
         text = key.decode()
     except UnicodeDecodeError:
         return envelope
+    check_key(text)
     return envelope._replace(key_name="partitionkey", key=text, lane=lane_of("partitionkey", text))
 
 

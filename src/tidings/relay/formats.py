@@ -17,7 +17,7 @@ import msgspec
 
 from ..brokers.port import Received
 from ..codec import encode_json
-from ..envelope import Envelope, lane_of, micros
+from ..envelope import Envelope, check_key, lane_of, micros
 from ..errors import InvalidEvent
 from .cloudevents import Origin, from_record
 from .own_records import own_records
@@ -155,6 +155,8 @@ class PlainJSON:
 def _envelope(
     record: Received, type_: str, key_name: str, key: str | None, event_id: str, time: Any, source: str | None, data: bytes
 ) -> Envelope:
+    if key is not None:
+        check_key(key)
     return Envelope(
         position=0,
         lane=lane_of(key_name, key) if key is not None else lane_of(None, event_id),
@@ -174,10 +176,14 @@ def _envelope(
     )
 
 
+_LATEST = 253_402_300_800_000
+"""The end of the year 9999."""
+
+
 def _micros(time: Any) -> int:
     if isinstance(time, str):
         return micros(time)
-    if not isinstance(time, (int, float)):
+    if isinstance(time, bool) or not isinstance(time, (int, float)) or not abs(time) < _LATEST:
         raise InvalidEvent(f"its time ({time!r}) is neither RFC 3339 nor milliseconds since 1970", attribute="time")
     return int(time * 1000)
 

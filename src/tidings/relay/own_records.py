@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 
 from ..brokers.port import Received
-from ..envelope import JSON, Envelope, lane_of, lanes_of
+from ..envelope import JSON, LONGEST_KEY, Envelope, lane_of, lanes_of
 from .cloudevents import Origin
 
 _MOST = 10_000
@@ -67,6 +67,8 @@ def own_records() -> Callable[[Received], tuple[Envelope, Origin] | None]:
                 key = key_name = None
                 lane = lane_of(None, event_id)
             else:
+                if len(raw_key) > LONGEST_KEY or b"\0" in raw_key:
+                    return None  # it is refused in words elsewhere
                 key, key_name = raw_key.decode(), text(take("ce_keyname"))
                 finder = lane_finders.get(key_name)
                 if finder is None:

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from ...clock import Clock, ManualClock
-from ...envelope import LANES, Envelope, lane_of
+from ...envelope import LANES, LONGEST_KEY, Envelope, lane_of
 from ...errors import LogWentBack, SubscriptionNameTaken
 from ...store.port import FailedAttempt, Lane, Parked, Store, Unit, WorkerRow
 from ...store.skips import skips_in
@@ -747,6 +747,12 @@ class StoreContract(IntakeStatements):
         assert store.query(lambda unit: (unit.subscriptions(), unit.lanes(), unit.parked(), unit.attempts([1]))) == ([], [], [], [])
 
     # -- parked events
+
+    def test_the_longest_key_can_be_parked(self, store: Store) -> None:
+        key = "".join(chr(0x10000 + number * 7919 % 50_000) for number in range(LONGEST_KEY // 4))  # nothing in it to compress
+        assert len(key.encode()) == LONGEST_KEY
+        _park(store, a_parked(3, "dead", key))
+        assert store.query(lambda unit: unit.parked_row("mail", 3)) == a_parked(3, "dead", key)
 
     def test_a_parked_row_keeps_everything(self, store: Store) -> None:
         row = a_parked(3, "dead", holds=True, attempts=8, due=NOW + 5, delay=5)
