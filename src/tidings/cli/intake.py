@@ -23,13 +23,15 @@ def intake() -> None:
 def list_(target: Target, as_json: bool) -> None:
     """List the partitions that are read, with how many records are left, and why one isn't read."""
     with target.reading() as store:
-        found = partitions(store)
+        found, lines = partitions(store), unread_lines(store.query(unread))
     if as_json:
         print_json(found)
     elif not found:
         click.echo("nothing comes in from a broker; App(…, broker=…) with subscriptions to other apps' events makes that happen")
     else:
         console().print(shown(found))
+        for line in lines:
+            click.echo(line)
 
 
 @intake.command(epilog="Example: tidings intake resume orders --partition 3 --from first --store sqlite:///shop.db")
@@ -72,6 +74,15 @@ def partitions(store: Store) -> list[dict[str, Any]]:
         ]
 
     return store.query(look)
+
+
+def unread(unit: Any) -> list[dict[str, Any]]:
+    """How many records each intake could not read and keeps as dead letters, as JSON would show it."""
+    return [{"intake": one.name, "app": one.app, "dead": unit.count_parked(one.name)[2]} for one in unit.intakes()]
+
+
+def unread_lines(found: list[dict[str, Any]]) -> list[str]:
+    return [f"{count(row['dead'], 'record')} could not be read: tidings dead list {row['intake']}" for row in found if row["dead"]]
 
 
 def _row(row: Offset, now: float) -> dict[str, Any]:

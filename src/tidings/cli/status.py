@@ -91,7 +91,7 @@ def status(target: Target, as_json: bool, watch: bool, every: float, conditions:
         print_json(found)
     else:
         console().print(_shown(found))
-    rows = (*found["subscriptions"], *_as_subscriptions(found["intake"]))
+    rows = (*found["subscriptions"], *_as_subscriptions(found["intake"], found["intakes"]))
     failed = [text for row in rows for text in _failing(row, conditions)] + _held_back(found["horizon"], conditions)
     failed += _sagas_failing(found["sagas"], conditions)
     for text in failed:
@@ -144,6 +144,7 @@ def gather(store: Store) -> dict[str, Any]:
             "sagas": [{"saga": saga, "state": state, "count": number} for saga, state, number in unit.sagas().alarms()],
             "next_scheduled_seconds": None if next_due is None else round(next_due / 1e6 - now, 3),
             "subscriptions": subscriptions,
+            "intakes": intake.unread(unit),
             "workers": [
                 {
                     "worker": row.worker,
@@ -167,20 +168,24 @@ def gather(store: Store) -> dict[str, Any]:
     return found
 
 
-def _as_subscriptions(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Topics that come in, to be judged by the same conditions. Their dead letters are counted with the intake's name."""
-    rows = []
+def _as_subscriptions(found: list[dict[str, Any]], intakes: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Topics that come in, and intakes with their dead letters, to be judged by the same conditions."""
+    nothing: dict[str, Any] = {
+        **dict.fromkeys(("behind", "seconds_behind", "parked", "waiting", "dead", "paused", "lanes_free"), 0),
+        **dict.fromkeys(("held", "alarm", "lapsed_seconds")),
+        "trouble": [],
+        "stuck": [],
+    }
+    rows = [{**nothing, "name": f"intake {one['intake']}", "dead": one["dead"]} for one in intakes]
     for topic in sorted({row["topic"] for row in found}):
         parts = [row for row in found if row["topic"] == topic]
         rows.append(
             {
+                **nothing,
                 "name": f"topic {topic}",
                 "behind": sum(row["behind"] for row in parts),
                 "seconds_behind": max(row["seconds_behind"] or 0 for row in parts),
-                **dict.fromkeys(("parked", "waiting", "dead", "paused"), 0),
-                **dict.fromkeys(("held", "alarm", "lapsed_seconds")),
                 "trouble": [row["trouble"] for row in parts if row["trouble"]],
-                "stuck": [],
                 "lanes_free": sum(row["owner"] is None for row in parts),
             }
         )
@@ -259,6 +264,7 @@ def _shown(found: dict[str, Any]) -> RenderableType:
     parts += [Text(""), *(_line(row) for row in found["subscriptions"])] if narrow else [Text(""), _table(found["subscriptions"])]
     if found["intake"]:
         parts += [Text(""), intake.shown(found["intake"])]
+    parts += [Text(line, style="red") for line in intake.unread_lines(found["intakes"])]
     if found["workers"] and narrow:
         for row in found["workers"]:
             ending = "" if row["alive"] else ", gone: its lease ran out"

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
-from ..brokers.port import Record
+from ..brokers.port import Record, size
 from ..envelope import Envelope
 from ..errors import BrokerError, ConfigurationError, LogWentBack, PositionUnclear, SlotFenced, StoreError, TopicMissing
 from ..store.port import FailedAttempt, Parked
@@ -350,7 +350,7 @@ class Sender:
 
     def _bury(self, envelope: Envelope, attempts: int) -> None:
         now = int(self._store.clock.time() * 1_000_000)
-        words = f"RecordTooLarge: {len(envelope.data):,} bytes are more than the topic {envelope.topic} takes"
+        words = f"RecordTooLarge: {size(self._record(tuple(envelope))):,} bytes are more than the topic {envelope.topic} takes"
         row = Parked(self._relay, "dead", False, attempts, now, 0, now, words, None, envelope)
         attempt = FailedAttempt(self._relay, envelope.position, attempts, now, self._worker, "dead", words)
 
