@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from ..errors import ConfigurationError
+from .urls import label
 
 if TYPE_CHECKING:
     from ..clock import Clock
@@ -29,7 +30,8 @@ def store_at(url: str, *, clock: Clock | None = None, synchronous: Literal["FULL
         from .sqlite import SQLiteStore
 
         return SQLiteStore(url, clock=clock, synchronous=synchronous)
-    raise ConfigurationError(f"store={url!r}: write sqlite:///shop.db for a file, or postgresql://user@host:5432/database")
+    hint = f" ({scheme}:// is SQLAlchemy's; here it is without the driver)" if "+" in scheme else ""
+    raise ConfigurationError(f"store={label(url)!r}: write sqlite:///shop.db for a file, or postgresql://user@host:5432/database{hint}")
 
 
 def outbox_at(url: str, wanted: Wanted) -> Outbox:

@@ -11,6 +11,8 @@ from psycopg import pq
 from psycopg.errors import error_from_result
 
 from ...errors import ConfigurationError, StoreBusy, StoreError, StoreFailed, StoreNotInitialised
+from ..urls import label as label
+from ..urls import password_of
 
 OLDEST = 150000
 """The oldest server that is tested, as ``server_version_num``."""
@@ -47,12 +49,6 @@ def check_url(url: str) -> str:
     if parts.scheme not in {"postgresql", "postgres"} or not (parts.netloc or parts.query) or not parts.path.strip("/"):
         raise ConfigurationError(f"store={label(url)!r}: write postgresql://user@host:5432/database (the password may be in PGPASSWORD)")
     return url
-
-
-def label(url: str) -> str:
-    """The URL without its password, for messages."""
-    parts = urlsplit(url)
-    return url if parts.password is None else url.replace(f":{parts.password}@", ":***@", 1)
 
 
 def connect(url: str, *, name: str = "tidings") -> psycopg.Connection[Any]:
@@ -149,6 +145,9 @@ def explain(error: BaseException, url: str) -> StoreError:
     """The same error in words that name the fix."""
     where, state = label(url), sqlstate_of(error) or ""
     said = " ".join(str(error).split())
+    if "@" in (password := password_of(url)):  # the driver takes what is behind it for the host, and would show it
+        said = said.replace(password, "***").replace(password.partition("@")[2], "***")
+        return StoreFailed(f"{where}: {said} -- write an @ in the password as %40, or set PGPASSWORD", url=where, sqlstate=state or None)
     if not state:  # while connecting, libpq gives nothing but the server's words
         state = next((known for known, words in _WORDS.items() if re.search(words, said)), "")
     if state in _AGAIN:

@@ -309,7 +309,7 @@ def _explain(said: str, url: str) -> StoreError:
         ("replication connection", "allow it in pg_hba.conf"),
     ):
         if words in said:
-            return StoreFailed(f"{label(url)}: {said} -- {advice}", url=url)
+            return StoreFailed(f"{label(url)}: {said} -- {advice}", url=label(url))
     cause = psycopg.OperationalError(said)
     made = explain(cause, url)
     made.__cause__ = cause  # by which it is known that trying again may help
