@@ -12,6 +12,7 @@ from collections.abc import Callable
 import psycopg
 import pytest
 
+from servers.pgbouncer import PgBouncer
 from servers.postgres import Postgres
 from tests.relay.shops import Shop, by_key, ids, wait_for
 
@@ -468,6 +469,17 @@ def test_a_table_that_is_not_an_outbox(shop: Shop, mode: str, change: str, said:
     told = shop.fails(mode=mode)
     assert said in told
     assert "\n" not in told
+
+
+@pytest.mark.promise("effects once")
+@pytest.mark.parametrize("mode", ["poll", "cdc"])
+def test_a_pooler_is_refused(shop: Shop, pgbouncer: PgBouncer, mode: str) -> None:
+    """The lead is a session's, and what it sets would stay with backends that the application gets next."""
+    told = shop.fails(url=pgbouncer.url(shop.url), mode=mode)
+    assert "through a pooler" in told
+    assert "\n" not in told
+    with psycopg.connect(pgbouncer.url(shop.url), autocommit=True) as conn:
+        assert conn.execute("SHOW idle_session_timeout").fetchone() == ("0",)
 
 
 def test_a_right_that_is_missing(shop: Shop, postgres: Postgres) -> None:

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 
 import psycopg
 
-from .connect import connect
+from ...errors import StoreError
+from .connect import connect, is_pooled, label
 from .replication import SETTINGS
 
 LEASE_SECONDS = 10.0
@@ -47,14 +48,14 @@ class Leader:
     """A session that is the leader of this name, or would like to be. It belongs to the thread that uses it.
 
     Raises:
-        StoreError: no connection.
+        StoreError: no connection, or one through a pooler.
 
     Attributes:
         conn: in autocommit mode; only to be written through once ``lead`` has said yes.
     """
 
     def __init__(self, url: str, name: str, *, lease: float = LEASE_SECONDS) -> None:
-        self.conn: psycopg.Connection[Any] = connect(url, name=f"tidings relay {name}")
+        self.conn: psycopg.Connection[Any] = _direct(url, name)
         self._name = f"tidings relay {name}"
         self._lease = lease
         self._spoke = time.monotonic()
@@ -83,13 +84,30 @@ class Leader:
         self.conn.close()
 
 
+def _direct(url: str, name: str) -> psycopg.Connection[Any]:
+    conn = connect(url, name=f"tidings relay {name}")
+    try:
+        pooled = is_pooled(conn)
+    except BaseException:
+        conn.close()
+        raise
+    if pooled:
+        conn.close()
+        raise StoreError(
+            f"{label(url)} is reached through a pooler, where a session is not the relay's own: its lead could be lost unseen, and what it"
+            " sets would stay for the application; give the server's own address and port",
+            url=label(url),
+        )
+    return conn
+
+
 def reading(url: str, name: str) -> psycopg.Connection[Any]:
     """A connection to read rows by, which writes values as a stream of changes does.
 
     Raises:
-        StoreError: no connection.
+        StoreError: no connection, or one through a pooler.
     """
-    conn = connect(url, name=f"tidings relay {name}")
+    conn = _direct(url, name)
     try:
         for setting in SETTINGS.split("-c ")[1:]:
             conn.execute(f"SET {setting}")
