@@ -107,6 +107,18 @@ async def by_asyncpg(url: str) -> AsyncIterator[tuple[Any, Callable[[str], Await
 
 
 @asynccontextmanager
+async def by_asyncpg_pool(url: str) -> AsyncIterator[tuple[Any, Callable[[str], Awaitable[Any]]]]:
+    async with asyncpg.create_pool(url, min_size=1, max_size=1) as pool, pool.acquire() as conn, conn.transaction():
+        yield conn, conn.execute
+
+
+@asynccontextmanager
+async def by_async_psycopg_pipeline(url: str) -> AsyncIterator[tuple[Any, Callable[[str], Awaitable[Any]]]]:
+    async with await psycopg.AsyncConnection.connect(url) as conn, conn.pipeline():
+        yield conn, conn.execute
+
+
+@asynccontextmanager
 async def by_async_sqlalchemy(url: str, driver: str, session: bool) -> AsyncIterator[tuple[Any, Callable[[str], Awaitable[Any]]]]:
     engine = create_async_engine(url.replace("postgresql:", f"postgresql+{driver}:"))
     try:
@@ -118,7 +130,9 @@ async def by_async_sqlalchemy(url: str, driver: str, session: bool) -> AsyncIter
 
 ASYNC: dict[str, Callable[[str], Any]] = {
     "psycopg": by_async_psycopg,
+    "psycopg, a pipeline": by_async_psycopg_pipeline,
     "asyncpg": by_asyncpg,
+    "asyncpg, from a pool": by_asyncpg_pool,
     "AsyncSession on psycopg": lambda url: by_async_sqlalchemy(url, "psycopg", True),
     "AsyncConnection on psycopg": lambda url: by_async_sqlalchemy(url, "psycopg", False),
     "AsyncSession on asyncpg": lambda url: by_async_sqlalchemy(url, "asyncpg", True),

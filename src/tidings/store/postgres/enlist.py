@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import Any, Protocol, TypeVar
 
 import psycopg
-from psycopg.pq import TransactionStatus
+from psycopg.pq import PipelineStatus, TransactionStatus
 from psycopg.rows import tuple_row
 
 from ...errors import OutsideTransaction, StoreError, UnsupportedTransaction
@@ -212,11 +212,12 @@ def begun(conn: Any) -> Any:
 
 
 def begun_asyncpg(conn: Any) -> Any:
+    """An asyncpg connection that is in a transaction; for one that a pool has lent, the connection itself."""
     if not conn.is_in_transaction():
         raise OutsideTransaction(
             'this connection is in no transaction: publish inside `async with conn.transaction():`, or with tx="own"', tx=conn
         )
-    return conn
+    return getattr(conn, "_con", conn)  # a pool's proxy is another object each time, and nobody can remember it
 
 
 class Psycopg:
@@ -340,7 +341,10 @@ class Bridge(Replay):
 
 async def execute_psycopg(conn: Any, statement: str, arguments: Sequence[Any]) -> Rows:
     cursor = await psycopg.AsyncCursor(conn, row_factory=tuple_row).execute(statement, arguments)
-    return Fetched(await cursor.fetchall() if cursor.description else [], cursor.rowcount)
+    # In a pipeline nothing has come yet, and what a statement gives can only be told by its text.
+    pipelined = conn.pgconn.pipeline_status != PipelineStatus.OFF
+    gives = statement.startswith("SELECT") or " RETURNING " in statement if pipelined else cursor.description is not None
+    return Fetched(await cursor.fetchall() if gives else [], cursor.rowcount)
 
 
 async def execute_asyncpg(conn: Any, statement: str, arguments: Sequence[Any]) -> Rows:
