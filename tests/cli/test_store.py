@@ -10,6 +10,7 @@ import pytest
 from tests.cli.conftest import Tidings, said
 from tests.promises import untested
 from tidings import SQLiteStore
+from tidings.store.postgres import schema as postgres_schema
 from tidings.store.sqlite import schema
 
 
@@ -31,6 +32,17 @@ def test_sql_makes_the_same_tables(tmp_path: Path, tidings: Tidings) -> None:
     conn.close()
     tidings("store", "init", store=tmp_path / "made.db")
     assert tables(tmp_path / "by-hand.db") == tables(tmp_path / "made.db")
+
+
+@pytest.mark.parametrize(("dialect", "newest"), [("sqlite", schema.NEWEST), ("postgresql", postgres_schema.NEWEST)])
+def test_sql_of_later_versions_alone(dialect: str, newest: int, tidings: Tidings) -> None:
+    output = tidings("store", "sql", dialect, "--from", str(newest - 1)).output
+    assert output.startswith(f"-- {newest}: ")
+    assert "CREATE TABLE tidings_log" not in output
+    assert f"UPDATE tidings_meta SET value = '{newest}' WHERE name = 'schema';" in output
+    (row,) = said(tidings("store", "sql", dialect, "--from", str(newest - 1), "--json"))
+    assert row["number"] == newest
+    assert "is the newest" in tidings("store", "sql", dialect, "--from", str(newest), code=2).stderr
 
 
 def test_check(filled: Path, tidings: Tidings) -> None:

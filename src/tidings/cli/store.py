@@ -97,13 +97,27 @@ def check(target: Target, as_json: bool, full: bool) -> None:
 
 @store.command(epilog="Example: tidings store sql postgresql > migrations.sql")
 @click.argument("dialect", type=click.Choice(DIALECTS), default=DIALECTS[0])
+@click.option(
+    "--from",
+    "since",
+    type=click.IntRange(0),
+    default=0,
+    metavar="VERSION",
+    help="What came after this version of the tables (store check).",
+)
 @json_option
-def sql(dialect: str, as_json: bool) -> None:
-    """Print the tables as SQL, for those who own their DDL."""
+def sql(dialect: str, since: int, as_json: bool) -> None:
+    """Print the tables as SQL, for those who own their DDL.
+
+    Once the script has run, nothing is left for `tidings store init` but to fill in what a new store needs.
+    """
+    found = [{"number": number, "title": title, "sql": text.strip()} for number, title, text in migrations(dialect) if number > since]
+    if not found:
+        raise click.UsageError(f"--from {since}: version {migrations(dialect)[-1][0]} is the newest, and there is nothing after it")
     if as_json:
-        print_json([{"number": number, "title": title, "sql": text.strip()} for number, title, text in migrations(dialect)])
+        print_json(found)
     else:
-        click.echo(script(dialect))
+        click.echo(script(dialect, since))
 
 
 @store.command(epilog="Example: tidings store trim --older 30d --store sqlite:///shop.db")

@@ -56,12 +56,12 @@ def migrations(dialect: str) -> tuple[tuple[int, str, str], ...]:
     return sqlite.MIGRATIONS
 
 
-def script(dialect: str) -> str:
-    """All migrations as one script."""
+def script(dialect: str, since: int = 0) -> str:
+    """All migrations behind a version as one script."""
     if dialect == "postgresql":
         from .postgres import schema as postgres
 
-        return postgres.sql()
+        return postgres.sql(since)
     from .sqlite import schema as sqlite
 
-    return sqlite.sql()
+    return sqlite.sql(since)

@@ -48,6 +48,50 @@ def clerk(postgres: Postgres, postgres_url: str) -> Iterator[str]:
     postgres.drop_role("clerk", postgres_url)
 
 
+@pytest.fixture
+def granted(postgres: Postgres, postgres_url: str) -> Iterator[dict[str, str]]:
+    """URLs of the roles to which the guide's SQL grants what they need, by their names there."""
+    guide = (ROOT / "docs/guides/postgresql.md").read_text()
+    found = re.search(r"```sql\n(-- runs workers.*?)```", guide, re.DOTALL)
+    assert found is not None
+    PostgresStore(postgres_url).open()
+    roles = ("worker", "web", "monitor")
+    for role in roles:
+        postgres.new_role(role)
+    with psycopg.connect(postgres_url, autocommit=True) as conn:
+        conn.execute(found[1].encode())
+    yield {role: postgres_url.replace("tidings@", f"{role}@") for role in roles}
+    for role in roles:
+        postgres.drop_role(role, postgres_url)
+
+
+async def test_what_the_guides_grants_are_enough_for(granted: dict[str, str], postgres_url: str) -> None:
+    publishing = App("shop", store=granted["web"])
+    publishing.open()
+    with psycopg.connect(granted["web"]) as conn:
+        assert publishing.publish(Placed(order=1), tx=conn).position == 1
+    with psycopg.connect(granted["web"]) as conn, pytest.raises(psycopg.errors.InsufficientPrivilege):
+        conn.execute("SELECT data FROM tidings_log")
+    publishing.close()
+    app, seen = App("shop", store=granted["worker"]), list[int]()
+
+    @app.subscribe(Placed)
+    def note(event: Placed, tx: psycopg.Connection[Any]) -> None:
+        seen.append(event.order)
+
+    async with app:
+        await until(lambda: seen == [1])
+    for command in (["status"], ["store", "check"], ["log"], ["trace", "order", "1"], ["dead", "list"]):
+        result = CliRunner().invoke(cli, [*command, "--store", granted["monitor"]])
+        assert result.exit_code == 0, result.output
+    assert (
+        CliRunner().invoke(cli, ["dead", "drop", "note", "--all", "--yes", "--store", granted["monitor"]]).exit_code == 0
+    )  # nothing to drop
+    refused = CliRunner().invoke(cli, ["subscription", "pause", "note", "--store", granted["monitor"]])
+    assert refused.exit_code == 2
+    assert "lacks a right" in refused.stderr
+
+
 @pytest.mark.parametrize("postgres", [15, 18], indirect=True)
 async def test_the_rights_in_the_guide_are_enough_to_run(postgres: Postgres, clerk: str) -> None:
     """Publishing, handling with and without a transaction, retries, dead letters, scheduled events, trimming, what operators ask."""

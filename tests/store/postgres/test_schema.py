@@ -70,6 +70,23 @@ def test_the_printed_script_makes_the_same_store(postgres: Postgres, postgres_ur
         postgres.drop_database(other)
 
 
+def test_the_printed_script_from_a_version_on_brings_older_tables_up_to_date(
+    postgres: Postgres, postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with psycopg.connect(postgres_url, autocommit=True) as conn:
+        with monkeypatch.context() as older:
+            older.setattr(schema, "MIGRATIONS", schema.MIGRATIONS[:-2])
+            schema.migrate(conn, postgres_url)
+        conn.execute(schema.sql(schema.NEWEST - 2).encode())
+        schema.require(conn, postgres_url)
+    other = postgres.new_database()
+    try:
+        PostgresStore(other).open()
+        assert tables(other) == tables(postgres_url)
+    finally:
+        postgres.drop_database(other)
+
+
 def test_two_services_share_a_database_in_schemas_of_their_own(postgres_url: str) -> None:
     with psycopg.connect(postgres_url) as conn:
         conn.execute("CREATE SCHEMA shop; CREATE SCHEMA mail")

@@ -4,6 +4,7 @@ import sqlite3
 import threading
 import uuid
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -143,6 +144,37 @@ def test_the_printed_script_makes_the_same_tables(conn: sqlite3.Connection) -> N
         row for row in shape(other) if not row[0].startswith("sqlite_")
     ]
     other.close()
+
+
+def test_the_printed_script_makes_a_store_that_can_be_used(tmp_path: Path) -> None:
+    class Placed(Event, key="order"):
+        order: int
+
+    path = tmp_path / "by-hand.db"
+    with closing(sqlite3.connect(path)) as by_hand:
+        by_hand.executescript(schema.sql())
+    with pytest.raises(StoreNotInitialised, match="tidings store init"):
+        SQLiteStore(f"sqlite:///{path}").open_to_read()
+    app, ids = App("shop", store=f"sqlite:///{path}"), set()
+    for _ in range(2):
+        app.open()
+        ids.add(app.store.log_id)
+        with closing(sqlite3.connect(path)) as conn, conn:
+            app.publish(Placed(order=1), tx=conn)
+        app.close()
+    assert len(ids) == 1
+
+
+def test_the_printed_script_from_a_version_on_brings_older_tables_up_to_date(monkeypatch: pytest.MonkeyPatch) -> None:
+    conn = sqlite3.connect(":memory:", isolation_level=None)
+    with monkeypatch.context() as older:
+        older.setattr(schema, "MIGRATIONS", schema.MIGRATIONS[:-2])
+        schema.migrate(conn, "x.db")
+    conn.executescript(schema.sql(schema.NEWEST - 2))
+    assert schema.version_of(conn) == schema.NEWEST
+    other = sqlite3.connect(":memory:", isolation_level=None)
+    schema.migrate(other, "x.db")
+    assert [row for row in shape(conn) if row[0] != view(conn)] == [row for row in shape(other) if row[0] != view(other)]
 
 
 def test_the_log_has_no_index_that_every_publish_would_pay(conn: sqlite3.Connection) -> None:

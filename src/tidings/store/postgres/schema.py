@@ -351,9 +351,11 @@ _ADVISORY_LOCK = 0x7469_6469_6E67_73
 """Held while migrating, so that processes that start together migrate once."""
 
 
-def sql() -> str:
-    """All migrations as one script, for those who own their DDL. It leaves the tables as ``store init`` does."""
-    parts = [f"-- {number}: {title}\n{text.strip()}\n" for number, title, text in MIGRATIONS]
+def sql(since: int = 0) -> str:
+    """All migrations behind version ``since`` as one script, for those who own their DDL. It leaves the tables as ``store init`` does."""
+    parts = [f"-- {number}: {title}\n{text.strip()}\n" for number, title, text in MIGRATIONS if number > since]
+    if since:
+        return "\n".join([*parts, f"UPDATE tidings_meta SET value = '{NEWEST}' WHERE name = 'schema';\n"])
     parts.append(
         f"""-- what the library finds out about the store
 INSERT INTO tidings_meta VALUES

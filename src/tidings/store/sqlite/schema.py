@@ -324,9 +324,15 @@ def name_of(log_id: str) -> str:
     return f"tidings_is_{log_id.replace('-', '')}"
 
 
-def sql() -> str:
-    """All migrations as one script, for those who own their DDL."""
-    return "\n".join(f"-- {number}: {title}\n{text.strip()}\n" for number, title, text in MIGRATIONS)
+def sql(since: int = 0) -> str:
+    """All migrations behind version ``since`` as one script, for those who own their DDL. What else a new store needs, its id among it,
+    is written when it is opened."""
+    parts = [f"-- {number}: {title}\n{text.strip()}\n" for number, title, text in MIGRATIONS if number > since]
+    if since:
+        parts.append(f"UPDATE tidings_meta SET value = '{NEWEST}' WHERE name = 'schema';\n")
+    else:
+        parts.append(f"INSERT INTO tidings_meta VALUES ('schema', '{NEWEST}');\n")
+    return "\n".join(parts)
 
 
 def version_of(conn: sqlite3.Connection) -> int | None:
@@ -337,6 +343,12 @@ def version_of(conn: sqlite3.Connection) -> int | None:
     return int(row[0]) if row else 0
 
 
+def log_id_of(conn: sqlite3.Connection) -> str | None:
+    """The store's id; None where tables were made by the script and never opened."""
+    row = conn.execute("SELECT value FROM tidings_meta WHERE name = 'log_id'").fetchone()
+    return None if row is None else str(row[0])
+
+
 def require(conn: sqlite3.Connection, path: str) -> None:
     """Check that the tables are there, in the version that this library works with.
 
@@ -344,7 +356,7 @@ def require(conn: sqlite3.Connection, path: str) -> None:
         StoreNotInitialised, StoreNewer, StoreError (they are older)
     """
     version = version_of(conn)
-    if version is None:
+    if version is None or log_id_of(conn) is None:
         raise StoreNotInitialised(f"{path} has no Tidings tables; run `tidings store init --store sqlite:///{path}`", path=path)
     if version < NEWEST:
         raise StoreError(
@@ -384,12 +396,12 @@ def migrate(conn: sqlite3.Connection, path: str) -> list[int]:
                 "INSERT INTO tidings_meta VALUES ('schema', ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value", (str(number),)
             )
             done.append(number)
-        if version is None:
+        new = log_id_of(conn) is None  # so it is too where the tables were made by the script
+        if new:
             facts = {"log_id": str(uuid.uuid4()), "incarnation": "1", "retained": "0", "control": "0"}
             conn.executemany("INSERT INTO tidings_meta VALUES (?, ?)", facts.items())
-        if 3 in done:
-            log_id: str = conn.execute("SELECT value FROM tidings_meta WHERE name = 'log_id'").fetchone()[0]
-            conn.execute(f"CREATE VIEW {name_of(log_id)} AS SELECT 1 WHERE 0")
+        if 3 in done or (new and (version or 0) >= 3):
+            conn.execute(f"CREATE VIEW {name_of(log_id_of(conn) or '')} AS SELECT 1 WHERE 0")
         conn.execute("COMMIT")
     except BaseException:
         conn.rollback()

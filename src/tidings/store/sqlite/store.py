@@ -121,7 +121,7 @@ class SQLiteStore(OfOneProcess):
             try:
                 conn = self.connect(create=True)
                 try:
-                    if schema.version_of(conn) != schema.NEWEST:
+                    if schema.version_of(conn) != schema.NEWEST or schema.log_id_of(conn) is None:
                         schema.migrate(conn, self.path)
                     self.log_id = conn.execute("SELECT value FROM tidings_meta WHERE name = 'log_id'").fetchone()[0]
                 except BaseException:
