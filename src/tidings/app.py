@@ -123,6 +123,11 @@ class App:
         self.sagas: RunningSagas | None = None
         self._sagas: dict[tuple[str, int], SagaDefinition] = {}
         self._watches = Watches()
+        for said, option, kind in (("relay", relay, Relay), ("intake", intake, Intake)):
+            if not isinstance(option, (bool, kind)):
+                raise ConfigurationError(f"App({name!r}, {said}={option!r}): {kind.__name__}(…), True or False")
+        if broker is not None and not isinstance(broker, str) and not hasattr(broker, "open_slot"):
+            raise ConfigurationError(f'App({name!r}, broker={broker!r}): "kafka://host:9092" or a KafkaBroker')
         self._relay_options = Relay() if relay is True else relay or None
         self._intake_options = Intake() if intake is True else intake or None
         self.use_store(self.store, transactions)

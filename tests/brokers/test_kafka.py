@@ -4,6 +4,7 @@ import pytest
 
 from servers.kafka import Kafka
 from tests.brokers.reading import WithKafka
+from tidings.brokers import broker_at
 from tidings.brokers.kafka import KafkaBroker
 from tidings.brokers.port import Broker
 from tidings.errors import BrokerUnavailable, ConfigurationError
@@ -19,10 +20,15 @@ class TestKafka(WithKafka, BrokerContract):
         return KafkaBroker(self.kafka.url)
 
 
-@pytest.mark.parametrize("address", ["", "kafka://", "kafka://user:secret@host:9092", "host:9092/topic", "a:1,,b:2"])
+@pytest.mark.parametrize(
+    "address",
+    ["", "kafka://", "kafka://user:secret@host:9092", "amqp://user:secret@host", "kafka://a:sec@ret@b", "host:9092/topic", "a:1,,b:2"],
+)
 def test_an_address_that_is_none(address: str) -> None:
-    with pytest.raises(ConfigurationError, match="kafka://host:9092"):
-        KafkaBroker(address)
+    for make in (KafkaBroker, broker_at):
+        with pytest.raises(ConfigurationError, match="kafka://host:9092") as caught:
+            make(address)
+        assert "secret" not in str(caught.value)
 
 
 def test_a_setting_that_does_not_exist() -> None:

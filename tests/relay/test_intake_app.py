@@ -144,6 +144,14 @@ async def test_a_broker_that_is_not_there_is_told_and_waited_for(tmp_path: Path)
         (lambda: App("payment", store="sqlite:///x.db", broker="amqp://x"), "write kafka://host:9092"),
         (lambda: Intake(start="yesterday"), 'write "first" or "now"'),  # type: ignore[arg-type]
         (lambda: Intake(batch=0), "at least 1 of each"),
+        (lambda: Intake(window="many"), "at least 1 of each"),  # type: ignore[arg-type]
+        (lambda: Intake(topics="shop"), r"a list of names, as in \['shop'\]"),
+        (lambda: Intake(topics=[""]), "names of topics"),
+        (lambda: Intake(name=""), "a name"),
+        (lambda: Intake(formats={"shop": PlainJSON}), "is no format"),  # type: ignore[dict-item]
+        (lambda: App("payment", store="sqlite:///x.db", broker=1), "or a KafkaBroker"),  # type: ignore[arg-type]
+        (lambda: App("payment", store="sqlite:///x.db", relay="yes"), "True or False"),  # type: ignore[arg-type]
+        (lambda: App("payment", store="sqlite:///x.db", intake={"topics": []}), "True or False"),  # type: ignore[arg-type]
     ],
 )
 def test_what_cannot_work_is_said_at_once(wrong: object, why: str) -> None:

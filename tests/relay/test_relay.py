@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -157,10 +158,12 @@ async def shop_takes_more(shop: Shop, size: int) -> None:
     shop.kafka.admin().incremental_alter_configs([resource])[resource].result(20)
 
 
-@pytest.mark.parametrize("options", [{"slots": 0}, {"slots": 65}, {"rows": 0}, {"partitions": 0}])
-def test_options_that_can_not_be(options: dict[str, int]) -> None:
-    with pytest.raises(ConfigurationError):
-        Relay(**options)  # type: ignore[arg-type]
+@pytest.mark.parametrize("options", [
+    {"slots": 0}, {"slots": 65}, {"slots": "4"}, {"rows": 0}, {"partitions": 0}, {"partitions": "8"}, {"name": ""}, {"exactly_once": "no"},
+])  # fmt: skip
+def test_options_that_can_not_be(options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError, match=rf"^Relay\({next(iter(options))}="):
+        Relay(**options)
 
 
 @pytest.mark.promise("publishing never waits")

@@ -15,7 +15,7 @@ from ..errors import BrokerError, BrokerUnavailable, ConfigurationError, NotAllo
 from . import kafka_rights as rights
 from .kafka_rights import Right
 from .kafka_settings import hidden, missing_files, surroundings
-from .port import Partition, Range, Record, Topic, size
+from .port import Partition, Range, Record, Topic, size, without_password
 
 if TYPE_CHECKING:
     from .port import Reader, Slot
@@ -80,7 +80,8 @@ class KafkaBroker:
         bare = address.removeprefix("kafka://").rstrip("/")
         if not bare or "/" in bare or "@" in bare or not all(one.strip() for one in bare.split(",")):
             raise ConfigurationError(
-                f"broker={address!r}: write kafka://host:9092, several hosts with commas between them; users and passwords are settings:"
+                f"broker={without_password(address)!r}: write kafka://host:9092, several hosts with commas between them; users and"
+                " passwords are settings:"
                 ' KafkaBroker("host:9092", sasl_username=…)'
             )
         try:

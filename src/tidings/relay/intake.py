@@ -25,6 +25,7 @@ from ..errors import BrokerUnavailable, ConfigurationError, InvalidEvent, Offset
 from ..store.intakes import IntakeUnit, MarkRow, Move, Offset
 from ..store.port import Store, Unit
 from .formats import Arrival, CloudEvents, Format
+from .given import is_count, is_name
 from .marks import Marks
 from .unread import dead_letter, record_of
 
@@ -65,8 +66,20 @@ class Intake:
     def __post_init__(self) -> None:
         if self.start not in ("first", "now"):
             raise ConfigurationError(f'Intake(start={self.start!r}): write "first" or "now"')
-        if self.batch < 1 or self.window < 1:
-            raise ConfigurationError(f"Intake(batch={self.batch}, window={self.window}): at least 1 of each")
+        if not is_count(self.batch) or not is_count(self.window):
+            raise ConfigurationError(f"Intake(batch={self.batch!r}, window={self.window!r}): at least 1 of each")
+        if not is_name(self.name):
+            raise ConfigurationError(f"Intake(name={self.name!r}): a name")
+        if isinstance(self.topics, str):  # each of its letters would be one
+            raise ConfigurationError(f"Intake(topics={self.topics!r}): a list of names, as in [{self.topics!r}]")
+        if self.topics is not None and not all(map(is_name, self.topics)):
+            raise ConfigurationError(f"Intake(topics={list(self.topics)!r}): names of topics")
+        for topic, one in self.formats.items():
+            if not callable(getattr(one, "read", None)) or isinstance(one, type):
+                raise ConfigurationError(
+                    f"Intake(formats={{{topic!r}: …}}): {one!r} is no format; write CloudEvents(), DebeziumOutbox(…), PlainJSON(…), or an"
+                    " object with read(record, topic_id)"
+                )
 
     def topics_of(self, app: str, own_topic: str, types: Collection[str]) -> list[str]:
         """What to read for an app that subscribes to these types."""

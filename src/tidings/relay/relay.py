@@ -19,6 +19,7 @@ from ..envelope import LANES
 from ..errors import ConfigurationError
 from ..store.port import EVERYTHING, KeyState, Lane
 from ..subscribe.sharing import group_of, whole_groups
+from .given import is_count, is_name
 from .sender import Sender, slots_note
 
 if TYPE_CHECKING:
@@ -54,12 +55,16 @@ class Relay:
     name: str | None = None
 
     def __post_init__(self) -> None:
-        if not 1 <= self.slots <= LANES:
+        if not is_count(self.slots, LANES):
             raise ConfigurationError(f"Relay(slots={self.slots!r}): 1 to {LANES}")
-        if not 1 <= self.rows <= 20_000:
+        if not is_count(self.rows, 20_000):
             raise ConfigurationError(f"Relay(rows={self.rows!r}): 1 to 20000")
-        if self.partitions is not None and self.partitions < 1:
+        if self.partitions is not None and not is_count(self.partitions):
             raise ConfigurationError(f"Relay(partitions={self.partitions!r}): 1 or more, or None")
+        if not isinstance(self.exactly_once, bool):
+            raise ConfigurationError(f"Relay(exactly_once={self.exactly_once!r}): True or False")
+        if self.name is not None and not is_name(self.name):
+            raise ConfigurationError(f"Relay(name={self.name!r}): a name, or None")
 
 
 class RunningRelay:
