@@ -52,7 +52,14 @@ async def test_two_services_that_read_each_other_do_not_echo(kafka: Kafka, tmp_p
         told = health.report()["apps"][0]
         assert told["intake"] == {"name": "intake", "taken": 20, "dropped": 0, "unread": 0, "trouble": None}
         assert told["relay"]["sent"] == 20
-        metrics = health._metrics({})[1].decode()
+        await until(lambda: health.behind()[names[0], f"relay-{names[0]}"].events == 0, 20)
+        running = apps[0].intake
+        assert running is not None
+        await until(lambda: running.behind == 0, 20)  # ends of transactions are records too, until they are passed
+        metrics = health._metrics(health.behind())[1].decode()
+        assert f'tidings_events_behind{{app="{names[0]}",subscription="relay-{names[0]}"}} 0.0' in metrics
+        assert f'tidings_seconds_behind{{app="{names[0]}",subscription="relay-{names[0]}"}} 0.0' in metrics
+        assert f'tidings_intake_behind{{app="{names[0]}"}} 0.0' in metrics
         assert f'tidings_intake_taken_total{{app="{names[0]}"}} 20.0' in metrics
         assert f'tidings_relay_sent_total{{app="{names[0]}"}} 20.0' in metrics
         # One more behind all that came in: when it has arrived, what stood before it in the other's log has been looked at by the relay.

@@ -82,7 +82,7 @@ class Health:
         """By app and subscription, from the stores; blocks. A store that fails is left out: ``reasons`` tells of it."""
         found: dict[tuple[str, str], Behind] = {}
         for app in self._apps:
-            for name in app.subscriptions:
+            for name in (*app.subscriptions, *([] if app.relay is None else [app.relay.name])):
                 try:
                     found[app.name, name] = app.store.query(lambda unit, name=name: unit.behind(name, BEHIND_MOST))  # type: ignore[misc]
                 except TidingsError:

@@ -58,6 +58,8 @@ class _Apps(Collector):
         lease = GaugeMetricFamily("tidings_lease_age_seconds", "Seconds since the process last renewed its lease.", labels=["app"])
         text = "Seconds for which what may be read has stood still before a transaction that published and is still open (PostgreSQL)."
         horizon = GaugeMetricFamily("tidings_horizon_held_seconds", text, labels=["app"])
+        text = "Records in the partitions that this process reads that it has not taken in yet."
+        left = GaugeMetricFamily("tidings_intake_behind", text, labels=["app"])
         moved = {name: CounterMetricFamily(f"tidings_{name}", text, labels=["app"]) for name, text in MOVED}
         yield GaugeMetricFamily("tidings_healthy", "1 if /health answers 200.", value=float(self._healthy))
         now = time.time()
@@ -68,10 +70,12 @@ class _Apps(Collector):
             horizon.add_metric([app.name], app.store.held_back())
             if app.relay is not None:
                 moved["relay_sent"].add_metric([app.name], app.relay.sent)
+                self._tell_behind(gauges, app.name, app.relay.name, now)
             if app.intake is not None:
                 moved["intake_taken"].add_metric([app.name], app.intake.taken)
                 moved["intake_dropped"].add_metric([app.name], app.intake.dropped)
                 moved["intake_unread"].add_metric([app.name], app.intake.unread)
+                left.add_metric([app.name], app.intake.behind)
             for name, runner in app.worker.runners.items():
                 values = [app.name, name]
                 for counter, total in (
@@ -81,10 +85,7 @@ class _Apps(Collector):
                     ("published", runner.published),
                 ):
                     counters[counter].add_metric(values, total)
-                found = self._behind.get((app.name, name))
-                if found is not None:
-                    gauges["events_behind"].add_metric(values, found.events)
-                    gauges["seconds_behind"].add_metric(values, 0.0 if found.oldest is None else max(0.0, now - found.oldest / 1e6))
+                self._tell_behind(gauges, app.name, name, now)
                 gauges["parked_keys"].add_metric(values, runner.parked_keys)
                 gauges["in_flight"].add_metric(values, runner.in_flight)
                 gauges["lanes_held"].add_metric(values, len(runner.held_lanes()))
@@ -93,5 +94,12 @@ class _Apps(Collector):
         yield from counters.values()
         yield from moved.values()
         yield from gauges.values()
+        yield left
         yield lease
         yield horizon
+
+    def _tell_behind(self, gauges: Mapping[str, GaugeMetricFamily], app: str, name: str, now: float) -> None:
+        found = self._behind.get((app, name))
+        if found is not None:
+            gauges["events_behind"].add_metric([app, name], found.events)
+            gauges["seconds_behind"].add_metric([app, name], 0.0 if found.oldest is None else max(0.0, now - found.oldest / 1e6))

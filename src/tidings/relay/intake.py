@@ -174,6 +174,11 @@ class RunningIntake:
         self._remembered = 0
         self._careful = 0
 
+    @property
+    def behind(self) -> int:
+        """Records in its partitions that it has not read, as far as it knows their ends."""
+        return sum(max(0, part.end - part.next) for part in list(self._parts.values()))
+
     # -- lifecycle
 
     def start(self) -> None:
