@@ -188,7 +188,10 @@ class Worker:
                 await asyncio.gather(*(reader.drain() for reader in self._all()))
         except TimeoutError:
             running = [name for name, runner in self.runners.items() if runner.in_flight]
-            log.warning("stopped while handlers of %s still ran; their events will be handled again", ", ".join(running))
+            if running:
+                log.warning("stopped while handlers of %s still ran; their events will be handled again", ", ".join(running))
+            else:
+                log.warning("stopped before everything was written to the store; what was not will be handled again")
         keeping.cancel()
         await asyncio.gather(*(reader.close() for reader in self._all()))
         await self._transactions.close()  # what still runs there holds the file, perhaps
