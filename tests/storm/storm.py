@@ -45,12 +45,15 @@ class Process:
 
 @dataclass(slots=True)
 class Outage:
-    """A process was killed (``until`` stays None) or stood still from ``at`` to ``until``, in seconds of the monotonic clock."""
+    """A process was killed, or stood still, from ``at`` to ``until``, in seconds of the monotonic clock.
+
+    For one that was killed, from before the signal until it was gone: it may sit in a write to the disk for longer than its lease holds.
+    """
 
     pid: int
     at: float
     phase: int
-    until: float | None = None
+    until: float = float("inf")
 
 
 @dataclass
@@ -240,14 +243,15 @@ class Storm:
                 self._cut()
                 continue
             victim = self._aim(running)
-            phase = self._halt(victim)
+            outage = Outage(victim.pid, time.monotonic(), self._halt(victim))
             if blow == "kill":
                 victim.popen.kill()
                 victim.popen.wait()
-                self.killed.append(Outage(victim.pid, time.monotonic(), phase))
+                outage.until = time.monotonic()
+                self.killed.append(outage)
                 running[running.index(victim)] = self._worker(victim.slot)
             else:
-                self.frozen.append(Outage(victim.pid, time.monotonic(), phase))
+                self.frozen.append(outage)
                 victim.thaw = time.monotonic() + self.lease * rng.uniform(1.3, 2.5)
         while any(process.thaw for process in running):
             self._wait(running, 0.1)
