@@ -357,6 +357,13 @@ LIST = (
     ),
     # -- order and parking
     Sabotage(
+        "a worker that ends begins nothing more of parked keys",
+        "subscribe/feed.py",
+        "            if self.ended:\n",
+        "            if False:\n",
+        "tests/subscribe/test_runner.py::test_who_stops_begins_nothing_more_of_a_parked_key[async]",
+    ),
+    Sabotage(
         "events of a key wait in its chain",
         "subscribe/feed.py",
         "if chained and busy and (chain := busy.get(key_id)) is not None:",

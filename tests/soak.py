@@ -20,6 +20,7 @@ from tests.storm.storm import Storm
 
 KILLS = {"sqlite": 102, "postgres": 66}
 FREEZES = {"sqlite": 12, "postgres": 12}
+RESTARTS = {"sqlite": 24, "postgres": 18}
 CRASHES = 24
 CUTS = 36
 """In a whole run, however many seeds. Crashes of the server, and how often some of its connections are cut."""
@@ -35,6 +36,7 @@ def main() -> int:
     parser.add_argument("--version", type=int, help=f"of PostgreSQL; {' and '.join(map(str, VERSIONS))} in turn unless given")
     parser.add_argument("--kills", type=int, help="per seed and store")
     parser.add_argument("--freezes", type=int, help="per seed and store")
+    parser.add_argument("--restarts", type=int, help="of workers that are asked to end, per seed and store")
     parser.add_argument("--crashes", type=int, help="of the server, per seed")
     parser.add_argument("--cuts", type=int, help="of connections, per seed")
     parser.add_argument("--seconds", type=float, default=240, help="at most, per seed and store, without the settling (default 240)")
@@ -54,13 +56,16 @@ def main() -> int:
             folder = Path(tempfile.mkdtemp(prefix=f"tidings-soak-{store}-{seed}-"))
             began = time.monotonic()
             storm = Storm(folder, seed, part(given.kills, KILLS[store]), part(given.freezes, FREEZES[store]), given.seconds)
+            storm.restarts = part(given.restarts, RESTARTS[store])
             if store == "postgres":
                 storm.postgres = given.version or VERSIONS[place % len(VERSIONS)]
                 storm.crashes, storm.cuts = part(given.crashes, CRASHES), part(given.cuts, CUTS)
             found = storm.run()
             print(*storm.report(found), f"seed {seed}: {time.monotonic() - began:.0f} s", sep="\n", flush=True)
             landed += storm.landed()
-            totals.update(killed=len(storm.killed), frozen=len(storm.frozen), events=found.deposits + found.follow_ups)
+            totals.update(
+                killed=len(storm.killed), frozen=len(storm.frozen), restarted=storm.restarted, events=found.deposits + found.follow_ups
+            )
             if store == "postgres":
                 totals.update({"crashes of the server": len(storm.downs), "connections cut": storm.cut.total()})
             if found.problems:

@@ -69,7 +69,7 @@ async def crashed(app: App) -> None:
 @pytest.mark.slow
 def test_a_short_storm(tmp_path: Path) -> None:
     """``make soak`` runs the long ones."""
-    storm = Storm(tmp_path, seed=0, kills=8, freezes=2, seconds=60)
+    storm = Storm(tmp_path, seed=0, kills=8, freezes=2, seconds=60, restarts=4)
     found = storm.run()
     print(*storm.report(found), sep="\n")
     assert found.problems == []
@@ -85,7 +85,7 @@ def test_a_short_storm(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_short_storm_on_a_server(tmp_path: Path, postgres: Postgres) -> None:
     """Its server crashes, and its connections are cut."""
-    storm = Storm(tmp_path, seed=0, kills=4, freezes=2, seconds=60, postgres=postgres.version, crashes=3, cuts=4)
+    storm = Storm(tmp_path, seed=0, kills=4, freezes=2, seconds=60, restarts=3, postgres=postgres.version, crashes=3, cuts=4)
     found = storm.run()
     print(*storm.report(found), sep="\n")
     assert found.problems == []

@@ -35,6 +35,7 @@ from .sagas.operator import Operator
 from .sagas.result import Result, Watches, decoder_of
 from .sagas.runner import RunningSagas
 from .sagas.saga import Late, Main, SagaDefinition, define
+from .spelling import misspelt, spelled, spelled_options
 from .store import store_at
 from .store.port import Scheduled, Store
 from .store.sagas import CLOSED, START, Start, start_values
@@ -55,6 +56,7 @@ ALARM = Backlog(timedelta(days=1), 1_000_000)
 _NAME = 'a name is letters, digits, - and _, for example "shop"'
 
 
+@spelled_options
 class App:
     """One service: publishes events under its name, and handles those it subscribes to.
 
@@ -223,6 +225,7 @@ class App:
 
     # -- subscribing
 
+    @spelled
     def subscription(
         self,
         name: str,
@@ -300,14 +303,10 @@ class App:
         Raises:
             ConfigurationError: an option that doesn't exist, or a value that can't be.
         """
-        known = set(inspect.signature(self.subscription).parameters) - {"name"}
+        known = [option for option in inspect.signature(self.subscription).parameters if option != "name"]
         for option in options:
             if option not in known:
-                import difflib
-
-                near = difflib.get_close_matches(option, known, 1)
-                hint = f"; did you mean {near[0]}=?" if near else f"; there are {', '.join(sorted(known))}"
-                raise ConfigurationError(f"subscribe has no option {option!r}{hint}")
+                raise ConfigurationError(misspelt("subscribe", option, known))
 
         def mark(fn: F) -> F:
             subscription = self.subscription(name or fn.__name__, **options)
@@ -319,6 +318,7 @@ class App:
 
         return mark
 
+    @spelled
     def saga(
         self,
         start: type,

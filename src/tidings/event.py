@@ -18,6 +18,7 @@ import msgspec
 from .codec import Decode, Encode, codec_of, is_pydantic
 from .envelope import check_key
 from .errors import EventDefinitionError, InvalidEvent
+from .spelling import misspelt
 
 C = TypeVar("C", bound=type)
 
@@ -239,7 +240,6 @@ def fields_of(cls: type) -> tuple[str, ...]:
 
 def _refuse_unknown(name: str, given: Iterable[str]) -> None:
     """Raise EventDefinitionError for the first class argument that neither Tidings nor msgspec knows."""
-    import difflib
     import inspect
 
     parameters = inspect.signature(msgspec.defstruct).parameters.values()
@@ -247,9 +247,7 @@ def _refuse_unknown(name: str, given: Iterable[str]) -> None:
     known = ["key", "type", "version", *msgspecs]
     for option in given:
         if option not in known:
-            near = difflib.get_close_matches(option, known, 1)
-            hint = f"did you mean {near[0]}=?" if near else f"there are {', '.join(known)}"
-            raise EventDefinitionError(f"{name}: an event class has no option {option!r}; {hint}", option=option) from None
+            raise EventDefinitionError(misspelt(f"{name}: an event class", option, known), option=option) from None
 
 
 def _spec(cls: type, key: str | None, type_name: str | None, version: Any) -> EventSpec:

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from .errors import ConfigurationError
+from .spelling import spelled_options
 
 
+@spelled_options
 @dataclass(frozen=True, slots=True)
 class Retry:
     """How often, how soon, and for which errors a handler is tried again.

@@ -124,7 +124,7 @@ async def test_the_log_went_back(tmp_path: Path, kafka: Kafka) -> None:
         (tmp_path / name).unlink(missing_ok=True)
     shutil.copy(tmp_path / "backup.db", tmp_path / "log.db")
     shop.store.open()
-    new = shop.publish(20)  # at positions that others had
+    new = shop.publish(70)  # at positions that others had, and behind them: nothing but the events tells
     async with shop.app(slots=2) as app:
         await until(lambda: "before" in said(app))
         await until(lambda: len(tidings(shop, "relay", "list")[0]["questions"]) == 2)

@@ -24,7 +24,8 @@ from tidings import PostgresStore, SQLiteStore
 class Rage:
     """
     Args:
-        seed: decides who is hit, when and how. kills, freezes: of processes. crashes, cuts: of the database's server and its connections.
+        seed: decides who is hit, when and how. kills, freezes: of processes. restarts: of processes that are asked to end, as in a deploy.
+        crashes, cuts: of the database's server and its connections.
         what: the processes are called. log: a file in the folder that they write to. replacing: blows that kill one and begin another.
     """
 
@@ -32,6 +33,7 @@ class Rage:
     seed: int
     kills: int = 10
     freezes: int = 4
+    restarts: int = 3
     crashes: int = 2
     cuts: int = 3
     lease: float = 1.5
@@ -51,7 +53,7 @@ class Rage:
         raise NotImplementedError
 
     def hit(self, kind: str, victim: subprocess.Popen[bytes]) -> None:
-        """It stands still: frozen, or about to be killed."""
+        """It stands still, frozen or about to be killed; or it is about to be asked to end."""
 
     def start(self, module: str, *arguments: str) -> subprocess.Popen[bytes]:
         with (self.folder / "errors").open("ab") as errors:
@@ -66,9 +68,9 @@ class Rage:
     def ready(self, process: subprocess.Popen[bytes]) -> bool:
         return (self.folder / f"ready-{process.pid}").exists()
 
-    def end(self, process: subprocess.Popen[bytes], what: str) -> None:
+    def end(self, process: subprocess.Popen[bytes], what: str, seconds: float = 60) -> None:
         try:
-            code = process.wait(60)
+            code = process.wait(seconds)
         except subprocess.TimeoutExpired:
             self.problems.append(f"{what} did not end when it was asked to")
             self.say_last_words()
@@ -79,7 +81,7 @@ class Rage:
 
     def rage(self, rng: random.Random, running: list[subprocess.Popen[bytes]], more: list[str]) -> None:
         """Do all of it, in an order of its own for each seed. ``more``: blows of ``blow``."""
-        plan = ["kill"] * self.kills + ["freeze"] * self.freezes + more
+        plan = ["kill"] * self.kills + ["freeze"] * self.freezes + ["restart"] * self.restarts + more
         if self.server is not None:
             plan += ["crash"] * self.crashes + ["cut"] * self.cuts
         rng.shuffle(plan)
@@ -98,7 +100,7 @@ class Rage:
                 self.server.restart("immediate")
             elif kind == "cut":
                 self._cut()
-            elif kind in ("freeze", *self.replacing):
+            elif kind in ("freeze", "restart", *self.replacing):
                 patience = time.monotonic() + 30
                 while not (grown := [one for one in running if self.ready(one) and one.pid not in frozen]):
                     self._thaw(frozen)
@@ -109,9 +111,18 @@ class Rage:
                     self.problems.append(f"no {self.what} was ready within 30 s")
                     continue
                 victim = rng.choice(grown)
-                victim.send_signal(signal.SIGSTOP)
+                if kind != "restart":
+                    victim.send_signal(signal.SIGSTOP)
                 self.hit(kind, victim)
-                if kind == "freeze":
+                if kind == "restart":
+                    victim.send_signal(signal.SIGTERM)
+                    until = time.monotonic() + 60
+                    while victim.poll() is None and time.monotonic() < until:
+                        self._thaw(frozen)  # one that stands still may have the file
+                        time.sleep(0.02)
+                    self.end(victim, f"a {self.what}", 0.1)
+                    running[running.index(victim)] = self.begin()
+                elif kind == "freeze":
                     frozen[victim.pid] = time.monotonic() + self.lease * rng.uniform(1.3, 3.0)
                 else:
                     victim.kill()

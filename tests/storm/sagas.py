@@ -93,8 +93,9 @@ class SagaStorm(Rage):
         return process
 
     def hit(self, kind: str, victim: subprocess.Popen[bytes]) -> None:
-        slot = self.slots.pop(victim.pid) if kind == "kill" else self.slots[victim.pid]
-        self.landed[NAMES[self.phases.landed(slot)]] += 1
+        slot = self.slots[victim.pid] if kind == "freeze" else self.slots.pop(victim.pid)
+        if kind != "restart":
+            self.landed[NAMES[self.phases.landed(slot)]] += 1
 
     def _publish(self) -> None:
         app, conn = make(self.folder), None
@@ -196,6 +197,7 @@ def main() -> int:
     parser.add_argument("--rate", type=float, default=30.0, help="orders a second, at most (default 30)")
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--freezes", type=int, default=4)
+    parser.add_argument("--restarts", type=int, default=4, help="of workers that are asked to end")
     parser.add_argument("--crashes", type=int, default=4, help="of the server")
     parser.add_argument("--cuts", type=int, default=4, help="of connections")
     given = parser.parse_args()
@@ -212,6 +214,7 @@ def main() -> int:
             postgres=0 if kind == "postgres" else None,
             kills=given.kills,
             freezes=given.freezes,
+            restarts=given.restarts,
             crashes=given.crashes,
             cuts=given.cuts,
         )

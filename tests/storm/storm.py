@@ -25,6 +25,9 @@ from tests.storm.phases import IDLE, NAMES, Phases
 
 PUBLISHER_SLOT = 40
 
+PATIENCE_SECONDS = 40
+"""For a process to begin, or to end once it is asked to."""
+
 SETTINGS = {"deadlock_timeout": "100ms"}
 """The server's, in proportion to a lease that is so short."""
 
@@ -45,12 +48,15 @@ class Process:
 
 @dataclass(slots=True)
 class Outage:
-    """A process was killed (``until`` stays None) or stood still from ``at`` to ``until``, in seconds of the monotonic clock."""
+    """A process was killed, or stood still, from ``at`` to ``until``, in seconds of the monotonic clock.
+
+    For one that was killed, from before the signal until it was gone: it may sit in a write to the disk for longer than its lease holds.
+    """
 
     pid: int
     at: float
     phase: int
-    until: float | None = None
+    until: float = float("inf")
 
 
 @dataclass
@@ -59,6 +65,7 @@ class Storm:
 
     Args:
         seed: decides who is hit, when and how. kills, freezes: how many. seconds: at most, without the settling.
+        restarts: how many workers are asked to end in the middle of their work, as in a deploy; what they have begun they must end.
         postgres: on a server of this version, 0 for the newest that is here; None for SQLite. crashes, cuts: how often it crashes, and
             how often some of its connections are cut.
         pooled: everybody goes through PgBouncer, in transaction mode.
@@ -70,6 +77,7 @@ class Storm:
     kills: int
     freezes: int
     seconds: float
+    restarts: int = 0
     postgres: int | None = None
     crashes: int = 0
     cuts: int = 0
@@ -83,6 +91,7 @@ class Storm:
     frozen: list[Outage] = field(default_factory=list)
     downs: list[Outage] = field(default_factory=list)
     cut: Counter[str] = field(default_factory=Counter)
+    restarted: int = 0
     problems: list[str] = field(default_factory=list)
 
     def run(self) -> verdict.Verdict:
@@ -109,7 +118,7 @@ class Storm:
             self._rage(running, publishing)
             (self.folder / "stop").touch()
             for process in publishing:
-                self._end(process, "a publisher", 40)
+                self._end(process, "a publisher", PATIENCE_SECONDS)
             self._stop(running)
             running = [self._worker(slot) for slot in range(2)]  # fresh ones, that nobody disturbs
             self._settle(running)
@@ -141,7 +150,8 @@ class Storm:
         landed = self.landed()
         places = ", ".join(f"{name} {landed[phase]}" for phase, name in enumerate(NAMES))
         lines = [
-            f"seed {self.seed}: {len(self.killed)} killed, {len(self.frozen)} frozen; {places} ({self.under_load():.0%} under load)",
+            f"seed {self.seed}: {len(self.killed)} killed, {len(self.frozen)} frozen, {self.restarted} restarted;"
+            f" {places} ({self.under_load():.0%} under load)",
             f"seed {self.seed}: {found.deposits} deposits, {found.follow_ups} follow-ups, {found.calls} calls outside of which"
             f" {found.repeats} were repeats; {found.late} leases ran out",
         ]
@@ -196,13 +206,13 @@ class Storm:
 
     def _stop(self, running: list[Process]) -> None:
         """Ask workers to end, those that have just begun once they can hear it."""
-        until = time.monotonic() + 40
+        until = time.monotonic() + PATIENCE_SECONDS
         while not all(self._ready(process) for process in running) and time.monotonic() < until:
             time.sleep(0.05)
         for process in running:
             process.popen.send_signal(signal.SIGTERM)
         for process in running:
-            self._end(process, "a worker", 40)
+            self._end(process, "a worker", PATIENCE_SECONDS)
 
     def _end(self, process: Process, what: str, seconds: float) -> None:
         try:
@@ -218,7 +228,7 @@ class Storm:
     def _rage(self, running: list[Process], publishing: list[Process]) -> None:
         rng, until = self.rng, time.monotonic() + self.seconds
         plan = ["kill"] * self.kills + ["freeze"] * self.freezes + ["publisher"] * max(1, self.kills // 10)
-        plan += ["crash"] * self.crashes + ["cut"] * self.cuts
+        plan += ["crash"] * self.crashes + ["cut"] * self.cuts + ["restart"] * self.restarts
         rng.shuffle(plan)
         time.sleep(1.0)
         for blow in plan:
@@ -240,14 +250,24 @@ class Storm:
                 self._cut()
                 continue
             victim = self._aim(running)
-            phase = self._halt(victim)
+            if blow == "restart":
+                victim.popen.send_signal(signal.SIGTERM)
+                until_ended = time.monotonic() + PATIENCE_SECONDS
+                while victim.popen.poll() is None and time.monotonic() < until_ended:
+                    self._wait(running, 0.05)  # who stands still with the file is continued meanwhile
+                self._end(victim, "a worker", 0.1)
+                running[running.index(victim)] = self._worker(victim.slot)
+                self.restarted += 1
+                continue
+            outage = Outage(victim.pid, time.monotonic(), self._halt(victim))
             if blow == "kill":
                 victim.popen.kill()
                 victim.popen.wait()
-                self.killed.append(Outage(victim.pid, time.monotonic(), phase))
+                outage.until = time.monotonic()
+                self.killed.append(outage)
                 running[running.index(victim)] = self._worker(victim.slot)
             else:
-                self.frozen.append(Outage(victim.pid, time.monotonic(), phase))
+                self.frozen.append(outage)
                 victim.thaw = time.monotonic() + self.lease * rng.uniform(1.3, 2.5)
         while any(process.thaw for process in running):
             self._wait(running, 0.1)
@@ -296,8 +316,9 @@ class Storm:
     def _aim(self, running: list[Process]) -> Process:
         """A worker that stands up and has had time to take lanes; most of the time one that is at a phase chosen beforehand."""
         wanted = self.rng.choice((None, 1, 2, 2, 3, 3, 4, 4))
-        until = time.monotonic() + (0.4 if wanted else 0.0)
-        while True:
+        began = time.monotonic()
+        until = began + (0.4 if wanted else 0.0)
+        while time.monotonic() < began + PATIENCE_SECONDS:
             upright = [process for process in running if not process.thaw]
             grown = [process for process in upright if self._ready(process) and time.monotonic() - process.born > 1.0]
             for process in self.rng.sample(grown, len(grown)):
@@ -309,6 +330,7 @@ class Storm:
                     return self.rng.choice(working or grown)
             self._thaw(running)
             time.sleep(0 if grown else 0.02)
+        raise TimeoutError(f"no worker was ready within {PATIENCE_SECONDS} s; see {self.folder / 'errors'}")
 
     def _halt(self, process: Process) -> int:
         """Stop it and see where; the phase it stands in."""

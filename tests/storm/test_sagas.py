@@ -15,6 +15,6 @@ from tests.storm.sagas import SagaStorm
 @pytest.mark.promise("effects once")
 @pytest.mark.parametrize("postgres", [None, 0], ids=["sqlite", "postgres"])
 def test_a_short_storm_over_sagas(tmp_path: Path, postgres: int | None) -> None:
-    storm = SagaStorm(folder=tmp_path, seed=7, orders=120, rate=30, postgres=postgres, kills=2, freezes=1, crashes=1, cuts=1)
+    storm = SagaStorm(folder=tmp_path, seed=7, orders=120, rate=30, postgres=postgres, kills=2, freezes=1, restarts=1, crashes=1, cuts=1)
     assert storm.run() == []
     assert storm.ended == {"completed": 90, "compensated": 30}

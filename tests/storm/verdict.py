@@ -125,25 +125,26 @@ def _calls(
     if highest != made:
         problems.append(f"outside: {highest.total()} of {made.total()} deposits were called")
     found.calls = sum(len(calls) for calls in begun.values())
-    still = [(outage.at, outage.until or outage.at) for outage in (*frozen, *downs)]
-    late = _late(folder / "renewals", {outage.pid: outage.at for outage in killed})
+    still = [(outage.at, outage.until) for outage in (*frozen, *downs)]
+    late = _late(folder / "renewals", {outage.pid: outage.until for outage in killed})
     found.late = len(late)
-    hits = [(outage.at, outage.until or outage.at, outage.pid) for outage in (*killed, *frozen, *downs)]
-    hits += late
+    # Who was killed explains only his own; who stood still may have done so with the file's write lock, so that every lease ran out.
+    hits: list[tuple[float, float, int | None]] = [(outage.at, outage.until, outage.pid) for outage in killed]
+    hits += [(at, until, None) for at, until in (*still, *(one[:2] for one in late))]
     writing = _writing(folder / "checkpoints")
     unexplained: list[str] = []
     for event, calls in begun.items():
         for (pid, began), (_, again) in pairwise(calls):
             found.repeats += 1
             end = ended.get((pid, *event))
-            # The first call's end was in no checkpoint when its process was hit; or when another stood still with the file's write lock,
-            # so that every lease ran out.
-            after = [(at, until) for at, until, victim in hits if began <= until and at <= again and (victim == pid or until > at)]
+            # The first call's end was in no checkpoint when its process was hit.
+            after = [(at, until) for at, until, victim in hits if began <= until and at <= again and victim in (None, pid)]
             usual = service.CHECKPOINT_AGE + SLACK
             idle = [*still, *writing[pid]]
             explained = any(end is None or at - end <= usual + _stood(idle, end, at) for at, until in after)
             if not explained:
-                unexplained.append(f"{event} by {pid} from {began:.2f} to {end:.2f}, again at {again:.2f}")
+                ending = "no end" if end is None else f"{end:.2f}"
+                unexplained.append(f"{event} by {pid} from {began:.2f} to {ending}, again at {again:.2f}")
     if unexplained:
         problems.append(
             f"outside: {len(unexplained)} repeats of what had ended more than {service.CHECKPOINT_AGE} s before a kill or freeze:"

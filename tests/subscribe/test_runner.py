@@ -568,3 +568,56 @@ async def test_a_trickle_of_events_is_not_a_trickle_of_checkpoints(
     pauses = [later - sooner for sooner, later in itertools.pairwise(writes[:-1])]  # the last one is the end of the worker
     few = sum(pause < 0.5 * quiet for pause in pauses)
     assert few <= (2 if takes else 0), pauses  # before the first nobody knows what one takes; a sweep may come between
+
+
+@pytest.mark.parametrize("kind", ["async", "sync", "transaction", "shared", "list"])
+async def test_who_stops_begins_nothing_more_of_a_parked_key(tmp_path: Path, kind: str) -> None:
+    """Its events are handled one behind the commit of the other; what is cut off between begin and end would be done again. Another
+    subscription keeps the worker from ending at once."""
+    app = App("shop", store=f"sqlite:///{tmp_path}/shop.db")
+    begun: list[int] = []
+    ended: list[int] = []
+    at_work = asyncio.Event()
+    stopped = 0
+
+    def begin(number: int) -> None:
+        begun.append(number)
+        if begun == [0]:
+            raise ConnectionError("the other side hung up")
+
+    async def handle(event: Placed) -> None:
+        begin(event.number)
+        await asyncio.sleep(0.002)
+        ended.append(event.number)
+
+    def handle_in_a_thread(event: Placed) -> None:
+        begin(event.number)
+        time.sleep(0.002)
+        ended.append(event.number)
+
+    def handle_in_a_transaction(event: Placed, tx: sqlite3.Connection) -> None:
+        handle_in_a_thread(event)
+
+    async def handle_a_list(events: list[Placed]) -> None:
+        for event in events:
+            await handle(event)
+
+    handler: Any = {"async": handle, "sync": handle_in_a_thread, "list": handle_a_list}.get(kind, handle_in_a_transaction)
+    by_kind: dict[str, dict[str, Any]] = {"shared": {"shared_tx": True}, "list": {"size": 50, "age": 0.0}}
+    app.subscribe(Placed, name="mail", retry=Retry(first=0.001), **by_kind.get(kind, {}))(handler)
+
+    @app.subscribe(Paid)
+    async def slow(event: Paid) -> None:
+        at_work.set()
+        await asyncio.sleep(0.5)
+
+    async with app:
+        for number in range(200):
+            await app.publish(Placed(order=1, number=number), tx="own")
+        while len(ended) < 5:
+            await asyncio.sleep(0)
+        await app.publish(Paid(order=1), tx="own")
+        await at_work.wait()
+        stopped = len(begun)
+    assert begun[1:] == ended
+    assert len(begun) <= stopped + 10  # before the worker has heard of it

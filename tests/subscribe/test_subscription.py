@@ -64,7 +64,7 @@ def handle(event: Placed | Paid) -> None: ...
 def test_a_misspelt_option_is_told_with_the_right_one(app: App) -> None:
     with pytest.raises(ConfigurationError, match=r"^subscribe has no option 'consurrency'; did you mean concurrency=\?$"):
         app.subscribe(Placed, consurrency=3)  # type: ignore[call-arg]
-    with pytest.raises(ConfigurationError, match=r"^subscribe has no option 'xyz'; there are age, checkpoint_age, concurrency, "):
+    with pytest.raises(ConfigurationError, match=r"^subscribe has no option 'xyz'; there are order, concurrency, rate, "):
         app.subscribe(Placed, xyz=3)  # type: ignore[call-arg]
 
 

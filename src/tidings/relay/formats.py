@@ -19,6 +19,7 @@ from ..brokers.port import Received
 from ..codec import encode_json
 from ..envelope import Envelope, check_key, lane_of, micros
 from ..errors import InvalidEvent
+from ..spelling import spelled_options
 from .cloudevents import Origin, from_record
 from .own_records import own_records
 
@@ -52,6 +53,7 @@ class CloudEvents:
         return Arrival(*from_record(record.topic, record.key, record.value, record.headers, record.time))
 
 
+@spelled_options
 @dataclass(frozen=True)
 class DebeziumOutbox:
     """What Debezium's outbox event router writes: the payload as value, the aggregate's id as key, the event's id in the header ``id``.
@@ -93,6 +95,7 @@ Path = str | Callable[[Any], Any]
 """Where a value stands in the JSON: names with points between them, or a function of the whole."""
 
 
+@spelled_options
 @dataclass(frozen=True)
 class PlainJSON:
     """JSON of somebody else's making.

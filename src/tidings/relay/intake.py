@@ -22,6 +22,7 @@ from typing import Literal
 from ..brokers.port import Broker, Partition, Reader, Received, Topic
 from ..envelope import Envelope
 from ..errors import BrokerUnavailable, ConfigurationError, InvalidEvent, OffsetLost, PartitionTaken, TidingsError
+from ..spelling import spelled_options
 from ..store.intakes import IntakeUnit, MarkRow, Move, Offset
 from ..store.port import Store, Unit
 from .formats import Arrival, CloudEvents, Format
@@ -42,6 +43,7 @@ RETRIED = 100
 """Dead letters in one transaction."""
 
 
+@spelled_options
 @dataclass(frozen=True)
 class Intake:
     """What an app takes from its broker.

@@ -17,6 +17,7 @@ import msgspec
 
 from ..envelope import LANES
 from ..errors import ConfigurationError
+from ..spelling import spelled_options
 from ..store.port import EVERYTHING, KeyState, Lane
 from ..subscribe.sharing import group_of, whole_groups
 from .given import is_count, is_name
@@ -32,6 +33,7 @@ PATIENCE = 5.0
 """Seconds that draining waits for a broker that doesn't answer."""
 
 
+@spelled_options
 @dataclass(frozen=True)
 class Relay:
     """How an app's events go to its broker.

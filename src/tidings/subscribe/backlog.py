@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 
 from ..errors import ConfigurationError
+from ..spelling import spelled_options
 
 if TYPE_CHECKING:
     from ..store.port import Lane, SubscriptionRow, Unit
 
 
+@spelled_options
 @dataclass(frozen=True, slots=True)
 class Backlog:
     """So much and no more: a limit is passed when either of the two is.

@@ -39,6 +39,7 @@ class Feed:
         cursor: rows up to here were taken or are not ours. fetched: rows up to here have been put in.
         until: end of the worker's lease on ``now``; behind it nothing is taken, since others may have the lanes, and ``expired`` is called.
         ready: released by their key, or handed back. urgent: parked events whose time has come. closed: only urgent ones may be taken.
+        ended: those neither.
         held_back, held_back_parked: taken, but not before caution.py lets them through, which ``cautious`` tells to.
     """
 
@@ -53,6 +54,7 @@ class Feed:
         self.cursor = 0
         self.fetched = 0
         self.closed = False
+        self.ended = False
         self.until = float("inf")
         self.now: Callable[[], float] = time.monotonic
         self.expired: Callable[[], None] = lambda: None
@@ -196,6 +198,9 @@ class Feed:
         urgent, ready = self.urgent, self.ready
         keyed, whole, chained = self._keyed, self._whole, self.chained
         while True:
+            if self.ended:
+                yield None
+                continue
             if self.now() > self.until:  # frozen, or the store could not be written
                 self.expired()
                 yield None

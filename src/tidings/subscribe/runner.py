@@ -158,7 +158,7 @@ class Runner:
 
     async def drain(self) -> None:
         """Begin nothing new, wait for what runs, write the checkpoint."""
-        self.stopping = self.feed.closed = True
+        self.stopping = self.feed.closed = self.feed.ended = True
         self.feed.discard(lambda ctx: True)
         self._more.set()
         while self.crew.running or self.checkpointing.outstanding():
@@ -180,7 +180,7 @@ class Runner:
 
     def kill(self) -> None:
         """End the tasks without writing anything, as a crash would."""
-        self.stopping = self.feed.closed = True
+        self.stopping = self.feed.closed = self.feed.ended = True
         self.checkpointing.close()
         self.parked.close()
         self.crew.kill()

@@ -454,13 +454,14 @@ def test_what_is_read_of_the_sequence_has_been_drawn(log_url):
                 RETURN found;
             END $$""")
         busy = f"""
-            DO $$ BEGIN FOR i IN 1..100 LOOP
+            DO $$ DECLARE until timestamptz := clock_timestamp() + interval '3 s';
+            BEGIN WHILE clock_timestamp() < until LOOP
                 PERFORM count(nextval('{module.SEQUENCE}')) FROM generate_series(1, 2000);
             END LOOP; END $$"""
         hammers = [threading.Thread(target=conn.execute, args=(busy,)) for conn in (one, two)]
         for hammer in hammers:
             hammer.start()
-        row = conn.execute("SELECT ahead(1)").fetchone()
+        row = conn.execute("SELECT ahead(2.5)").fetchone()
         for hammer in hammers:
             hammer.join()
         assert row == (0,)
