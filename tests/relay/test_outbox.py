@@ -8,6 +8,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import psycopg
 import pytest
@@ -389,6 +390,29 @@ def test_payloads_and_keys_of_bytes(shop: Shop, mode: str) -> None:
         shop.conn.execute(insert, (b"", content))
         shop.await_ticked()
     assert sorted((one.id, one.key, one.value) for one in shop.seen()) == [("1", b"k\0", content), ("2", None, None), ("3", b"", content)]
+
+
+@pytest.mark.promise("effects once")
+@pytest.mark.parametrize("mode", ["poll", "cdc"])
+def test_a_time_says_that_a_row_was_sent(shop: Shop, mode: str) -> None:
+    shop.conn.execute("ALTER TABLE outbox ADD COLUMN sent_at timestamptz")
+    options: dict[str, Any] = {"mode": mode, "columns": ("published=sent_at",)}
+    left = "SELECT count(*) FROM outbox WHERE sent_at IS NULL"
+
+    def sent() -> bool:
+        return shop.conn.execute(left).fetchone() == (0,)
+
+    written = shop.insert(3)
+    shop.dies("after the broker", **options)
+    assert not sent()
+    with shop.relay(**options) as relay:
+        wait_for(sent)
+        shop.conn.execute("INSERT INTO outbox (aggregate_id, event_type, sent_at) VALUES (1, 'shop.Placed', now())")
+        written += shop.insert(2)
+        wait_for(sent)
+    assert ids(shop.seen()) == written
+    advice = dict(relay.told)["leading"]["advice"]  # type: ignore[attr-defined]
+    assert advice == 'CREATE INDEX CONCURRENTLY ON public.outbox ("id") WHERE "sent_at" IS NULL'
 
 
 def test_an_index_by_what_rows_are_ordered_by_is_advised(new_shop: Callable[..., Shop]) -> None:

@@ -30,7 +30,7 @@ class Layout:
     Attributes:
         id: tells rows apart; the event's id. key: whose event it is. type: its type. payload: what happened. time: when; None for when it
         was read.
-        published: a boolean column that is true once the row was sent; None where there is none.
+        published: a column that is true once the row was sent, or a timestamp that says when; None where there is none.
         route: a column that says where the row goes. headers: further headers, (name, column).
         topic: where rows go; ``{route}`` and ``{type}`` stand for what is in those columns.
         cloudevent: the record is a CloudEvent; otherwise the payload travels alone, and the id in a header.

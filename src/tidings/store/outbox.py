@@ -45,8 +45,8 @@ class Wanted:
 
     Attributes:
         relay: its name; one leader at a time has it. table: as SQL names it. id: the column that tells rows apart. columns: to be read
-            beside it. published: the boolean column that is true once a row was sent, None if nothing says so. time: a column to go by
-            where ids have no order. deletes: rows that were sent are deleted.
+            beside it. published: the column that is true once a row was sent, or says when, None if nothing does. time: a column to go
+            by where ids have no order. deletes: rows that were sent are deleted.
         mode: ``poll`` or ``cdc``. batch: rows at a time. slot, publication, unlimited_wal: by CDC. former: by CDC, what a column was
             called when older rows were written, the latest first; empty: there was none.
     """

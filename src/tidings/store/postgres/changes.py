@@ -37,6 +37,8 @@ from .source import BATCH_BYTES, Threaded, unhexed, weight
 WAIT_SECONDS = 1.0
 """The server is listened to for so long at a time."""
 LOOK_SECONDS = 5.0
+_OPEN = (None, b"f")
+"""What the column that says so has while a row was not sent: a boolean, or the time at which it was."""
 _BYTEA = 17
 """The type's oid."""
 
@@ -305,7 +307,7 @@ class _Reading:
                         passing = (lsn, ordinal) < after
                         continue
                     batch.rows += 1
-                    if here.flag >= 0 and values[here.flag] == b"t":
+                    if here.flag >= 0 and values[here.flag] not in _OPEN:
                         continue  # whoever wrote it says that it was sent
                     row = here.wanted(values)
                     try:

@@ -79,7 +79,8 @@ class OutboxTable:
         conn: in autocommit mode.
         name: as SQL takes it, with or without a schema.
         id: the column that tells rows apart. columns: the columns to be read; each SELECT gives them in this order, behind the id.
-        published: the boolean column that says that a row was sent, or None. time: a column to go by where ids have no order.
+        published: the column that says that a row was sent, a boolean or a timestamp, or None. time: a column to go by where ids have
+            no order.
         deletes: rows are deleted instead of being flagged.
 
     Raises:
@@ -132,7 +133,16 @@ class OutboxTable:
             raise StoreError(f"the role may not read the sequence of {id!r}; GRANT USAGE, SELECT ON SEQUENCE {row[3]} TO {_role(conn)}")
         quoted = sql.Identifier(id).as_string()
         flag = sql.Identifier(published).as_string() if published else ""
-        untick = "true" if not published else f"NOT {flag}" if found[published][2] else f"{flag} IS NOT TRUE"
+        self._moment = published is not None and _is_moment(found[published][1])
+        untick = (
+            "true"
+            if not published
+            else f"{flag} IS NULL"
+            if self._moment
+            else f"NOT {flag}"
+            if found[published][2]
+            else f"{flag} IS NOT TRUE"
+        )
         by_time = time is not None and not self.ordered  # what rows are then ordered by
         if time is not None and by_time:
             indexes = conn.execute(_INDEXES, (self.oid, time)).fetchall()
@@ -147,10 +157,10 @@ class OutboxTable:
             if row is None or not row[0]:
                 raise StoreError(f"the role may not delete rows; GRANT DELETE ON {self.name} TO {_role(conn)}")
         elif published is not None:
-            if found[published][1] != "boolean":
+            if found[published][1] != "boolean" and not _is_moment(found[published][1]):
                 raise StoreError(
-                    f"the column {published!r} of {self.name} is {found[published][1]}, not boolean; name another with --columns"
-                    " published=…"
+                    f"the column {published!r} of {self.name} is {found[published][1]}, not boolean, nor a timestamp; name another with"
+                    " --columns published=…"
                 )
             if not found[published][4]:
                 raise StoreError(f"the role may not flag rows; GRANT UPDATE ({published}) ON {self.name} TO {_role(conn)}")
@@ -173,7 +183,7 @@ class OutboxTable:
                   WHERE {id} > %s::{kind} AND {id} <= %s::{kind} ORDER BY {id} LIMIT %s) looked"""
         these = f"{id} = ANY(%s::text[]::{kind}[]) AND {untick}"
         self._these = f"{reading} WHERE {these} ORDER BY {order}"
-        tick = f"DELETE FROM {table}" if self.deletes else f"UPDATE {table} SET {flag} = true"
+        tick = f"DELETE FROM {table}" if self.deletes else f"UPDATE {table} SET {flag} = {'now()' if self._moment else 'true'}"
         self._tick = f"{tick} WHERE {these}"
         # A row written again since has another xmin. (age() counts back from now, so it also orders the 32 bits that a row keeps.)
         self._tick_old = f"{tick} WHERE {these} AND age(xmin) > age(%s::text::xid)"
@@ -250,6 +260,10 @@ class OutboxTable:
 def columns_of(conn: psycopg.Connection[Any], oid: int) -> list[str]:
     """Names of the columns that a table has now."""
     return [row[0] for row in conn.execute(_COLUMNS, (oid,))]
+
+
+def _is_moment(kind: str) -> bool:
+    return kind.startswith("timestamp")
 
 
 def partition_of(conn: psycopg.Connection[Any], oid: int, table: int) -> bool:
