@@ -480,6 +480,8 @@ def test_relays_of_one_name_on_two_databases_made_from_one_template(shop: Shop, 
     [
         ("DROP TABLE outbox", "there is no table outbox; the database has no table"),
         ("ALTER TABLE outbox RENAME TO outbux", "there is no table outbox; did you mean outbux?"),
+        ('ALTER TABLE outbox RENAME TO "Outbox"', 'there is no table outbox; did you mean "Outbox"?'),
+        ("CREATE SCHEMA app; ALTER TABLE outbox SET SCHEMA app", "there is no table outbox; did you mean app.outbox?"),
         ("ALTER TABLE outbox DROP COLUMN payload", "has no column 'payload' -- it has id, aggregate_id, event_type, created_at, published"),
         ("ALTER TABLE outbox RENAME COLUMN published TO sent", "has no column 'published'"),
         ("ALTER TABLE outbox ALTER published DROP DEFAULT, ALTER published TYPE text", "'published' of public.outbox is text, not boolean"),

@@ -35,8 +35,9 @@ _TABLE = """
 
 _TABLES = """
     SELECT c.oid::regclass::text FROM pg_class c
-    WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition AND pg_table_is_visible(c.oid)
-      AND c.relnamespace NOT IN ('pg_catalog'::regnamespace, 'information_schema'::regnamespace) ORDER BY 1"""
+    WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition AND c.relnamespace NOT IN
+      (SELECT oid FROM pg_namespace WHERE nspname LIKE 'pg\\_%' OR nspname = 'information_schema')
+    ORDER BY pg_table_is_visible(c.oid) DESC, 1"""
 
 _COLUMNS = """
     SELECT attname, format_type(atttypid, NULL), attnotnull, has_column_privilege(attrelid, attnum, 'SELECT'),
@@ -279,9 +280,10 @@ def _find(conn: psycopg.Connection[Any], name: str) -> tuple[int, str]:
         raise ConfigurationError(f"{name!r} is no name of a table; write schema.table, with quotes where SQL wants them") from error
     if row is None:
         tables = [table for (table,) in conn.execute(_TABLES)]
-        near = get_close_matches(name, tables, 1)
+        called = {_plain(part): table for table in reversed(tables) for part in (table, table.rpartition(".")[2])}
+        near = get_close_matches(_plain(name), called, 1) or get_close_matches(_plain(name.rpartition(".")[2]), called, 1)
         hint = (
-            f"did you mean {near[0]}?"
+            f"did you mean {called[near[0]]}?"
             if near
             else f"there are {', '.join(tables[:20])}"
             if tables
@@ -292,6 +294,10 @@ def _find(conn: psycopg.Connection[Any], name: str) -> tuple[int, str]:
     if kind not in "rp":
         raise StoreError(f"{quoted} is not a table; an outbox is one that the application inserts into")
     return oid, quoted
+
+
+def _plain(name: str) -> str:
+    return name.replace('"', "").lower()
 
 
 def _role(conn: psycopg.Connection[Any]) -> str:
