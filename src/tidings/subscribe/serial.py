@@ -1,7 +1,8 @@
 """Running synchronous handlers with a transaction: in one thread, in the log's order, since the file has one writer.
 
 With ``shared_tx`` neighbours share a transaction, bounded in number and time. A savepoint stands before each chunk; a chunk in which one
-fails is undone and done again in smaller ones, so that only that one is rolled back. Without it each event has a transaction of its own.
+fails is undone and done again in smaller ones, so that only that one is rolled back. Without it each event has a transaction of its own,
+and what neighbours share is the trip to the thread, which costs more than a commit.
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ SHARED_SECONDS = (0.02, 0.25)
 """A shared transaction ends after so many events or so much time. Where transactions take turns publishers wait for it; elsewhere who wants
 the same rows does, and readers wait for what it publishes."""
 CHUNK = 64
+TRIP_SIZE = 64
+TRIP_SECONDS = 0.02
+"""Bounds of a trip: a worker that ends, and an operator's command, wait for it."""
 
 
 class Serial:
@@ -39,7 +43,7 @@ class Serial:
     def __init__(self, runner: Runner, *, shared: bool) -> None:
         self._runner = runner
         self._shared = shared
-        self._most = SHARED_SIZE if shared else 1
+        self._size = self._most = SHARED_SIZE if shared else TRIP_SIZE
         self._seconds = SHARED_SECONDS[0 if runner.store.one_writer else 1]
         self.limit = 1
         self.running = 0
@@ -105,27 +109,35 @@ class Serial:
             self._given_up = given_up = loop.create_future()
             committed = loop.create_future() if self._shared else None  # gathering a single event is no work
             self._batch, self.running, self.stepping = batch, 1, self._shared and not runner.store.reads_aside
-            work = loop.run_in_executor(self._thread, self.transact, batch, committed)
+            work: asyncio.Future[Any]
+            if self._shared:
+                work = loop.run_in_executor(self._thread, self.transact, batch, committed)
+            else:
+                work = loop.run_in_executor(self._thread, self._trip, batch)
             work.add_done_callback(_seen)
+            failed, rest, error = batch, list[Context](), None
             either: list[asyncio.Future[Any]] = [work, given_up] if committed is None else [work, given_up, committed]
             try:
                 await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
                 if given_up.done():
                     self._give_up(work, given_up.result(), batch)
                     continue
-                rest = work.result() if committed is None or not committed.done() else committed.result()
-            except runner.Lost as lost:
-                runner.lose(lost, batch)
-                continue
-            except Exception as error:
-                await self._failed(batch, error)
-                continue
+                if committed is None:
+                    failed, rest, error = work.result()
+                else:
+                    rest = committed.result() if committed.done() else work.result()
+            except Exception as raised:
+                error = raised
             finally:
                 self._batch, self.running, self.stepping = [], 0, False
                 runner.feed.wanted()
             runner.feed.again(rest)
-            if self._shared:
-                self._most = min(SHARED_SIZE, self._most * 2)
+            if error is None:
+                self._most = min(self._size, self._most * 2)
+            elif isinstance(error, runner.Lost):
+                runner.lose(error, failed)
+            else:
+                await self._failed(failed, error)
 
     def _follows(self, ctx: Context) -> bool:
         """Whether its key is parked, so that it is put behind the others of the key."""
@@ -150,7 +162,7 @@ class Serial:
             self._most = 1
 
     def _give_up(self, work: asyncio.Future[Any], ctx: Context, batch: list[Context]) -> None:
-        """A handler hangs in its transaction: its connection was closed, which undid the batch and freed the file."""
+        """A handler hangs in its transaction: its connection was closed, which undid it and freed the file."""
         pool, self._thread = self._thread, None
         ended = self._runner.parked.stick(ctx, time.monotonic())
 
@@ -163,7 +175,8 @@ class Serial:
 
         work.add_done_callback(over)
         failure = ctx.failure
-        self._runner.feed.again([other for other in batch if other is not ctx])
+        others = batch if self._shared else batch[batch.index(ctx) :]  # those before it had their own, and are committed
+        self._runner.feed.again([other for other in others if other is not ctx])
         ctx.reset()
         ctx.failure = failure
         self._runner.finish(ctx)
@@ -193,6 +206,18 @@ class Serial:
         return now is not None and now[0] <= limit and self._runner.transactions.abort(now[1])
 
     # -- in the thread
+
+    def _trip(self, batch: list[Context]) -> tuple[list[Context], list[Context], Exception | None]:
+        """A transaction for each, until one fails or the time is over: the one that failed, what was not begun, and the error."""
+        until = time.monotonic() + TRIP_SECONDS
+        for at, ctx in enumerate(batch):
+            if at and (time.monotonic() > until or self._runner.stopping):
+                return [], batch[at:], None
+            try:
+                self.transact([ctx])
+            except Exception as error:
+                return [ctx], batch[at + 1 :], error
+        return [], [], None
 
     def transact(self, batch: list[Context], committed: asyncio.Future[list[Context]] | None = None) -> list[Context]:
         """Handlers, then their checkpoint, then the commit. Returns what was not begun: its time was over.
