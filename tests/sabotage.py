@@ -357,6 +357,13 @@ LIST = (
     ),
     # -- order and parking
     Sabotage(
+        "what was committed before one that hangs is not handed back",
+        "subscribe/serial.py",
+        "others = batch if self._shared else batch[batch.index(ctx) :]",
+        "others = batch",
+        "tests/subscribe/test_runner.py::test_who_hangs_in_his_transaction_costs_those_before_and_behind_him_nothing",
+    ),
+    Sabotage(
         "a worker that ends begins nothing more of parked keys",
         "subscribe/feed.py",
         "            if self.ended:\n",
@@ -1392,7 +1399,14 @@ LIST = (
         "sagas/attempt.py",
         "                with transaction.guard.closed(function.name):\n                    value = call()",
         "                if True:\n                    value = call()",
-        SAGA + "a_step_that_ends_its_transaction_gets_an_error_and_counts_as_not_done[sqlite]",
+        SAGA + "a_step_that_ends_its_transaction_gets_an_error_and_counts_as_not_done[postgres]",
+    ),
+    Sabotage(
+        "steps that share a transaction: each is guarded from ending it",
+        "sagas/shared_steps.py",
+        "                with transaction.guard.closed(step.function.name):\n                    value = step.call()",
+        "                if True:\n                    value = step.call()",
+        SAGA_SHARED + "one_that_tries_to_end_the_transaction_fails_alone",
     ),
     Sabotage(
         "a mistake in a saga's body undoes nothing",
@@ -1557,7 +1571,7 @@ LIST = (
         "                transaction.told = bool(outputs)\n"
         "            if not self._store.write(lambda unit: self._record(unit, hold, entry, outputs)).result():\n"
         "                raise _fenced(hold)\n            return entry\n\n        future",
-        "tests/sagas/test_killed.py::test_a_saga_killed_at_every_point_ends_as_one_that_was_not[sqlite-forward]",
+        "tests/sagas/test_fencing.py::test_a_transaction_whose_instance_is_another_workers_leaves_nothing[postgres]",
     ),
     Sabotage(
         "a saga that is due is found by its index",

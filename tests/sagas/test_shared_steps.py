@@ -125,8 +125,10 @@ async def test_a_row_that_the_commit_refuses_is_its_own_steps_failure(path: Path
 @pytest.mark.promise("death at any instruction")
 async def test_who_lost_his_instance_writes_nothing_and_his_neighbours_do(path: Path) -> None:
     lost = list[int]()
+    calls = Counter[int]()
 
     def book(order_id: int, tx: sqlite3.Connection, ctx: Context) -> int:
+        calls[order_id] += 1
         tx.execute("INSERT INTO booked VALUES (?, ?, NULL)", (order_id, ctx.attempt))
         if order_id == 5 and not lost:
             lost.append(order_id)  # as if another had taken it: what its line is checked against says so
@@ -135,6 +137,7 @@ async def test_who_lost_his_instance_writes_nothing_and_his_neighbours_do(path: 
 
     await run(shop(path, book))
     assert lost == [5]
+    assert calls == {number: 2 if number == 5 else 1 for number in range(SAGAS)}, "a neighbour was run again"
     assert booked(path) == [(number, 1) for number in range(SAGAS)]
 
 

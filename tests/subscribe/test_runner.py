@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from tests.running import connection
+from tests.running import connection, until
 from tidings import App, Context, Event, Retry
 from tidings.store.sqlite.unit import SQLiteUnit
 from tidings.store.sqlite.writer import FileWriter
@@ -621,3 +621,36 @@ async def test_who_stops_begins_nothing_more_of_a_parked_key(tmp_path: Path, kin
         stopped = len(begun)
     assert begun[1:] == ended
     assert len(begun) <= stopped + 10  # before the worker has heard of it
+
+
+@pytest.mark.promise("effects once")
+async def test_who_hangs_in_his_transaction_costs_those_before_and_behind_him_nothing(tmp_path: Path) -> None:
+    """They share the trip to the thread: what is committed is not done again, what was not begun is."""
+    app = App("shop", store=f"sqlite:///{tmp_path}/shop.db")
+    calls = Counter[int]()
+    go_on = threading.Event()
+
+    @app.subscribe(Placed, timeout=0.2, retry=Retry(first=0.01))
+    def mail(event: Placed, tx: sqlite3.Connection) -> None:
+        calls[event.order] += 1
+        tx.execute("INSERT INTO mails VALUES (?)", (event.order,))
+        if event.order == 3 and calls[3] == 1:
+            go_on.wait(10)
+
+    with connection(tmp_path / "shop.db") as conn:
+        conn.execute("CREATE TABLE mails (id INTEGER)")
+    app.open()
+    with app.store.transaction() as conn:
+        for order in range(6):
+            app.publish(Placed(order=order), tx=conn)
+
+    def mails() -> list[int]:
+        with connection(tmp_path / "shop.db") as conn:
+            return [row[0] for row in conn.execute("SELECT id FROM mails ORDER BY 1")]
+
+    async with app:
+        await until(lambda: sum(calls.values()) >= 6)
+        go_on.set()  # its key waits for the thread
+        await until(lambda: len(mails()) == 6)
+    assert mails() == [0, 1, 2, 3, 4, 5]
+    assert calls == {0: 1, 1: 1, 2: 1, 3: 2, 4: 1, 5: 1}
