@@ -107,7 +107,7 @@ class Serial:
             if self._thread is None:
                 self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"tidings-{runner.name}-tx")
             self._given_up = given_up = loop.create_future()
-            committed = loop.create_future() if self._shared else None  # gathering a single event is no work
+            committed = loop.create_future() if self._shared else None  # a trip is told of as a whole
             self._batch, self.running, self.stepping = batch, 1, self._shared and not runner.store.reads_aside
             work: asyncio.Future[Any]
             if self._shared:
