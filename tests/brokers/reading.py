@@ -37,6 +37,7 @@ def everything(kafka: Kafka, topic: str, *, isolation: str = "read_committed") -
             for record in records:
                 error = record.error()
                 if error is not None:
+                    assert error.code() != KafkaError._AUTO_OFFSET_RESET, f"what was first in {topic} is gone: {error}"
                     if error.code() == KafkaError._PARTITION_EOF:
                         left.discard(record.partition())
                     continue

@@ -17,13 +17,15 @@ from tidings.brokers.kafka_slot import Transactional
 from tidings.brokers.port import Record
 from tidings.errors import BrokerError, BrokerUnavailable, SlotFenced
 
+NOW = int(time.time() * 1000)
+
 
 def records(topic: str, count: int, start: int = 0) -> list[Record]:
-    return [Record(topic, b"%d" % (n % 9), b"%d" % n, [("h", b"v")], 1_700_000_000_000) for n in range(start, start + count)]
+    return [Record(topic, b"%d" % (n % 9), b"%d" % n, [("h", b"v")], NOW) for n in range(start, start + count)]
 
 
 FENCED = """
-import gc, sys, threading
+import gc, sys, threading, time
 import confluent_kafka
 left = []
 class Watched(confluent_kafka.Producer):
@@ -38,7 +40,7 @@ address, topic, relay = sys.argv[1:]
 told = 0
 for turn in range(10):
     old = KafkaBroker(address).open_slot(relay, 0, 1)
-    rows = [Record(topic, b"%d" % n, b"x" * 500, [], 1_700_000_000_000) for n in range(3000)]
+    rows = [Record(topic, b"%d" % n, b"x" * 500, [], int(time.time() * 1000)) for n in range(3000)]
     begun = threading.Event()
     def send():
         global told
@@ -161,7 +163,7 @@ def test_a_topic_with_a_small_limit(kafka: Kafka) -> None:
     """Batches are no larger than the topic takes, which is seen when the slot is opened anew."""
     topic, relay = kafka.new_topic(1, settings={"max.message.bytes": "10000"}), kafka.new_name("relay")
     broker = KafkaBroker(kafka.address)
-    many = [Record(topic, b"k", b"x" * 1000, [], 1_700_000_000_000) for _ in range(100)]
+    many = [Record(topic, b"k", b"x" * 1000, [], NOW) for _ in range(100)]
     slot = broker.open_slot(relay, 0, 1)
     with pytest.raises(SlotFenced, match="smaller batches"):
         slot.send(many, b"m")

@@ -26,6 +26,8 @@ from ...errors import BrokerError, RecordTooLarge, SlotFenced, TopicMissing
 from .reader import ReaderStatements
 
 SLOTS = 4
+NOW = int(time.time() * 1000)
+"""Records are of now: a broker lets go of what is older than its topic's retention, whenever it looks for such."""
 
 
 class BrokerContract(ReaderStatements):
@@ -62,10 +64,7 @@ class BrokerContract(ReaderStatements):
         return f"relay-{uuid.uuid4().hex[:12]}"
 
     def records(self, topic: str, numbers: range, key: str = "k") -> list[Record]:
-        return [
-            Record(topic, f"{key}{n % 7}".encode(), b"%d" % n, [("a", b"%d" % n), ("b", "ü".encode())], 1_700_000_000_000 + n)
-            for n in numbers
-        ]
+        return [Record(topic, f"{key}{n % 7}".encode(), b"%d" % n, [("a", b"%d" % n), ("b", "ü".encode())], NOW + n) for n in numbers]
 
     def values(self, topic: str) -> list[int]:
         return sorted(int(record.value or b"-1") for record in self.everything(topic))
@@ -100,7 +99,7 @@ class BrokerContract(ReaderStatements):
     def test_a_record_arrives_as_it_was_given(self, broker: Broker, relay: str) -> None:
         topic = self.make_topic(1)
         given = [
-            Record(topic, b"", b"", [], 1_700_000_000_000),
+            Record(topic, b"", b"", [], NOW),
             Record(topic, None, None, [("x", b""), ("x", b"\x00\xff")], 1_700_000_000_001),
             Record(topic, b"\xff\x00", b"\x00" * 1000, [("n" * 200, b"v" * 1000)], 0 + 1_700_000_000_002),
         ]
@@ -234,7 +233,7 @@ class BrokerContract(ReaderStatements):
 
     def test_what_is_too_large_is_told_before_anything_is_sent(self, broker: Broker, relay: str) -> None:
         topic = self.make_topic(1)
-        large = Record(topic, b"k", b"x" * (broker.limit(topic) + 1), [], 1_700_000_000_000)
+        large = Record(topic, b"k", b"x" * (broker.limit(topic) + 1), [], NOW)
         assert not broker.fits(large)
         slot = broker.open_slot(relay, 0, 1)
         with pytest.raises(RecordTooLarge):
@@ -246,7 +245,7 @@ class BrokerContract(ReaderStatements):
     def test_what_fits_is_taken(self, broker: Broker, relay: str) -> None:
         topic = self.make_topic(1)
         most = broker.limit(topic)
-        record = Record(topic, b"k", b"", [("h", b"v" * 50)], 1_700_000_000_000)
+        record = Record(topic, b"k", b"", [("h", b"v" * 50)], NOW)
         while not broker.fits(record._replace(value=b"x" * most)):
             most -= 1000
         slot = broker.open_slot(relay, 0, 1)

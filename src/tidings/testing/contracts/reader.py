@@ -120,7 +120,7 @@ class ReaderStatements:
     def test_what_was_sent_comes_as_it_was(self, reading: Callable[..., Reading]) -> None:
         topic = self.make_topic(1)
         sent = [
-            Record(topic, b"k", b"v", [("a", b"1"), ("b", "ü".encode())], 1_700_000_000_000),
+            Record(topic, b"k", b"v", [("a", b"1"), ("b", "ü".encode())], int(time.time() * 1000)),
             Record(topic, b"", b"", [], 1_700_000_000_001),
             Record(topic, None, None, [("x", b""), ("x", b"\x00\xff")], 1_700_000_000_002),
         ]
