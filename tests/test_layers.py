@@ -14,7 +14,7 @@ import tidings
 
 SOURCE = Path(str(tidings.__file__)).parent
 
-BASE = ("errors", "spelling", "clock", "ids", "retry", "codec", "event", "envelope")
+BASE = ("errors", "spelling", "urls", "clock", "ids", "retry", "codec", "event", "envelope")
 ROOMS = ("store", "publish", "brokers", "subscribe", "relay", "sagas", "story", "app", "cli")
 """Each may import from itself, from those before it, and from ``BASE``. ``testing`` may import from all but ``cli``."""
 

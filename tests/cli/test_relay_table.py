@@ -65,7 +65,7 @@ BROKER = ("--broker", "kafka://127.0.0.1:1")
         ((*DATABASE, *BROKER, "--topic", "shop.{route}"), "{route} has no column"),
         ((*DATABASE, *BROKER, "--topic", "shop.{"), "a brace that isn't"),
         ((*DATABASE, *BROKER, "--columns", "type="), "a CloudEvent needs a type"),
-        ((*DATABASE, *BROKER, "--columns", "published=", "--after", "flag"), "needs a boolean column"),
+        ((*DATABASE, *BROKER, "--columns", "published=", "--after", "flag"), "needs a boolean or timestamp column"),
         ((*DATABASE, *BROKER), "the server can't be reached"),
     ],
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..errors import ConfigurationError
-from .port import without_password
+from ..urls import label
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,4 +26,4 @@ def broker_at(url: str, settings: str | Path | None = None) -> Broker:
         from .kafka import KafkaBroker
 
         return KafkaBroker(url, file=settings)
-    raise ConfigurationError(f"broker={without_password(url)!r}: write kafka://host:9092, several hosts with commas between them")
+    raise ConfigurationError(f"broker={label(url)!r}: write kafka://host:9092, several hosts with commas between them")

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import BrokerError, BrokerUnavailable, ConfigurationError, NotAllowed, RecordTooLarge, SlotFenced, TopicMissing
+from ..urls import label
 from . import kafka_rights as rights
 from .kafka_rights import Right
 from .kafka_settings import hidden, missing_files, surroundings
-from .port import Partition, Range, Record, Topic, size, without_password
+from .port import Partition, Range, Record, Topic, size
 
 if TYPE_CHECKING:
     from .port import Reader, Slot
@@ -80,7 +81,7 @@ class KafkaBroker:
         bare = address.removeprefix("kafka://").rstrip("/")
         if not bare or "/" in bare or "@" in bare or not all(one.strip() for one in bare.split(",")):
             raise ConfigurationError(
-                f"broker={without_password(address)!r}: write kafka://host:9092, several hosts with commas between them; users and"
+                f"broker={label(address)!r}: write kafka://host:9092, several hosts with commas between them; users and"
                 " passwords are settings:"
                 ' KafkaBroker("host:9092", sasl_username=…)'
             )

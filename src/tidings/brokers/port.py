@@ -17,7 +17,6 @@ The mark is the relay's own text; a broker doesn't look into it. It is kept per 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
@@ -32,11 +31,6 @@ class Record(NamedTuple):
     value: bytes | None
     headers: Headers
     time: int
-
-
-def without_password(url: str) -> str:
-    """A broker's URL as it may be shown, whether it is one or not."""
-    return re.sub(r"^((?:\w+://)?[^:/@]*):.*@", r"\1:***@", url)
 
 
 def size(record: Record) -> int:

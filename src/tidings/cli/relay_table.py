@@ -132,7 +132,7 @@ def options_of(*, database: str, columns: tuple[str, ...], name: str | None, **g
         layout = replace(layout, content_type=given["content_type"])
     after = given["after"] or ("flag" if layout.published else "nothing")
     if after == "flag" and layout.published is None:
-        raise ConfigurationError("--after flag needs a boolean column for it; name one with --columns published=…")
+        raise ConfigurationError("--after flag needs a boolean or timestamp column for it; name one with --columns published=…")
     slot = "tidings_" + "".join(letter if letter.isalnum() and letter.isascii() else "_" for letter in name.lower())
     return Options(
         name=name,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from ..errors import ConfigurationError
-from .urls import label
+from ..urls import label
 
 if TYPE_CHECKING:
     from ..clock import Clock

@@ -11,8 +11,7 @@ from psycopg import pq
 from psycopg.errors import error_from_result
 
 from ...errors import ConfigurationError, StoreBusy, StoreError, StoreFailed, StoreNotInitialised
-from ..urls import label as label
-from ..urls import password_of
+from ...urls import label, password_of
 
 OLDEST = 150000
 """The oldest server that is tested, as ``server_version_num``."""

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import psycopg
 
 from ...errors import StoreError
-from .connect import connect, is_pooled, label
+from ...urls import label
+from .connect import connect, is_pooled
 from .replication import SETTINGS
 
 LEASE_SECONDS = 10.0

@@ -24,7 +24,8 @@ from psycopg import pq, sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from ...errors import StoreError, StoreFailed
-from .connect import CONNECT_SECONDS, explain, label
+from ...urls import label
+from .connect import CONNECT_SECONDS, explain
 from .pgoutput import XLOG_HEAD, keepalive, lsn, status
 
 STATUS_SECONDS = 5.0

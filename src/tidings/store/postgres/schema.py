@@ -8,7 +8,7 @@ from typing import Any
 import psycopg
 
 from ...errors import StoreError, StoreNewer, StoreNotInitialised
-from .connect import label
+from ...urls import label
 
 _EVENT_COLUMNS = """
     lane            integer NOT NULL,

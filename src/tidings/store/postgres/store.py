@@ -17,10 +17,11 @@ import psycopg
 
 from ...clock import Clock, SystemClock
 from ...errors import StoreError, StoreNotInitialised, WrongStore
+from ...urls import label
 from ..forks import OfOneProcess
 from ..port import Examination, Holder, Row, holder_text, size_text
 from . import enlist, history, partitions, schema
-from .connect import check_url, connect, explain, is_busy, is_lost, is_open, label, sqlstate_of
+from .connect import check_url, connect, explain, is_busy, is_lost, is_open, sqlstate_of
 from .cursor import PostgresCursor
 from .durable import flush
 from .fetch import fetch

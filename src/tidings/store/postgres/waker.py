@@ -18,7 +18,8 @@ from typing import Any
 import psycopg
 
 from ...errors import StoreError
-from .connect import command, connect, is_open, is_pooled, label
+from ...urls import label
+from .connect import command, connect, is_open, is_pooled
 
 log = logging.getLogger("tidings.store")
 

@@ -16,8 +16,9 @@ from typing import Any
 import psycopg
 
 from ...errors import StoreError, StoreFailed
+from ...urls import label
 from ..writer import Job, Writer
-from .connect import command, connect, explain, is_busy, is_lost, label
+from .connect import command, connect, explain, is_busy, is_lost
 
 log = logging.getLogger("tidings.store")
 

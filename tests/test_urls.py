@@ -5,7 +5,7 @@ import pytest
 from tidings import ConfigurationError, StoreFailed
 from tidings.store import store_at
 from tidings.store.postgres.connect import connect
-from tidings.store.urls import label
+from tidings.urls import label
 
 
 @pytest.mark.parametrize(
@@ -23,6 +23,10 @@ from tidings.store.urls import label
         ("postgresql://ada@db:5432/shop", "postgresql://ada@db:5432/shop"),
         ("postgresql+psycopg://ada:geheim@db/shop", "postgresql+psycopg://ada:***@db/shop"),
         ("sqlite:///shop.db", "sqlite:///shop.db"),
+        ("sqlite:///of@ada/shop.db", "sqlite:///of@ada/shop.db"),
+        ("kafka://ada:ge@heim@a:9092,b:9092", "kafka://ada:***@a:9092,b:9092"),
+        ("ada:geheim@a:9092", "ada:***@a:9092"),
+        ("a:9092,b:9092", "a:9092,b:9092"),
     ],
 )
 def test_passwords_are_not_shown(url: str, shown: str) -> None:

@@ -1,11 +1,11 @@
-"""URLs of databases as they may be shown."""
+"""URLs of databases and brokers as they may be shown."""
 
 from __future__ import annotations
 
 import re
 
 _IN_QUERY = re.compile(r"(?i)\b((?:ssl)?password=)[^&]*")
-_BEFORE_HOST = re.compile(r"(://[^:/?#@]*):.*@", re.DOTALL)
+_BEFORE_HOST = re.compile(r"^((?:[\w+]+://)?[^:/?#@]*):(?!//).*@", re.DOTALL)
 
 
 def label(url: str) -> str:
