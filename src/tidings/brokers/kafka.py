@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 import threading
@@ -52,6 +53,8 @@ log.addFilter(_Calm())
 
 SECONDS = 10.0
 """So long an answer may take."""
+SEEN_SECONDS = 5.0
+"""So long a topic that was made may be unknown to some broker."""
 LARGEST = 1_000_000
 """Bytes of a record that a topic takes unless it says otherwise: what librdkafka sends at most, a little less than Kafka's own limit."""
 REFUSED_SECONDS = 1.0
@@ -224,6 +227,11 @@ class KafkaBroker:
 
         future = self._admin().create_topics([NewTopic(topic, partitions, -1, config=dict(config))], request_timeout=SECONDS)[topic]
         self._answer(future, f"topic {topic}", Right(("Create",), "topic", (topic,)), KafkaError.TOPIC_ALREADY_EXISTS)
+        # The controller has made it, and the broker that is asked next may not have heard of it yet.
+        until = time.monotonic() + SEEN_SECONDS
+        with contextlib.suppress(NotAllowed):  # who may create may not be allowed to look
+            while topic not in self.topics([topic]) and time.monotonic() < until:
+                time.sleep(0.02)
 
     def fits(self, record: Record) -> bool:
         return size(record) + _MARGIN <= self.limit(record.topic)
