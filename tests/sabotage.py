@@ -53,6 +53,7 @@ INTAKE_RACES = "tests/relay/test_intake_races.py::test_"
 HISTORY = "tests/store/postgres/test_history.py::"
 PARTITIONS = "tests/store/postgres/test_partitions.py::"
 OUTBOX = "tests/relay/test_outbox.py::"
+CURSOR = "tests/store/postgres/test_cursor.py::"
 CDC = "tests/relay/test_cdc.py::"
 SAGA = "tests/sagas/test_saga.py::test_"
 SAGA_STORE = "tests/sagas/test_store.py::test_"
@@ -1084,6 +1085,27 @@ LIST = (
         "claimed = mark.slot == self._slot",
         "claimed = True",
         CDC + "test_somebody_elses_slot_is_left_alone",
+    ),
+    Sabotage(
+        "PostgreSQL: what a relay fetched from beyond the horizon is thrown away",
+        "store/postgres/cursor.py",
+        "found = [row for row in found if row[0] <= upto]",
+        "upto = found[-1][0]",
+        CURSOR + "test_one_that_commits_between_the_reading_and_the_rows_waits_for_the_next",
+    ),
+    Sabotage(
+        "PostgreSQL: what a relay reads is synced before it leaves the machine",
+        "store/postgres/cursor.py",
+        "            if not flushed:",
+        "            if not found:",
+        CURSOR + "test_rows_of_a_commit_that_was_not_synced_are_synced_before_they_are_given",
+    ),
+    Sabotage(
+        "PostgreSQL: a relay with nothing to send doesn't wait for ever for somebody's sync",
+        "store/postgres/cursor.py",
+        "if not (found or flushed or waited):",
+        "if not (found or flushed):",
+        CURSOR + "test_others_rows_that_are_not_on_disk_are_passed_a_moment_later",
     ),
     Sabotage(
         "PostgreSQL: only what this process has synced itself isn't synced before it is handed out",

@@ -35,6 +35,8 @@ DATA, TOPIC, HEADERS = 10, 2, 14
 """Places in a row."""
 SWEEP_SECONDS = 2.0
 """Where nothing is to be sent but the log has grown, the mark follows this often."""
+UNSYNCED_SECONDS = 0.05
+"""So long somebody's commit is waited for that syncs what belongs to other slots."""
 PAUSES = (0.05, 2.0)
 """Seconds between two tries when something is wrong: the first, and the longest."""
 LATE = 100
@@ -266,6 +268,8 @@ class Sender:
             self.at_head = True
             self._idle()
             left = None if not self._unswept else max(0.0, self._unswept + SWEEP_SECONDS - time.monotonic())
+            if self._cursor is not None and self._cursor.unsynced:
+                left = UNSYNCED_SECONDS
             self._wake.wait(left)
             self.at_head = False
 

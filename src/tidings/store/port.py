@@ -495,10 +495,11 @@ class Cursor(Protocol):
     """Reads a part of the log through a connection of its own, for whoever takes events out of this machine. It belongs to one thread.
 
     Attributes:
-        held_back: whether the last reading saw positions that open transactions keep from being read.
+        unsynced: the last reading stopped before positions of others only because they aren't on disk yet: somebody's next commit will
+            take them there, and without one the next reading does. Look again in a moment.
     """
 
-    held_back: bool
+    unsynced: bool
 
     def read(
         self, lanes: Sequence[int], after: int, rows: int, known: tuple[int, str] | None = None

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import psycopg
 
 from ...errors import LogWentBack
 from .connect import connect, explain, is_open
+from .durable import FLUSH_SECONDS, WRITTEN
 from .horizon import Horizon
 from .unit import EVENT
 
@@ -16,6 +17,8 @@ READ_BYTES = 8 * 1024 * 1024
 """One read stops after this much data and one event."""
 SPAN = 100_000
 """Positions looked through at a time."""
+FEW = 20
+"""Up to so many rows, somebody's next commit isn't waited for: there is hardly one on its way."""
 
 # One walk along the primary key. The running sum keeps what is fetched within bounds however large events become from one to the next; the
 # size of a large value is known without fetching it.
@@ -28,15 +31,25 @@ _KNOWN = """SELECT (SELECT event_id FROM tidings_log WHERE position = %s),
     (SELECT value::bigint FROM tidings_meta WHERE name = 'retained')"""
 
 
+class Flush(Protocol):
+    """``durable.flush``."""
+
+    def __call__(self, conn: psycopg.Connection[Any], upto: str | None = None, *, seconds: float = ...) -> None: ...
+
+
 class PostgresCursor:
     """
     Args:
-        flush: returns when everything that was written until now is on disk. source: whose events are wanted.
+        source: whose events are wanted.
+
+    Attributes:
+        held_back: whether the last reading saw positions that open transactions keep from being read.
     """
 
     held_back = False
+    unsynced = False
 
-    def __init__(self, url: str, source: str, flush: Callable[[psycopg.Connection[Any]], None]) -> None:
+    def __init__(self, url: str, source: str, flush: Flush) -> None:
         self._url = url
         self._source = source
         self._flush = flush
@@ -58,34 +71,50 @@ class PostgresCursor:
     def _read(
         self, conn: psycopg.Connection[Any], lanes: Sequence[int], after: int, rows: int, known: tuple[int, str] | None
     ) -> tuple[list[tuple[Any, ...]], int]:
-        upto = after + SPAN
-        if self._horizon.safe < upto:
-            self._horizon.observe(conn)
-            self.held_back = self._horizon.held_back
-        drawn = self._horizon.drawn
+        horizon, upto = self._horizon, after + SPAN
+        waited, self.unsynced = self.unsynced, False
+        if horizon.held_back:  # asked first, so that rows behind it are not fetched again and again
+            horizon.observe(conn)
+        observing = not horizon.held_back and horizon.safe < upto
+        if not observing:
+            upto = max(after, min(upto, horizon.safe))
+        # One round trip. What comes from beyond the horizon is thrown away.
+        with conn.pipeline() as pipeline:
+            reading = [conn.execute(one) for one in horizon.statements] if observing else []
+            pipeline.sync()  # ends the transaction: rows are read in a later snapshot
+            there = conn.execute(_KNOWN, known[:1]) if known is not None else None
+            cursor = conn.cursor(binary=True).execute(_READ, (after, upto, list(lanes), self._source, rows))
+            written = conn.execute(WRITTEN)
+        if observing:
+            first, lockers = [one.fetchall() for one in reading]
+            upto = min(upto, horizon.hear(first[0], lockers))
+        self.held_back = horizon.held_back
+        drawn = horizon.drawn
         if drawn < after:
             raise LogWentBack(f"the log ends at {drawn}, and it was read up to {after} before", head=drawn, position=after)
-        if known is not None:
-            self._check(conn, known, drawn)
-        upto = min(upto, self._horizon.safe)
+        if known is not None and there is not None:
+            self._check(there.fetchall()[0], known, drawn)
         if upto <= after:
             return [], after
-        with conn.cursor(binary=True) as cursor:
-            found = cursor.execute(_READ, (after, upto, list(lanes), self._source, rows)).fetchall()
+        found = cursor.fetchall()
         if len(found) >= rows or sum([len(row[10]) for row in found]) >= READ_BYTES:
-            upto = found[-1][0]
+            upto = min(upto, found[-1][0])
+        if found and found[-1][0] > upto:
+            found = [row for row in found if row[0] <= upto]
         # Nobody may act on a row, or pass a position, that a crash of the server would take back and give to another event.
         if self._durable < upto:
-            reached = self._horizon.safe
-            self._flush(conn)
-            self._durable = reached
+            behind, flushed = written.fetchall()[0]
+            if not (found or flushed or waited):  # nothing to act on, so that can wait
+                self.unsynced = True
+                return [], after
+            if not flushed:
+                self._flush(conn, behind, seconds=FLUSH_SECONDS if len(found) > FEW else 0)
+            self._durable = horizon.safe
         return found, upto
 
     @staticmethod
-    def _check(conn: psycopg.Connection[Any], known: tuple[int, str], drawn: int) -> None:
+    def _check(row: tuple[Any, ...], known: tuple[int, str], drawn: int) -> None:
         position, wanted = known
-        row = conn.execute(_KNOWN, (position,)).fetchone()
-        assert row is not None
         event_id, retained = row
         if event_id != wanted and (event_id is not None or position > retained):
             raise LogWentBack(

@@ -44,6 +44,7 @@ the locks are read as they are at that instant, whatever the snapshot, so one tr
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import psycopg
@@ -72,15 +73,14 @@ def _drawn(sequence: str) -> str:
                 THEN coalesce(pg_sequence_last_value({sequence}), 0) END"""
 
 
-def _reading(table: str, sequence: str) -> str:
-    """Two statements in one round trip: without parameters they travel as one simple query, and the server runs them in turn."""
-    return f"""
+def _reading(table: str, sequence: str) -> tuple[str, str]:
+    first = f"""
     SELECT pg_backend_pid() || ' since ' || coalesce(
                (SELECT backend_start FROM pg_stat_get_activity(pg_backend_pid())), pg_postmaster_start_time()),
            pg_is_in_recovery(),
            (SELECT seqcache = 1 AND seqincrement > 0 AND NOT seqcycle FROM pg_sequence WHERE seqrelid = {sequence}),
-           {_drawn(sequence)};
-    {_lockers(table)}"""
+           {_drawn(sequence)}"""
+    return first, _lockers(table)
 
 
 _OURS = f"'{LOG}'::regclass"
@@ -141,13 +141,15 @@ class Horizon:
             promise of a writer can be asked, so there an altered sequence is no error.
 
     Attributes:
+        statements: the two of a reading, for who sends them himself, in this order, and gives ``hear`` what they brought.
         safe: every position up to this one has been committed, and can be seen from now on, or will never be used. 0 if nothing is known.
         held_back: whether a position beyond it has been drawn.
     """
 
     def __init__(self, table: int | None = None, sequence: int | None = None) -> None:
         self._strict = table is None
-        self._sql = _reading(_OURS, f"'{SEQUENCE}'::regclass") if table is None else _reading(f"{table}::regclass", f"{sequence}::regclass")
+        names = (_OURS, f"'{SEQUENCE}'::regclass") if table is None else (f"{table}::regclass", f"{sequence}::regclass")
+        self.statements = _reading(*names)
         self._backends: deque[str] = deque(maxlen=BACKENDS)
         self.reset()
 
@@ -170,10 +172,15 @@ class Horizon:
         if not conn.autocommit or conn.info.transaction_status != psycopg.pq.TransactionStatus.IDLE:
             raise ValueError("the horizon is observed outside of any transaction, so that rows are read in a later snapshot")
         with conn.cursor(row_factory=tuple_row) as cursor:
-            cursor.execute(self._sql, prepare=False)
-            backend, standby, steady, last = cursor.fetchall()[0]
+            # Without parameters they travel as one simple query, and the server runs them in turn.
+            cursor.execute(";".join(self.statements), prepare=False)
+            first = cursor.fetchall()[0]
             cursor.nextset()
-            lockers = frozenset([name for name, _ in cursor.fetchall()])
+            return self.hear(first, cursor.fetchall())
+
+    def hear(self, first: tuple[Any, ...], lockers: Sequence[tuple[Any, ...]]) -> int:
+        """Learn from what the two statements brought; otherwise as ``observe``."""
+        backend, standby, steady, last = first
         if standby:
             raise StoreError(
                 "this server is a standby (in recovery), where locks of writers can't be seen; read the log from the primary server"
@@ -185,7 +192,7 @@ class Horizon:
                 f"the sequence {SEQUENCE} was altered, and rows could be skipped; ALTER SEQUENCE {SEQUENCE} INCREMENT 1 CACHE 1 NO CYCLE,"
                 " then let every session that wrote to the log reconnect"
             )
-        return self.take(Reading(backend, last, lockers))
+        return self.take(Reading(backend, last, frozenset([name for name, _ in lockers])))
 
     @property
     def drawn(self) -> int:

@@ -30,7 +30,7 @@ class SQLiteCursor:
         connect: gives the connection, which is closed with the cursor. source: whose events are wanted.
     """
 
-    held_back = False
+    unsynced = False
 
     def __init__(self, connect: Callable[[], sqlite3.Connection], path: str, source: str) -> None:
         self._path = path

@@ -337,7 +337,7 @@ class StoreContract(IntakeStatements):
             while True:
                 rows, upto = cursor.read(mine, after, 7)
                 assert all(after < row[0] <= upto for row in rows)
-                if upto == after:
+                if upto == after and not cursor.unsynced:
                     break
                 assert len(rows) <= 7
                 found += [Envelope(*row).event_id for row in rows]
