@@ -26,6 +26,26 @@ def test_retry(which: str, store: Path, tidings: Tidings) -> None:
     assert (charge["parked"], charge["dead"]) == (1, 0)
 
 
+FIT = ["--type shop.OrderPlaced", "--error declined", "--key order_id 47", "--all --error card"]
+UNFIT = ["--type shop.OrderShipped", "--error Declined", "--key order_id 42", "--key customer_id 47", "--all --error timeout"]
+
+
+@pytest.mark.parametrize("which", [*FIT, *UNFIT])
+def test_those_that_fit(which: str, filled: Path, tidings: Tidings) -> None:
+    """Listed, and tried again; the others are left alone."""
+    fits = which in FIT
+    options = which.removeprefix("--all ").split()
+    assert len(said(tidings("dead", "list", *options, "--json", store=filled))) == fits
+    assert fits or tidings("dead", "list", "charge_card", *options, store=filled).output == "no dead letters that fit\n"
+
+
+@pytest.mark.parametrize("which", [*FIT, *UNFIT])
+def test_those_that_fit_are_changed(which: str, store: Path, tidings: Tidings) -> None:
+    fits = which in FIT
+    assert said(tidings("dead", "retry", "charge_card", *which.split(), "--json", store=store))["changed"] == fits
+    assert len(said(tidings("dead", "list", "--json", store=store))) == (not fits)
+
+
 def test_drop_asks_first(store: Path, tidings: Tidings) -> None:
     tidings("dead", "drop", "charge_card", "4", store=store, code=1, input="n\n")
     assert len(said(tidings("dead", "list", "--json", store=store))) == 1
@@ -43,8 +63,8 @@ def test_drop_asks_first(store: Path, tidings: Tidings) -> None:
         ("retry inventory 3", "no dead letter at position 3"),  # parked, not dead
         ("retry charge_crad 4", "did you mean charge_card?"),
         ("list nobody", "there are charge_card, inventory"),
-        ("retry charge_card", "their positions, or --all"),
-        ("drop charge_card 4 --all --yes", "their positions, or --all"),
+        ("retry charge_card", "their positions, --type, --key or --error, or --all"),
+        ("drop charge_card 4 --all --yes", "their positions, --type, --key or --error, or --all"),
     ],
 )
 def test_what_is_refused(args: str, words: str, filled: Path, tidings: Tidings) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import time
+from collections.abc import Callable
 from operator import methodcaller
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 import msgspec
@@ -18,6 +20,30 @@ CHUNK = 500
 """Dead letters changed by one transaction."""
 
 
+class Chosen(NamedTuple):
+    """Which dead letters are meant."""
+
+    type: str | None
+    key: tuple[str, str] | None
+    error: str | None
+
+    def __bool__(self) -> bool:
+        return any(one is not None for one in self)
+
+
+def choosing(command: Callable[..., None]) -> Callable[..., None]:
+    """The options that make ``chosen``."""
+
+    @click.option("--type", "type_", metavar="TYPE", help="Only events of this type.")
+    @click.option("--key", nargs=2, metavar="NAME VALUE", help="Only events of this key, as in order_id 42.")
+    @click.option("--error", metavar="TEXT", help="Only those whose last error has this in its text.")
+    @functools.wraps(command)
+    def wrapped(*args: Any, type_: str | None, key: tuple[str, str] | None, error: str | None, **kwargs: Any) -> None:
+        command(*args, chosen=Chosen(type_, key, error), **kwargs)
+
+    return wrapped
+
+
 @click.group(epilog="Example: tidings dead list --store sqlite:///shop.db")
 def dead() -> None:
     """Dead letters: events that used up their attempts, with the error of the last one."""
@@ -26,19 +52,20 @@ def dead() -> None:
 @dead.command("list", epilog="Example: tidings dead list charge_card --store sqlite:///shop.db")
 @store_options
 @click.argument("subscription", required=False, shell_complete=complete_subscription)
+@choosing
 @click.option("--limit", type=click.IntRange(1), default=100, show_default=True)
-def list_(target: Target, as_json: bool, subscription: str | None, limit: int) -> None:
+def list_(target: Target, as_json: bool, subscription: str | None, chosen: Chosen, limit: int) -> None:
     """List dead letters, of SUBSCRIPTION or of all."""
     with target.reading() as store:
         if subscription is not None:
             require_dead_letters(store, subscription)
-        rows = store.query(lambda unit: unit.parked(subscription, ["dead"], limit + 1))
+        rows = store.query(lambda unit: unit.parked(subscription, ["dead"], limit + 1, **chosen._asdict()))
     more, rows = len(rows) > limit, rows[:limit]
     if as_json:
         print_json([_as_json(row) for row in rows])
         return
     if not rows:
-        click.echo("no dead letters")
+        click.echo("no dead letters that fit" if chosen else "no dead letters")
         return
     made = table("Subscription", "Position", "Type", "Key", "Attempts", "Since", "Error", right=("Position", "Attempts"))
     for row in rows:
@@ -85,32 +112,37 @@ def show(target: Target, as_json: bool, subscription: str, position: int) -> Non
 @store_options
 @click.argument("subscription", shell_complete=complete_subscription)
 @click.argument("positions", type=int, nargs=-1)
+@choosing
 @click.option("--all", "everything", is_flag=True, help="All dead letters of the subscription.")
-def retry(target: Target, as_json: bool, subscription: str, positions: tuple[int, ...], everything: bool) -> None:
-    """Give dead letters to their handler again, by position or --all. Their attempts go on counting where they were."""
-    _change(target, as_json, subscription, positions, everything, "retry")
+def retry(target: Target, as_json: bool, subscription: str, positions: tuple[int, ...], chosen: Chosen, everything: bool) -> None:
+    """Give dead letters to their handler again: by position, those that fit --type, --key and --error, or --all. Their attempts go on
+    counting where they were."""
+    _change(target, as_json, subscription, positions, chosen, everything, "retry")
 
 
 @dead.command(epilog="Example: tidings dead drop charge_card 1234 --store sqlite:///shop.db")
 @store_options
 @click.argument("subscription", shell_complete=complete_subscription)
 @click.argument("positions", type=int, nargs=-1)
+@choosing
 @click.option("--all", "everything", is_flag=True, help="All dead letters of the subscription.")
 @click.option("--yes", is_flag=True, help="Don't ask.")
-def drop(target: Target, as_json: bool, subscription: str, positions: tuple[int, ...], everything: bool, yes: bool) -> None:
-    """Drop dead letters for good, by position or --all. The events stay in the log; trace tells that they were dropped."""
-    _change(target, as_json, subscription, positions, everything, "drop", ask=not yes)
+def drop(target: Target, as_json: bool, subscription: str, positions: tuple[int, ...], chosen: Chosen, everything: bool, yes: bool) -> None:
+    """Drop dead letters for good: by position, those that fit --type, --key and --error, or --all. The events stay in the log; trace tells
+    that they were dropped."""
+    _change(target, as_json, subscription, positions, chosen, everything, "drop", ask=not yes)
 
 
 def _change(
-    target: Target, as_json: bool, subscription: str, positions: tuple[int, ...], everything: bool, action: str, ask: bool = False
-) -> None:
-    if everything == bool(positions):
-        raise click.UsageError("say which: their positions, or --all")
+    target: Target, as_json: bool, subscription: str, positions: tuple[int, ...], chosen: Chosen, everything: bool, action: str,
+    ask: bool = False,
+) -> None:  # fmt: skip
+    if (everything or bool(chosen)) == bool(positions):
+        raise click.UsageError("say which: their positions, --type, --key or --error, or --all")
     with target.writing() as store:
         require_dead_letters(store, subscription)
-        if everything:
-            positions = tuple(_all_positions(store, subscription))
+        if not positions:
+            positions = tuple(_all_positions(store, subscription, chosen))
         else:
             for position in positions:
                 row = store.query(methodcaller("parked_row", subscription, position))
@@ -135,11 +167,11 @@ def _change(
         click.echo(f"{count(done, 'dead letter')} of {subscription} {'will be tried again' if action == 'retry' else 'dropped'}")
 
 
-def _all_positions(store: Store, subscription: str) -> list[int]:
+def _all_positions(store: Store, subscription: str, chosen: Chosen) -> list[int]:
     positions: list[int] = []
     while True:
         after = positions[-1] if positions else 0
-        rows = store.query(methodcaller("parked", subscription, ["dead"], after=after))
+        rows = store.query(methodcaller("parked", subscription, ["dead"], after=after, **chosen._asdict()))
         positions += [row.envelope.position for row in rows]
         if len(rows) < 1000:
             return positions

@@ -335,9 +335,9 @@ class Unit(Protocol):
     def parked_row(self, subscription: str, position: int) -> Parked | None: ...
     def parked(
         self, subscription: str | None = None, states: Sequence[str] = (), limit: int = 1000, *, positions: Sequence[int] = (),
-        key: tuple[str | None, str] | None = None, after: int = 0,
+        key: tuple[str | None, str] | None = None, after: int = 0, type: str | None = None, error: str | None = None,
     ) -> list[Parked]:  # fmt: skip
-        """Rows that fit everything given, ascending by subscription and position."""
+        """Rows that fit everything given, ascending by subscription and position. error: a part of the last one's text."""
         ...
 
     def count_parked(self, subscription: str) -> tuple[int, int, int]:

@@ -551,7 +551,7 @@ class PostgresUnit:
 
     def parked(
         self, subscription: str | None = None, states: Sequence[str] = (), limit: int = 1000, *, positions: Sequence[int] = (),
-        key: tuple[str | None, str] | None = None, after: int = 0,
+        key: tuple[str | None, str] | None = None, after: int = 0, type: str | None = None, error: str | None = None,
     ) -> list[Parked]:  # fmt: skip
         where = ["position > %s"]
         args: list[Any] = [after]
@@ -561,7 +561,13 @@ class PostgresUnit:
         if positions:
             where.append("position = ANY (%s::bigint[])")
             args.append(list(positions))
-        for condition, value in (("subscription = %s", subscription), ("key = %s", key and key[1]), ("key_name = %s", key and key[0])):
+        for condition, value in (
+            ("subscription = %s", subscription),
+            ("key = %s", key and key[1]),
+            ("key_name = %s", key and key[0]),
+            ("type = %s", type),
+            ("strpos(error, %s) > 0", error),
+        ):
             if value is not None:
                 where.append(condition)
                 args.append(value)

@@ -490,7 +490,7 @@ class SQLiteUnit:
 
     def parked(
         self, subscription: str | None = None, states: Sequence[str] = (), limit: int = 1000, *, positions: Sequence[int] = (),
-        key: tuple[str | None, str] | None = None, after: int = 0,
+        key: tuple[str | None, str] | None = None, after: int = 0, type: str | None = None, error: str | None = None,
     ) -> list[Parked]:  # fmt: skip
         where = ["position > ?"]
         args: list[Any] = [after]
@@ -499,7 +499,13 @@ class SQLiteUnit:
             if values:
                 where.append(f"{column} IN (SELECT value FROM json_each(?))")
                 args.append(json.dumps(list(values)))
-        for condition, value in (("subscription = ?", subscription), ("key = ?", key and key[1]), ("key_name = ?", key and key[0])):
+        for condition, value in (
+            ("subscription = ?", subscription),
+            ("key = ?", key and key[1]),
+            ("key_name = ?", key and key[0]),
+            ("type = ?", type),
+            ("instr(error, ?) > 0", error),
+        ):
             if value is not None:
                 where.append(condition)
                 args.append(value)

@@ -761,6 +761,11 @@ class StoreContract(IntakeStatements):
         assert store.query(lambda unit: unit.parked("mail", ("dead",))) == [row]
         assert store.query(lambda unit: unit.parked("mail", ("retry",))) == []
         assert store.query(lambda unit: unit.parked("else")) == []
+        assert row.error is not None
+        fits: dict[str, Any] = {"type": row.envelope.type, "error": row.error[2:5], "key": ("order", "1")}
+        assert store.query(lambda unit: unit.parked("mail", **fits)) == [row]
+        for other in ({"type": "shop.Other"}, {"error": row.error + "%"}, {"error": "%"}, {"key": ("order", "2")}):
+            assert store.query(lambda unit, other=other: unit.parked("mail", **{**fits, **other})) == []  # type: ignore[misc]
         store.write(lambda unit: unit.unpark("mail", 3)).result()
         assert store.query(lambda unit: unit.parked_row("mail", 3)) is None
 
