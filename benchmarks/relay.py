@@ -183,7 +183,25 @@ def consumer(kafka: Any, topic: str) -> Any:
     return made
 
 
+WATCH = """
+import sys, time
+from benchmarks.relay import consumer
+from servers.kafka import Kafka
+class There:
+    address = sys.argv[1]
+    admin = Kafka.admin
+    _admin = None
+reader = consumer(There(), sys.argv[2])
+print("ready", flush=True)
+while True:
+    record = reader.poll(10)
+    if record is not None and record.error() is None:
+        print(time.monotonic(), flush=True)
+"""
+
+
 async def idle(kafka: Any, url: str, count: int) -> list[float]:
+    """The consumer is a process of its own; both read one clock."""
     from tidings import App, Event, Relay
 
     class OrderPlaced(Event, key="order_id"):
@@ -191,23 +209,23 @@ async def idle(kafka: Any, url: str, count: int) -> list[float]:
 
     topic = kafka.new_topic(8)
     app = App("shop", url, broker=kafka.url, topic=topic, relay=Relay(slots=SLOTS), intake=False)
-    reader = consumer(kafka, topic)
-    loop = asyncio.get_running_loop()
+    watching = await asyncio.create_subprocess_exec(sys.executable, "-c", WATCH, kafka.address, topic, stdout=asyncio.subprocess.PIPE)
+    assert watching.stdout is not None
+    await watching.stdout.readline()
     took: list[float] = []
-    async with app:
-        for number in range(count + 20):
-            await app.publish(OrderPlaced(order_id=number), tx="own")
-            since = time.perf_counter()
-
-            def wait() -> None:
-                while (record := reader.poll(10)) is None or record.error() is not None:
-                    pass
-
-            await loop.run_in_executor(None, wait)
-            if number >= 20:
-                took.append(time.perf_counter() - since)
-            await asyncio.sleep(0.02)
-    reader.close()
+    try:
+        async with app:
+            for number in range(count + 20):
+                await app.publish(OrderPlaced(order_id=number), tx="own")
+                since = time.monotonic()
+                seen = float(await asyncio.wait_for(watching.stdout.readline(), 60))
+                if number >= 20:
+                    took.append(seen - since)
+                await asyncio.sleep(0.02)
+    finally:
+        watching.kill()
+        await watching.wait()
+    app.close()
     return took
 
 
