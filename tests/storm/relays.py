@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -187,6 +188,8 @@ def main() -> int:
             print(f"seed {seed}, {kind}: {storm.events} events; {done}; {time.monotonic() - began:.0f} s", flush=True)
             for problem in problems:
                 print(f"seed {seed}: VIOLATED: {problem} (kept in {folder})", flush=True)
+            if not problems:
+                shutil.rmtree(folder, ignore_errors=True)
             failed = failed or bool(problems)
             totals.update(storm.done)
             totals["events"] += storm.events

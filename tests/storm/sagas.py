@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -226,6 +227,8 @@ def main() -> int:
         )
         for problem in problems:
             print(f"seed {seed}: VIOLATED: {problem} (kept in {folder})", flush=True)
+        if not problems:
+            shutil.rmtree(folder, ignore_errors=True)
         failed = failed or bool(problems)
         totals.update(storm.done)
         landed.update(storm.landed)
