@@ -647,9 +647,9 @@ class App:
                 for handler in handlers:
                     handler.decoded = decoded
 
-    def envelope(self, event: Any) -> Envelope:
+    def envelope(self, event: Any, *, headers: Mapping[str, str] | None = None) -> Envelope:
         """The row that ``publish`` would write, its position still 0; for tests and tools."""
-        return self._publisher.envelope(event)
+        return self._publisher.envelope(event, headers=headers)
 
 
 def _check_transactions(given: Any) -> None:

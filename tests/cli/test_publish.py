@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -23,6 +25,29 @@ def test_by_hand(store: Path, tidings: Tidings) -> None:
     event = last(tidings, store)
     assert event["id"] == receipt[0]["event_id"]
     assert (event["source"], event["keyname"], event["partitionkey"], event["data"]) == ("shop", "order_id", "9", {"order_id": 9})
+
+
+def test_with_headers(store: Path, tidings: Tidings) -> None:
+    given = ("--header", "region=eu=1", "--header", "traceparent=00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
+    tidings("publish", "shop.Ping", "{}", *given, store=store)
+    event = last(tidings, store)
+    assert (event["region"], event["traceparent"]) == ("eu=1", given[3].partition("=")[2])
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--header", "region"], "write NAME=TEXT"),
+        (["--header", "Region=eu"], "lower-case letters and digits"),
+        (["--header", "id=1"], "choose another name"),
+        (["--key-name", "order_id", "--key", "k" * 1025], "1,024 are the most"),
+        (["--key-name", "order_id", "--key", "a\0b"], "a zero byte"),
+    ],
+)
+def test_headers_and_keys_that_can_not_be(args: list[str], words: str, store: Path, tidings: Tidings) -> None:
+    before = last(tidings, store)["id"]
+    assert words in tidings("publish", "shop.Ping", "{}", *args, store=store, code=2).output
+    assert last(tidings, store)["id"] == before
 
 
 def test_without_a_key(store: Path, tidings: Tidings) -> None:
@@ -87,4 +112,6 @@ def test_against_the_class_of_an_app(tmp_path: Path) -> None:
     assert "does not fit OrderPlaced: Expected `int`" in wrong.stderr
     assert "did you mean shop.OrderPlaced?" in publish("shop.OrderPlacd", "{}").stderr
     assert not (tmp_path / "shop.db").exists()
-    assert "at position 1" in publish("shop.OrderPlaced", '{"order_id": 5}').stdout
+    assert "at position 1" in publish("shop.OrderPlaced", '{"order_id": 5}', "--header", "region=eu").stdout
+    with closing(sqlite3.connect(tmp_path / "shop.db")) as conn:
+        assert conn.execute("SELECT headers FROM tidings_log").fetchall() == [('{"region":"eu"}',)]

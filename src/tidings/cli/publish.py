@@ -10,10 +10,11 @@ import click
 import msgspec
 
 from ..codec import encode_json
-from ..envelope import Envelope, lane_of
+from ..envelope import Envelope, check_key, lane_of
 from ..errors import InvalidEvent
 from ..event import EventType
 from ..ids import new_id
+from ..publish.publisher import headers_text, traceparent_of
 from ..store.port import Unit
 from .options import Duration, Moment, Target, store_options
 from .output import count, print_json
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 @click.argument("data", metavar="[JSON]", required=False)
 @click.option("--key-name", metavar="NAME", help="Which field of JSON is the key; with --app its class says it.")
 @click.option("--key", metavar="VALUE", help="The key, if it isn't the field's value.")
+@click.option("--header", "headers", metavar="NAME=TEXT", multiple=True, help="A further text that goes with the event; several times.")
 @click.option("--source", metavar="NAME", help="The app that it comes from; unless given, what stands before the type's last dot.")
 @click.option(
     "--cloudevent", type=click.File("rb"), metavar="FILE", help="Read events in CloudEvents JSON, one a line or a list; - is stdin."
@@ -41,6 +43,7 @@ def publish(
     data: str | None,
     key_name: str | None,
     key: str | None,
+    headers: tuple[str, ...],
     source: str | None,
     cloudevent: IO[bytes] | None,
     at: datetime | None,
@@ -57,12 +60,14 @@ def publish(
         raise click.UsageError("give TYPE and JSON, or --cloudevent FILE")
     app = target.app()
     if cloudevent is not None:
+        if headers:
+            raise click.UsageError("--header goes with TYPE and JSON; what --cloudevent reads has its own")
         envelopes = [_checked(Envelope.from_cloudevent(value), app) for value in _cloudevents(cloudevent.read())]
     else:
         assert type_name is not None
         if data is None:
             raise click.UsageError("give the event's data as JSON, for example '{\"order_id\": 42}'")
-        envelopes = [_envelope(type_name, data, key_name, key, source, app)]
+        envelopes = [_envelope(type_name, data, key_name, key, source, app, _named(headers))]
     due = round(at.timestamp() * 1e6) if at else time.time_ns() // 1000 + round(after.total_seconds() * 1e6) if after else None
     with target.writing(make=app is not None) as store:  # as the app's own first publish would
         if due is not None:
@@ -88,7 +93,19 @@ def publish(
         click.echo(f"{'scheduled' if due else 'published'} {envelope.type} {envelope.event_id} {place}")
 
 
-def _envelope(type_name: str, data: str, key_name: str | None, key: str | None, source: str | None, app: App | None) -> Envelope:
+def _named(headers: tuple[str, ...]) -> dict[str, str] | None:
+    found = {}
+    for one in headers:
+        name, equals, text = one.partition("=")
+        if not equals:
+            raise click.UsageError(f"--header {one}: write NAME=TEXT")
+        found[name] = text
+    return found or None
+
+
+def _envelope(
+    type_name: str, data: str, key_name: str | None, key: str | None, source: str | None, app: App | None, headers: dict[str, str] | None
+) -> Envelope:
     try:
         value = msgspec.json.decode(data)
     except msgspec.DecodeError as error:
@@ -98,7 +115,7 @@ def _envelope(type_name: str, data: str, key_name: str | None, key: str | None, 
         if key_name is not None or key is not None:
             raise click.UsageError(f"{event_type.cls.__name__} says what its key is; leave out --key-name and --key, or --app")
         try:
-            return app.envelope(event_type.decode(data.encode()))
+            return app.envelope(event_type.decode(data.encode()), headers=headers)
         except (ValueError, TypeError, msgspec.MsgspecError) as error:
             raise InvalidEvent(f"the data does not fit {event_type.cls.__name__}: {error}") from error
     if key is not None and key_name is None:
@@ -108,11 +125,14 @@ def _envelope(type_name: str, data: str, key_name: str | None, key: str | None, 
         if isinstance(found, bool) or not isinstance(found, (str, int)) or found == "":
             raise InvalidEvent(f"the data has no field {key_name!r} with a text or a whole number in it; give the key with --key")
         key = str(found)
+    if key is not None:
+        check_key(key)
     event_id = new_id()
     source = source or type_name.rpartition(".")[0] or "tidings"
     lane = lane_of(None, event_id) if key is None else lane_of(key_name, key)
     now, body = time.time_ns() // 1000, encode_json(value)
-    return Envelope(0, lane, source, type_name, 1, key_name, key, event_id, now, source, body, event_id, None, None, None)
+    trace, texts = traceparent_of(headers), headers_text(headers)
+    return Envelope(0, lane, source, type_name, 1, key_name, key, event_id, now, source, body, event_id, None, trace, texts)
 
 
 def _checked(envelope: Envelope, app: App | None) -> Envelope:

@@ -153,8 +153,8 @@ class Publisher:
                 data,
                 correlation_id,
                 causation_id,
-                _traceparent(headers) or traceparent,
-                _headers(headers, cause),
+                traceparent_of(headers) or traceparent,
+                headers_text(headers, cause),
             ),
         )
 
@@ -310,7 +310,8 @@ def _is_open(tx: Any) -> bool:
         return False
 
 
-def _headers(headers: Mapping[Any, Any] | None, cause: Context | None) -> str | None:
+def headers_text(headers: Mapping[Any, Any] | None, cause: Context | None = None) -> str | None:
+    """What an envelope says of headers. Raises InvalidEvent for such as can't be."""
     if headers is not None and not isinstance(headers, Mapping):
         raise InvalidEvent(f"headers={headers!r}: give a dictionary of texts")
     named = {} if headers is None else {name: value for name, value in headers.items() if name != "traceparent"}
@@ -326,5 +327,5 @@ def _headers(headers: Mapping[Any, Any] | None, cause: Context | None) -> str | 
     return encode_json(named).decode()
 
 
-def _traceparent(headers: Mapping[str, str] | None) -> str | None:
+def traceparent_of(headers: Mapping[str, str] | None) -> str | None:
     return headers.get("traceparent") if isinstance(headers, Mapping) else None
