@@ -1756,6 +1756,8 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=2, help="at the same time (default 2)")
     given = parser.parse_args()
     chosen = [one for one in LIST if given.only is None or given.only in one.mechanism]
+    if not chosen:
+        parser.error(f"no mechanism has {given.only!r} in its name")
     with tempfile.TemporaryDirectory(prefix="tidings-sabotage-") as folder:
         passed, said = passes(copied(Path(folder) / "tree"), *sorted({one.guard for one in chosen}))
     if not passed:
