@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import random
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import psycopg
 import pytest
@@ -29,28 +32,65 @@ def store(postgres_url: str) -> Iterator[PostgresStore]:
     found.close()
 
 
-class Counted:
-    """``flush``, and how often it was asked."""
+@pytest.fixture
+def flushes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """How far was written, for each sync that a cursor asks for."""
+    asked: list[str] = []
 
-    def __init__(self) -> None:
-        self.asked = 0
-
-    def __call__(self, conn: psycopg.Connection[object], upto: str | None = None, *, seconds: float = 0.0) -> None:
-        assert upto is not None
-        self.asked += 1
+    def counted(conn: psycopg.Connection[object], upto: str, *, seconds: float) -> None:
+        asked.append(upto)
         flush(conn, upto, seconds=seconds)
 
-
-@pytest.fixture
-def flushes() -> Counted:
-    return Counted()
+    monkeypatch.setattr("tidings.store.postgres.cursor.flush", counted)
+    return asked
 
 
 @pytest.fixture
-def cursor(store: PostgresStore, flushes: Counted) -> Iterator[PostgresCursor]:
-    found = PostgresCursor(store.url, "shop", flushes)
+def cursor(store: PostgresStore) -> Iterator[PostgresCursor]:
+    found = PostgresCursor(store.url, "shop")
     yield found
     found.close()
+
+
+@pytest.mark.promise("nothing lost", "order per key")
+def test_whatever_writers_do_each_event_is_given_once_and_in_order(store: PostgresStore, cursor: PostgresCursor) -> None:
+    """Writers take their time between drawing a position and committing, some roll back, and it reads batches of any size."""
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")
+    app, until = App("shop", store=store), time.monotonic() + 3.0
+
+    def write(number: int) -> None:
+        rng = random.Random(seed + number)
+        with psycopg.connect(store.url) as conn:
+            conn.execute(f"SET synchronous_commit = {rng.choice(['on', 'off'])}")
+            conn.commit()
+            while time.monotonic() < until:
+                for _ in range(rng.randint(1, 3)):
+                    app.publish(Placed(rng.randint(1, 1000)), tx=conn)
+                    time.sleep(rng.choice([0, 0, rng.random() / 50]))
+                conn.rollback() if rng.random() < 0.1 else conn.commit()
+                time.sleep(rng.random() / 30)  # so that now and then nobody holds the horizon, and rows are asked for with it
+
+    rng = random.Random(seed)
+    mine = sorted(rng.sample(ALL, 40))
+    found: list[int] = []
+    with ThreadPoolExecutor(4) as pool:
+        writing = [pool.submit(write, number) for number in range(1, 5)]
+        after = 0
+        while True:
+            over = all(one.done() for one in writing)
+            rows, upto = cursor.read(mine, after, rng.randint(1, 30))
+            assert all(after < row[0] <= upto for row in rows)
+            found += [row[0] for row in rows]
+            if over and upto == after and not cursor.unsynced:
+                break
+            after = upto
+        for one in writing:
+            one.result()
+    with psycopg.connect(store.url) as conn:
+        there = conn.execute("SELECT position FROM tidings_log WHERE lane = ANY (%s) ORDER BY position", (mine,)).fetchall()
+    assert len(there) > 50
+    assert found == [position for (position,) in there]
 
 
 @pytest.mark.promise("nothing lost")
@@ -98,7 +138,7 @@ def test_one_that_commits_between_the_reading_and_the_rows_waits_for_the_next(st
 
 @pytest.mark.promise("nothing lost")
 def test_rows_of_a_commit_that_was_not_synced_are_synced_before_they_are_given(
-    store: PostgresStore, cursor: PostgresCursor, flushes: Counted
+    store: PostgresStore, cursor: PostgresCursor, flushes: list[str]
 ) -> None:
     app = App("shop", store=store)
     with psycopg.connect(store.url, autocommit=True) as conn:
@@ -110,11 +150,13 @@ def test_rows_of_a_commit_that_was_not_synced_are_synced_before_they_are_given(
             rows, upto = cursor.read(ALL, number - 1, 10)
             assert (len(rows), upto) == (1, number)
             assert conn.execute("SELECT pg_current_wal_flush_lsn() >= %s::pg_lsn", (written,)).fetchall() == [(True,)]
-    assert flushes.asked > 0
+    assert flushes
 
 
 @pytest.mark.promise("nothing lost")
-def test_others_rows_that_are_not_on_disk_are_passed_a_moment_later(store: PostgresStore, cursor: PostgresCursor, flushes: Counted) -> None:
+def test_others_rows_that_are_not_on_disk_are_passed_a_moment_later(
+    store: PostgresStore, cursor: PostgresCursor, flushes: list[str]
+) -> None:
     """Who has nothing to send does not sync the disk for it at once, and does not wait for ever."""
     app = App("shop", store=store)
     mine = [lane for lane in ALL if lane != lane_of("order_id", "1")]
@@ -124,9 +166,9 @@ def test_others_rows_that_are_not_on_disk_are_passed_a_moment_later(store: Postg
         for number in range(1, 40):
             with conn.transaction():
                 app.publish(Placed(1), tx=conn)
-            asked = flushes.asked
+            asked = len(flushes)
             rows, upto = cursor.read(mine, number - 1, 10)
-            assert (rows, flushes.asked) == ([], asked)
+            assert (rows, len(flushes)) == ([], asked)
             if cursor.unsynced:
                 seen += 1
                 assert upto == number - 1
@@ -135,7 +177,7 @@ def test_others_rows_that_are_not_on_disk_are_passed_a_moment_later(store: Postg
             else:  # the server's own writer was quicker
                 assert upto == number
     assert seen > 0
-    assert flushes.asked > 0
+    assert flushes
 
 
 @pytest.mark.promise("nothing lost")

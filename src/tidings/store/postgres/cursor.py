@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import psycopg
 
 from ...errors import LogWentBack
 from .connect import connect, explain, is_open
-from .durable import FLUSH_SECONDS, WRITTEN
+from .durable import FLUSH_SECONDS, WRITTEN, flush
 from .horizon import Horizon
 from .unit import EVENT
 
@@ -31,12 +31,6 @@ _KNOWN = """SELECT (SELECT event_id FROM tidings_log WHERE position = %s),
     (SELECT value::bigint FROM tidings_meta WHERE name = 'retained')"""
 
 
-class Flush(Protocol):
-    """``durable.flush``."""
-
-    def __call__(self, conn: psycopg.Connection[Any], upto: str | None = None, *, seconds: float = ...) -> None: ...
-
-
 class PostgresCursor:
     """
     Args:
@@ -49,10 +43,9 @@ class PostgresCursor:
     held_back = False
     unsynced = False
 
-    def __init__(self, url: str, source: str, flush: Flush) -> None:
+    def __init__(self, url: str, source: str) -> None:
         self._url = url
         self._source = source
-        self._flush = flush
         self._horizon = Horizon()
         self._conn: psycopg.Connection[Any] | None = None
         self._durable = 0
@@ -108,7 +101,7 @@ class PostgresCursor:
                 self.unsynced = True
                 return [], after
             if not flushed:
-                self._flush(conn, behind, seconds=FLUSH_SECONDS if len(found) > FEW else 0)
+                flush(conn, behind, seconds=FLUSH_SECONDS if len(found) > FEW else 0)
             self._durable = horizon.safe
         return found, upto
 

@@ -360,7 +360,7 @@ class PostgresStore(OfOneProcess):
             self._reading = None
 
     def cursor(self, source: str) -> PostgresCursor:
-        cursor = PostgresCursor(self.url, source, flush)
+        cursor = PostgresCursor(self.url, source)
         with self._cursors_lock:
             self._cursors.add(cursor)
         return cursor
