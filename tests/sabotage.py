@@ -60,6 +60,7 @@ SAGA_STORE = "tests/sagas/test_store.py::test_"
 SAGA_GROUP = "tests/sagas/test_journal_writer.py::test_"
 SAGA_OUTCOME = "tests/sagas/test_outcomes.py::test_"
 SAGA_LOCKS = "tests/sagas/test_lock_order.py::test_"
+SAGA_AHEAD = "tests/sagas/test_ahead.py::test_"
 SAGA_SHARED = "tests/sagas/test_shared_steps.py::test_"
 SAGA_ONCE = "tests/sagas/test_at_most_once.py::test_"
 SAGA_CHILD = "tests/sagas/test_children.py::test_"
@@ -1174,8 +1175,8 @@ LIST = (
     Sabotage(
         "sagas in a group: who lost his instance writes no line",
         "store/postgres/sagas.py",
-        "ON s.saga = h.saga AND s.key = h.key AND s.worker = h.worker AND s.epoch = h.epoch {ORDER}",
-        "ON s.saga = h.saga AND s.key = h.key AND s.worker = h.worker {ORDER}",
+        "ON s.saga = e.saga AND s.key = e.key AND s.worker = e.worker AND s.epoch = e.epoch {ORDER}",
+        "ON s.saga = e.saga AND s.key = e.key AND s.worker = e.worker {ORDER}",
         SAGA_GROUP + "who_lost_his_instance_loses_only_his_own_lines[postgres]",
     ),
     Sabotage(
@@ -1188,16 +1189,65 @@ LIST = (
     Sabotage(
         "sagas in a group: no pivot is written in one that was ordered to be undone",
         "store/postgres/sagas.py",
-        "WHERE e.kind <> 'pivot' OR held.back IS NULL {AGAIN}",
-        "WHERE true {AGAIN}",
+        "FROM held WHERE kind <> 'pivot' OR back IS NULL\n",
+        "FROM held WHERE true\n",
         SAGA_GROUP + "what_was_ordered_meanwhile_counts_in_a_group_too[postgres]",
     ),
     Sabotage(
         "sagas in a group: a child that ends tells its parent",
         "store/postgres/sagas.py",
-        "if any(one.tells for one in releases):",
-        "if False:",
+        "if any(one.tells for one in releases):\n            for one",
+        "if False:\n            for one",
         SAGA_GROUP + "a_child_that_ends_beside_others_tells_its_parent[postgres]",
+    ),
+    Sabotage(
+        "sagas in a group: a line and the end of its instance are told of together",
+        "sagas/journal_writer.py",
+        "done &= item.release is None or next(released)",
+        "item.release is None or next(released)",
+        SAGA_GROUP + "a_last_line_and_the_end_are_written_together_beside_others[postgres]",
+    ),
+    Sabotage(
+        "a saga's last line and its end are one write",
+        "sagas/driver.py",
+        "self._sagas.journal.record(self.hold, entry, self._end, written)",
+        "self._end = None; self._sagas.journal.record(self.hold, entry, None, written)",
+        SAGA_AHEAD + "the_last_line_and_the_end_are_one_write[sqlite]",
+    ),
+    Sabotage(
+        "a saga that went ahead does nothing before its line stands",
+        "sagas/driver.py",
+        "        self._sagas.journal.record(self.hold, entry, self._end, written)\n",
+        "        self._sagas.journal.record(self.hold, entry, self._end, written)\n        self._begin_steps()\n",
+        SAGA_AHEAD + "nothing_that_the_body_asks_for_is_done_before_the_line_stands[sqlite]",
+    ),
+    Sabotage(
+        "a saga that went ahead with what can't be kept is read again",
+        "sagas/driver.py",
+        "            if self._ahead is not None:\n                raise StoreTrouble(",
+        "            if False:\n                raise StoreTrouble(",
+        SAGA_AHEAD + "a_result_that_the_server_refuses_is_the_steps_failure[first-postgres]",
+    ),
+    Sabotage(
+        "who calls for a saga beside its worker has it in hand",
+        "app.py",
+        'if tx == "own" and self.sagas is not None and self.sagas.on_loop():',
+        "if False:",
+        "tests/sagas/test_beginning.py::test_what_is_called_for_beside_its_worker_is_in_hand_at_once[sqlite]",
+    ),
+    Sabotage(
+        "what gave way in a deadlock is written again",
+        "store/postgres/store.py",
+        "            except StoreBusy:\n                time.sleep(PAUSE[0] * tries)\n",
+        "            except ZeroDivisionError:\n                time.sleep(PAUSE[0] * tries)\n",
+        "tests/store/postgres/test_plainly.py::test_what_gave_way_to_somebody_else_is_done_again",
+    ),
+    Sabotage(
+        "what sagas write goes along keys, however few rows there were when it was planned",
+        "store/postgres/store.py",
+        "                conn.execute(BY_KEY)\n",
+        "                pass\n",
+        "tests/store/postgres/test_plainly.py::test_it_goes_along_keys_in_new_tables_too",
     ),
     Sabotage(
         "harness: of a step in which a worker is killed nothing is written",

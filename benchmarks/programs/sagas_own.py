@@ -2,7 +2,8 @@
 steps unless said otherwise.
 
 ``alone N`` runs N, one after the other: milliseconds of each, from before the publish to the committed end. ``together N
-SECONDS`` runs N at once, each task one after the other: how many a second. ``counts`` what the ledger and the table of instances say.
+SECONDS`` runs N at once, each task one after the other: how many a second. With ``called`` behind it they are begun by a call, without an
+event. ``counts`` what the ledger and the table of instances say.
 """
 
 from __future__ import annotations
@@ -73,29 +74,33 @@ async def main(store: str, kind: str, steps: int) -> None:
         assert app.sagas is not None
         app.sagas.drivers = ended = Ended()
 
-        async def one() -> None:
+        async def one(called: bool) -> None:
             nonlocal number
             number += 1
             future = ended.waiting[str(number)] = loop.create_future()
-            await app.publish(Begun(number), tx="own")
+            if called:
+                await app.start_saga(process, Begun(number), tx="own")
+            else:
+                await app.publish(Begun(number), tx="own")
             await future
 
         print('"ready"', flush=True)
         while line := (await loop.run_in_executor(None, sys.stdin.readline)).split():
+            called = line[-1] == "called"
             if line[0] == "alone":
                 times = []
                 for _ in range(int(line[1])):
                     began = time.perf_counter()
-                    await one()
+                    await one(called)
                     times.append(1000 * (time.perf_counter() - began))
                     await asyncio.sleep(0.002)
                 print(json.dumps(times), flush=True)
             elif line[0] == "together":
 
-                async def many(until: float) -> int:
+                async def many(until: float, called: bool = called) -> int:
                     done = 0
                     while time.perf_counter() < until:
-                        await one()
+                        await one(called)
                         done += 1
                     return done
 

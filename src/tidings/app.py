@@ -414,6 +414,8 @@ class App:
                 type=type(event).__name__,
             )
         envelope = self._publisher.envelope(event)
+        if tx == "own" and self.sagas is not None and self.sagas.on_loop():
+            return self.sagas.begin_by(self._publisher, definition.name, definition.version, envelope)
         start = Start(definition.name, definition.version, self.name, envelope, int(self.clock.time() * 1_000_000))
         result = self._publisher.insert(START, start_values(start), envelope, tx, type(event))
         if self.worker is not None and tx != "own":

@@ -66,7 +66,15 @@ class Killer:
 
         for name in WRITES:
             setattr(SagaUnit, name, wrapped(name, getattr(SagaUnit, name)))
-        setattr(ServerSagas, "release_all", wrapped("release", ServerSagas.release_all))  # noqa: B010
+        together = ServerSagas.write_all
+
+        def write_all(unit: Any, starts: Any, lines: Any, releases: Any) -> Any:
+            parts = [name for name, part in (("start", starts), ("record", lines), ("release", releases)) if part]
+            if parts in (["start"], ["record"]):  # as they are alone
+                return together(unit, starts, lines, releases)
+            return wrapped(" and ".join(parts), together)(unit, starts, lines, releases)
+
+        setattr(ServerSagas, "write_all", write_all)  # noqa: B010
         store: Any = app.store
         write, plainly, begin = store.write, store.write_plainly, app._transactions.begin
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -157,3 +158,71 @@ async def test_a_child_that_ends_beside_others_tells_its_parent(store: Store) ->
     assert row is not None
     assert (row.state, row.arrived, row.due) == ("waiting", 1, 7)
     assert store.query(lambda unit: unit.sagas().ended([("checkout", "4")])) == [("checkout", "4", "completed", "9", None)]
+
+
+@pytest.mark.promise("death at any instruction")
+async def test_a_last_line_and_the_end_are_written_together_beside_others(store: Store) -> None:
+    """In one group: instances that begin, lines, ends, and lines with ends; one is another worker's by now, one is to be undone."""
+    writer = JournalWriter(store)
+    await begin(writer, store, range(1, 9))
+    holds = [Hold("checkout", str(order), "a", 1) for order in range(1, 9)]
+    late = holds[2]._replace(epoch=0)
+    store.write(lambda unit: unit.sagas().turn_back("checkout", "5", "compensate", 5)).result()
+
+    def end(hold: Hold) -> Release:
+        return Release(hold, "completed", None, None, None, None, 7, "9")
+
+    told: list[bool | None] = []
+    asked: list[Any] = [
+        writer.start(Start("checkout", 1, "shop", envelope(store, 9), 100, "a"), told.append),
+        writer.start(Start("checkout", 1, "shop", envelope(store, 8), 100, "a"), told.append),
+        writer.record(holds[0], entry()),
+        writer.record(holds[1], entry(), end(holds[1])),
+        writer.record(late, entry(), end(late)),
+        writer.release(end(holds[3])),
+        writer.record(holds[4], entry(), end(holds[4])),
+        writer.record(holds[5], entry(), end(holds[5])),
+    ]
+    assert await asyncio.gather(*asked) == [True, False, True, True, False, True, False, True]
+    assert told == [True, False]
+
+    def state(order: int) -> tuple[str, str | None, list[str]]:
+        row = store.query(lambda unit: unit.sagas().row("checkout", str(order)))
+        lines = store.query(lambda unit: unit.sagas().journal("checkout", str(order)))
+        assert row is not None
+        return row.state, row.result, [line.step for line in lines]
+
+    assert [state(order) for order in (1, 2, 3, 4, 5, 6, 9)] == [
+        ("running", None, ["charge"]),
+        ("completed", "9", ["charge"]),
+        ("running", None, []),
+        ("completed", "9", []),
+        ("running", None, ["charge"]),  # the line stands, the end doesn't
+        ("completed", "9", ["charge"]),
+        ("running", None, []),
+    ]
+
+
+async def test_many_are_on_their_way_at_the_same_time_and_each_hears_of_its_own(store: Store) -> None:
+    """On a server a second group doesn't wait for the first."""
+    writer, orders = JournalWriter(store), range(1, 101)
+    await begin(writer, store, orders)
+
+    async def one(order: int) -> list[bool]:
+        hold = Hold("checkout", str(order), "a", 1 if order % 7 else 0)
+        lines = [Entry("step", "0", "charge", number, number, "done", str(order), digest="d") for number in range(1, 6)]
+        end = Release(hold, "completed", None, None, None, None, 7)
+        found = [await writer.record(hold, line) for line in lines[:-1]]
+        return [*found, await writer.record(hold, lines[-1], end)]
+
+    for order, told in zip(orders, await asyncio.gather(*map(one, orders)), strict=True):
+        assert told == [bool(order % 7)] * 5
+    for order in orders:
+        lines = store.query(lambda unit, key=str(order): unit.sagas().journal("checkout", key))  # type: ignore[misc]
+        assert [line.result for line in lines] == ([str(order)] * 5 if order % 7 else [])
+
+
+async def test_who_tells_a_parent_has_no_place_in_a_group(store: Store) -> None:
+    release = Release(Hold("checkout", "1", "a", 1), "completed", None, None, None, None, 7, None, ("checkout", "2"))
+    with pytest.raises(ValueError, match="parent"):
+        JournalWriter(store).record(release.hold, entry(), release)

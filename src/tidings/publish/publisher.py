@@ -20,6 +20,7 @@ from .publishing import OwnTransaction, Publishing, Receipt
 
 if TYPE_CHECKING:
     from ..store.port import Store
+    from ..store.writer import Writer
     from ..subscribe.context import Context
 
 current: ContextVar[Context | None] = ContextVar("tidings_current", default=None)
@@ -247,16 +248,24 @@ class Publisher:
         self._plain[cls] = row
         return row
 
+    def own(self, make: Callable[[Writer], OwnTransaction]) -> Publishing:
+        """Another job in a transaction of its own, as ``publish`` has one."""
+        self._check("own")
+        return self._put(make)
+
     def _own(self, row: Row, tx: str) -> Publishing:
         if tx != "own":
             raise OutsideTransaction(f'tx={tx!r}: give your transaction, or "own" for one of its own')
+        return self._put(lambda writer: OwnTransaction(row, writer))
+
+    def _put(self, make: Callable[[Writer], OwnTransaction]) -> Publishing:
         if (handling := current.get()) is not None and _is_open(handling.tx):
             raise OutsideTransaction(
                 "this handler holds the store's write lock, and tx=\"own\" would wait for it for ever: give the handler's own"
                 " transaction, or publish with ctx.publish(event)"
             )
         writer = self._store.writer
-        job = OwnTransaction(row, writer)
+        job = make(writer)
         writer.put(job)
         return Publishing(job)
 

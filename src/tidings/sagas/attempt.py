@@ -56,9 +56,9 @@ class Attempts:
 
     async def run(
         self, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any], ctx: StepContext, hold: Hold, done: Callable[[Any], Entry],
-        *, timeout: float | None = None, result: Any = UNKNOWN,
+        *, timeout: float | None = None, result: Any = UNKNOWN, write: Callable[[Entry], Awaitable[None]] | None = None,
     ) -> Entry:  # fmt: skip
-        """The entry, written.
+        """The entry, written; by ``write`` if there was no transaction and is nothing to publish, so that it is by itself.
 
         Raises:
             Fenced: the instance is somebody else's; nothing was written. StoreTrouble. Whatever the function raised; in a RaisedByHandler,
@@ -79,7 +79,7 @@ class Attempts:
                 entry = done(value)
                 outputs = self._outputs(ctx)
                 if not outputs:
-                    await self.record(hold, entry)
+                    await (self.record(hold, entry) if write is None else write(entry))
                 elif not await self._told_by(wrap_future(self._store.write(lambda unit: self._record(unit, hold, entry, outputs)))):
                     raise _fenced(hold)
                 return entry
@@ -95,7 +95,15 @@ class Attempts:
 
     async def record(self, hold: Hold, entry: Entry) -> None:
         """An entry by itself."""
-        if not await self._told_by(self._journal.record(hold, entry)):
+        await self.held(hold, self._journal.record(hold, entry))
+
+    async def held(self, hold: Hold, written: Awaitable[bool]) -> None:
+        """That it was written.
+
+        Raises:
+            Fenced, StoreTrouble. As it is, what the store says to values that it can't keep.
+        """
+        if not await self._told_by(written):
             raise _fenced(hold)
 
     async def _told_by(self, written: Awaitable[bool]) -> bool:

@@ -67,6 +67,12 @@ class Driver:
         self._recorded: list[tuple[Call, Entry]] = []
         self._woken: asyncio.Future[None] | None = None
         self._handing = False
+        self._ahead: Call | None = None
+        """The body has this one's result, which isn't written yet. Nothing that it asks for is done before that."""
+        self._end: Release | None = None
+        """Is written with its last line;"""
+        self._finished = False
+        """and was."""
         self._trouble: BaseException | None = None
         self._news = False
         self._late = False
@@ -130,6 +136,8 @@ class Driver:
                 return
             await self._next(handing=True)
             await self._hand_on()
+        if self._finished:
+            return
         if body.fault is not None:
             raise body.fault
         if self.row.back is not None and body.pivoted:
@@ -377,6 +385,7 @@ class Driver:
                 self.hold,
                 lambda value: entry("done", result=function.stored(value)),
                 timeout=call.timeout,
+                write=lambda done: self._write(call, done),
             )
         except (Fenced, StoreTrouble):
             raise
@@ -405,9 +414,52 @@ class Driver:
                     failed = unknown("retrying", error=text, ended=sagas.now(), due=due)
             log.info("%s %s: %s, attempt %d: %s", self.row.saga, self.row.key, words(call.key), attempt, text)
             await sagas.attempts.record(self.hold, failed)
+            if self._ahead is not None:
+                raise StoreTrouble(f"{words(call.key)}: its body went ahead with a result that can't be kept: {text}") from error
             return failed
         finally:
             self._open.difference_update(mine)
+
+    async def _write(self, call: Call, entry: Entry) -> None:
+        """Write what became of a step, and with it the end of the instance, if it was the last one."""
+        if not self._may_go_ahead():
+            await self._sagas.attempts.record(self.hold, entry)
+            return
+        loop = asyncio.get_running_loop()
+        written: asyncio.Future[bool] = loop.create_future()
+        loop.call_soon(self._go_ahead, call, entry, written)  # in no task, so the body can run
+        await self._sagas.attempts.held(self.hold, written)
+        self._finished = self._end is not None
+
+    def _may_go_ahead(self) -> bool:
+        """It is all that the body waits for, nothing else is under way that might be handed on before, and nobody looks at the instance."""
+        return (
+            self._handing
+            and not (self._news or self._recorded or self._body.ended)
+            and self._trouble is None
+            and len(self._running) == len(self._open) == len(self._body.open) == 1
+        )
+
+    def _go_ahead(self, call: Call, entry: Entry, written: asyncio.Future[bool]) -> None:
+        if self._may_go_ahead() and not written.done():
+            self._ahead, call.entry = call, entry
+            try:
+                self._body.hand(call, entry)
+                self._end = self._completed()
+            except BaseException as error:  # the driver's, once the line stands
+                self._trouble = error
+        self._sagas.journal.record(self.hold, entry, self._end, written)
+
+    def _completed(self) -> Release | None:
+        """How it is let go of, if the body has returned and nobody else is to be told."""
+        body, row = self._body, self.row
+        if body.fault is not None or not body.ended or body.error is not None or row.parent is not None or row.back is not None:
+            return None
+        try:
+            result = stored(self._definition.main, body.result)
+        except SagaDefinitionError:  # it is found out again
+            return None
+        return Release(self.hold, "completed", None, None, None, None, self._sagas.now(), result)
 
     async def _next(self, *, handing: bool = False) -> None:
         """Wait until a step has ended, or something else falls due. ``handing``: meanwhile results are handed on."""
@@ -442,26 +494,28 @@ class Driver:
 
     def _wake(self) -> None:
         self._news = True
-        if self._woken is not None and not self._woken.done():
+        if self._ahead is None and self._woken is not None and not self._woken.done():
             self._woken.set_result(None)
 
     def _ended(self, task: asyncio.Task[Entry]) -> None:
         """A step has. Called in no task, so the body can run: a saga that goes from step to step needs nobody else."""
         call = self._running.pop(task)
+        ahead, self._ahead = self._ahead is call, None
         if task.cancelled():
             self._trouble = self._trouble or asyncio.CancelledError()
         elif (error := task.exception()) is not None:
             self._trouble = self._trouble or error
         else:
             call.entry = entry = task.result()
-            if entry.seq is not None:
+            if entry.seq is not None and not ahead:
                 self._recorded.append((call, entry))
             if self._handing and self._trouble is None:
                 try:
                     self._hand()
                     if self._goes_on():
                         self._begin_steps()
-                        return
+                        if not self._news:
+                            return
                 except BaseException as error:  # the driver's
                     self._trouble = error
         self._wake()

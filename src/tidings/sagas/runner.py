@@ -21,6 +21,7 @@ from ..event import EventType
 from ..store.port import KeyState, Lane
 from ..store.sagas import Arrival, Entry, Hold, Look, Release, SagaRow, Start, saga_row, start_values
 from .attempt import Attempts, StoreTrouble
+from .beginning import Beginning
 from .driver import Driver
 from .journal_writer import JournalWriter
 from .saga import SagaDefinition
@@ -28,14 +29,15 @@ from .step import NOTHING
 
 if TYPE_CHECKING:
     from ..publish.publisher import Publisher
+    from ..publish.publishing import Publishing
     from ..store.port import SomeTransactions, Store, Unit
 
 T = TypeVar("T")
 log = logging.getLogger("tidings.sagas")
 
-AT_ONCE = 64
+AT_ONCE = 128
 """Instances that one worker drives at the same time; what waits takes no place."""
-AT_START = 48
+AT_START = 96
 """So many it takes as soon as they begin; the other places are for those that are due and those whose worker died."""
 LOOK_SECONDS = 10.0
 """The store is asked this often for what is due, when nothing else tells; and whenever the lease of another worker may be over."""
@@ -88,6 +90,7 @@ class RunningSagas:
         self._clock: Clock = store.clock
         self._manual = not isinstance(store.clock, SystemClock)
         self._worker = ""
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._until = 0.0
         self._renewed = asyncio.Event()
         self.lapses = 0
@@ -123,7 +126,8 @@ class RunningSagas:
     def start(self, worker: str, lease: float, reached_head: Callable[[], None]) -> None:
         self._worker, self._lease, self._reached_head = worker, lease, reached_head
         self._until = self._clock.monotonic() + lease
-        self._sweeper = asyncio.get_running_loop().create_task(self._sweep(), name="tidings-sagas")
+        self._loop = asyncio.get_running_loop()
+        self._sweeper = self._loop.create_task(self._sweep(), name="tidings-sagas")
         if self._retention is not None:
             self._forgetter = asyncio.get_running_loop().create_task(self._forget(), name="tidings-sagas-forget")
         self.hurry()
@@ -344,6 +348,23 @@ class RunningSagas:
 
     async def begin(self, saga: str, version: int, envelope: Envelope) -> None:
         """Make an instance. If there is room it is in this worker's hands from the first: nobody looks for it, and nothing is read."""
+        await self.journal.start(*self._reserve(saga, version, envelope))
+
+    def begin_by(self, publisher: Publisher, saga: str, version: int, envelope: Envelope) -> Publishing:
+        """The same for somebody who calls for it on this loop, with what he gets for it."""
+        start, settled = self._reserve(saga, version, envelope)
+        try:
+            return publisher.own(lambda writer: Beginning(start, writer, settled))
+        except BaseException:
+            settled(None)
+            raise
+
+    def on_loop(self) -> bool:
+        """Whether it runs, on the loop of whoever asks."""
+        return self._loop is not None and not self.stopping and asyncio._get_running_loop() is self._loop
+
+    def _reserve(self, saga: str, version: int, envelope: Envelope) -> tuple[Start, Callable[[bool | None], None]]:
+        """A place for it, if there is one. The function is to be called in any case: whether it was made; None if nobody knows."""
         now, instance = self.now(), (saga, str(envelope.key))
         mine = not (
             self.stopping
@@ -369,7 +390,7 @@ class RunningSagas:
                 self._doubt = self._doubt or mine
                 self.hurry()
 
-        await self.journal.start(start, settled)
+        return start, settled
 
     def _places_taken(self) -> int:
         return len(self.drivers) + len(self._starting)
@@ -428,7 +449,7 @@ class RunningSagas:
         if self.stopping:
             return 0
         due = self._store.query(lambda unit: unit.sagas().look(self._known, self.now()).found)
-        return len(self.drivers) + bool(due) + self._wanted.is_set() + self._looking
+        return self._places_taken() + bool(due) + self._wanted.is_set() + self._looking
 
     def next_due(self) -> int | None:
         """Microseconds since 1970."""

@@ -552,7 +552,7 @@ class Store(Protocol):
 
     def write_plainly(self, job: Callable[[Unit], T]) -> Future[T]:
         """``write`` for a job of one statement which may be done twice: if the future has an error, nobody knows whether it was done. On a
-        server the statement is its own commit, in one round trip."""
+        server the statement is its own commit, in one round trip, and two such jobs may be under way at the same time."""
         ...
 
     @property

@@ -350,6 +350,12 @@ class SagaUnit:
             for one in releases
         ]  # fmt: skip
 
+    def write_all(
+        self, starts: Sequence[Start], lines: Sequence[tuple[Hold, Entry]], releases: Sequence[Release]
+    ) -> tuple[list[bool], list[bool], list[bool]]:
+        """``start_all``, ``record_all``, ``release_all``, in this order; all of it or nothing, as ``Store.write_plainly`` runs it."""
+        return self.start_all(starts), self.record_all(lines), self.release_all(releases)
+
     def restart(
         self, hold: Hold, version: int, envelope: Envelope, now: int, kept: Entry | None, taken: Sequence[int]
     ) -> bool:  # fmt: skip

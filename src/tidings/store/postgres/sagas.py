@@ -7,6 +7,8 @@ Python sorts them, whatever the database's own order of texts is.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
 
 from ..sagas import (
     AGAIN,
@@ -35,35 +37,50 @@ _ENTRY_TYPES = (TEXT, TEXT, TEXT, INT4, INT8, TEXT, TEXT, TEXT, INT4, INT8, INT8
 _HOLD_TYPES = (TEXT, TEXT, TEXT, INT8)
 _RELEASE_TYPES = (TEXT, INT8, TEXT, TEXT, INT8, INT8, TEXT)
 
+_NONE = (None,) * 4
 ORDER = 'ORDER BY s.saga COLLATE "C", s.key COLLATE "C"'
 
 # The order of keys is that of the one transaction that inserts them.
-START = f"""INSERT INTO tidings_sagas ({ROW}) SELECT * FROM {rows_of(_ROW_TYPES)} ON CONFLICT (saga, key) DO NOTHING RETURNING saga, key"""
+_START = f"""started AS (
+        INSERT INTO tidings_sagas ({ROW}) SELECT * FROM {rows_of(_ROW_TYPES)} ON CONFLICT (saga, key) DO NOTHING RETURNING saga, key)"""
 
 # As ``record`` does with one: the row of each instance that is still held is locked, beside others who do, and its lines are written; but
 # no pivot in one that was ordered to be undone before.
-RECORD = f"""WITH e AS MATERIALIZED (
-        SELECT * FROM {rows_of((*_HOLD_TYPES, *_ENTRY_TYPES))} AS e (saga, key, worker, epoch, {ENTRY})),
-    held AS MATERIALIZED (
-        SELECT s.saga, s.key, s.back FROM tidings_sagas s JOIN (SELECT DISTINCT saga, key, worker, epoch FROM e) h
-        ON s.saga = h.saga AND s.key = h.key AND s.worker = h.worker AND s.epoch = h.epoch {ORDER} FOR SHARE OF s)
-    INSERT INTO tidings_saga_journal (saga, key, {ENTRY}) SELECT saga, key, {ENTRY} FROM e JOIN held USING (saga, key)
-    WHERE e.kind <> 'pivot' OR held.back IS NULL {AGAIN} RETURNING saga, key, kind, branch, step, number"""
+_RECORD = f"""held AS MATERIALIZED (
+        SELECT {", ".join("e." + name for name in ("saga", "key", *ENTRY.split(", ")))}, s.back
+        FROM {rows_of((*_HOLD_TYPES, *_ENTRY_TYPES))} AS e (saga, key, worker, epoch, {ENTRY})
+        JOIN tidings_sagas s ON s.saga = e.saga AND s.key = e.key AND s.worker = e.worker AND s.epoch = e.epoch {ORDER} FOR SHARE OF s),
+    recorded AS (
+        INSERT INTO tidings_saga_journal (saga, key, {ENTRY}) SELECT saga, key, {ENTRY} FROM held WHERE kind <> 'pivot' OR back IS NULL
+        {AGAIN} RETURNING saga, key, kind, branch, step, number)"""
 
 # As ``release`` does with one. Events that came for an instance which is closed are of no use any more.
-RELEASE = f"""WITH r AS MATERIALIZED (
-        SELECT * FROM {rows_of((*_HOLD_TYPES, *_RELEASE_TYPES))} AS r (saga, key, worker, epoch, state, due, waits, error, arrived, now,
-        result)),
-    held AS MATERIALIZED (
-        SELECT s.saga, s.key FROM tidings_sagas s JOIN r
-        ON s.saga = r.saga AND s.key = r.key AND s.worker = r.worker AND s.epoch = r.epoch AND {RELEASABLE}
+_RELEASE = f"""leaving AS MATERIALIZED (
+        SELECT r.* FROM {rows_of((*_HOLD_TYPES, *_RELEASE_TYPES))} AS r (saga, key, worker, epoch, state, due, waits, error, arrived, now,
+        result)
+        JOIN tidings_sagas s ON s.saga = r.saga AND s.key = r.key AND s.worker = r.worker AND s.epoch = r.epoch AND {RELEASABLE}
         {ORDER} FOR NO KEY UPDATE OF s),
     done AS (
         UPDATE tidings_sagas s SET {RELEASED}
-        FROM r JOIN held USING (saga, key) WHERE s.saga = r.saga AND s.key = r.key RETURNING s.saga, s.key, s.state, s.arrived),
+        FROM leaving r WHERE s.saga = r.saga AND s.key = r.key RETURNING s.saga, s.key, s.state, s.arrived),
     gone AS (
-        DELETE FROM tidings_saga_events e USING done d WHERE e.saga = d.saga AND e.key = d.key AND d.state IN {CLOSED} AND d.arrived > 0)
-    SELECT saga, key FROM done"""
+        DELETE FROM tidings_saga_events e USING done d WHERE e.saga = d.saga AND e.key = d.key AND d.state IN {CLOSED} AND d.arrived > 0)"""
+
+_NO_LINE = "NULL::text, NULL::text, NULL::text, NULL::bigint"
+_PARTS = (
+    (_START, f"SELECT 0, saga, key, {_NO_LINE} FROM started"),
+    (_RECORD, "SELECT 1, saga, key, kind, branch, step, number FROM recorded"),
+    (_RELEASE, f"SELECT 2, saga, key, {_NO_LINE} FROM done"),
+)
+
+
+@lru_cache(maxsize=8)
+def _statement(*parts: bool) -> str:
+    """Those of them in one statement. It is one packet, so the server has all of it before it locks anything: a process that is frozen in
+    the middle of a pipeline would hold what the first half has locked."""
+    chosen = [part for part, is_in in zip(_PARTS, parts, strict=True) if is_in]
+    return f"WITH {', '.join(part[0] for part in chosen)} {' UNION ALL '.join(part[1] for part in chosen)}"
+
 
 # A child that is closed tells its parent.
 KIN = f"SELECT FROM tidings_sagas s WHERE (s.saga, s.key) IN ((%s, %s), (%s, %s)) {ORDER} FOR NO KEY UPDATE"
@@ -83,25 +100,43 @@ ARRIVALS = """SELECT f.n, e.position, e.type, e.version, e.time, e.data
 class ServerSagas(SagaUnit):
     """The same statements, each for many."""
 
-    def start_all(self, starts: Sequence[Start]) -> list[bool]:
-        if len(starts) == 1:
-            return super().start_all(starts)
-        if any(one.worker is None for one in starts):
+    def write_all(
+        self, starts: Sequence[Start], lines: Sequence[tuple[Hold, Entry]], releases: Sequence[Release]
+    ) -> tuple[list[bool], list[bool], list[bool]]:
+        if not (starts or releases) and len(lines) == 1:
+            return [], super().record_all(lines), []
+        if not (lines or releases) and len(starts) == 1:
+            return super().start_all(starts), [], []
+        if any(one.tells for one in releases):
+            raise ValueError("who tells a parent locks it too, which has its place in release_all alone")
+        if any(one.worker is None for one in starts) or any(
+            one.state in CLOSED or one.state == "parked" or (one.due is not None and one.due <= one.now) for one in releases
+        ):
             self._tell()
-        rows = sorted((start_values(one) for one in starts), key=lambda row: (row[0], row[18]))
-        made = set(self._conn.execute(START, columns(_ROW_TYPES, rows)).fetchall())
-        told: list[bool] = []
-        for one in starts:
-            told.append((instance := (one.saga, one.envelope.key)) in made)
-            made.discard(instance)  # of two alike, one made it
-        return told
+        arguments: list[Any] = []
+        if starts:
+            arguments += columns(_ROW_TYPES, sorted(map(start_values, starts), key=lambda row: (row[0], row[18])))
+        if lines:
+            arguments += columns((*_HOLD_TYPES, *_ENTRY_TYPES), [(*hold, *entry_values(entry)) for hold, entry in lines])
+        if releases:
+            rows = [(*one.hold, one.state, one.due, one.waits, one.error, one.arrived, one.now, one.result) for one in releases]
+            arguments += columns((*_HOLD_TYPES, *_RELEASE_TYPES), rows)
+        done = set(self._conn.execute(_statement(bool(starts), bool(lines), bool(releases)), arguments).fetchall())
+        made: list[bool] = []
+        for start in starts:
+            made.append((instance := (0, start.saga, start.envelope.key, *_NONE)) in done)
+            done.discard(instance)  # of two alike, one made it
+        return (
+            made,
+            [(1, hold.saga, hold.key, entry.kind, entry.branch, entry.step, entry.number) in done for hold, entry in lines],
+            [(2, one.hold.saga, one.hold.key, *_NONE) in done for one in releases],
+        )
+
+    def start_all(self, starts: Sequence[Start]) -> list[bool]:
+        return self.write_all(starts, (), ())[0] if starts else []
 
     def record_all(self, lines: Sequence[tuple[Hold, Entry]]) -> list[bool]:
-        if len(lines) == 1:
-            return super().record_all(lines)
-        rows = [(*hold, *entry_values(entry)) for hold, entry in lines]
-        written = set(self._conn.execute(RECORD, columns((*_HOLD_TYPES, *_ENTRY_TYPES), rows)).fetchall())
-        return [(hold.saga, hold.key, entry.kind, entry.branch, entry.step, entry.number) in written for hold, entry in lines]
+        return self.write_all((), lines, ())[1] if lines else []
 
     def release_all(self, releases: Sequence[Release]) -> list[bool]:
         if any(one.tells for one in releases):
@@ -109,11 +144,7 @@ class ServerSagas(SagaUnit):
                 if one.tells and one.parent is not None:
                     self._conn.execute(KIN, (*one.hold[:2], *one.parent))
             return super().release_all(releases)
-        if any(one.state in CLOSED or one.state == "parked" or (one.due is not None and one.due <= one.now) for one in releases):
-            self._tell()
-        rows = [(*one.hold, one.state, one.due, one.waits, one.error, one.arrived, one.now, one.result) for one in releases]
-        done = set(self._conn.execute(RELEASE, columns((*_HOLD_TYPES, *_RELEASE_TYPES), rows)).fetchall())
-        return [(one.hold.saga, one.hold.key) in done for one in releases]
+        return self.write_all((), (), releases)[2] if releases else []
 
     def _take(self, found: Sequence[tuple[str, str]], worker: str) -> list[SagaRow]:
         if not found:

@@ -16,7 +16,7 @@ from weakref import WeakSet
 import psycopg
 
 from ...clock import Clock, SystemClock
-from ...errors import StoreError, StoreNotInitialised, WrongStore
+from ...errors import StoreBusy, StoreError, StoreNotInitialised, WrongStore
 from ...urls import label
 from ..forks import OfOneProcess
 from ..port import Examination, Holder, Row, holder_text, size_text
@@ -29,7 +29,7 @@ from .horizon import Horizon, lockers
 from .transactions import Transactions
 from .unit import APPEND, SCHEDULE, PostgresUnit, append_with
 from .waker import Notifier, Waker
-from .writer import ServerWriter
+from .writer import PAUSE, TRIES, ServerWriter
 
 log = logging.getLogger("tidings.store")
 
@@ -39,6 +39,9 @@ READ_BYTES = 8 * 1024 * 1024
 """One read stops after about this much data."""
 ROWS = (16, 1024)
 """Rows asked for at a time, at least and at most; between them as many as the data seen lately lets expect to fit."""
+BY_KEY = b"SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off"
+"""What ``write_plainly`` asks goes along primary keys, whatever the tables' size, and is planned once. A server that counts on the few rows
+of a new table would read all of it each time, and go on so while it grows."""
 FROZEN_SECONDS = 10.0
 """A transaction of the writer's in which nothing happens is ended by the server after this time, or after the lease if that is shorter."""
 OWN = 100_000
@@ -75,6 +78,7 @@ class PostgresStore(OfOneProcess):
         self._opened = 0
         self._committed: list[Callable[[], None]] = []
         self._idle: list[psycopg.Connection[Any]] = []
+        self._idle_plain: list[psycopg.Connection[Any]] = []
         self._idle_lock = threading.Lock()
         self._reading_lock = threading.Lock()
         self._reading: psycopg.Connection[Any] | None = None
@@ -105,7 +109,7 @@ class PostgresStore(OfOneProcess):
                 self._look(schema.migrate)
                 self._writer = ServerWriter(self.url, self.unit, self._on_written, lambda: self._frozen, self._place)
                 self._notifier = Notifier(self.url, self._channel)
-                self._plain = ThreadPoolExecutor(1, thread_name_prefix="tidings-plain")
+                self._plain = ThreadPoolExecutor(2, thread_name_prefix="tidings-plain")
 
     def open_to_read(self) -> None:
         """For ``query`` and ``read`` only: makes and migrates nothing, and needs no right to write. Wants its ``close`` too.
@@ -142,9 +146,9 @@ class PostgresStore(OfOneProcess):
 
     def leave_behind(self) -> object:
         # Closed there, its connections would end the parent's sessions; psycopg leaves them alone.
-        left = (self._writer, self._notifier, self._plain, self._committed, self._idle, self._reading, self._cursors)
+        left = (self._writer, self._notifier, self._plain, self._committed, self._idle, self._idle_plain, self._reading, self._cursors)
         self._writer, self._notifier, self._plain, self._reading, self._opened, self.log_id = None, None, None, None, 0, ""
-        self._committed, self._idle, self._cursors = [], [], WeakSet()
+        self._committed, self._idle, self._idle_plain, self._cursors = [], [], [], WeakSet()
         self._open_lock, self._idle_lock, self._reading_lock = threading.Lock(), threading.Lock(), threading.Lock()
         return left
 
@@ -164,8 +168,9 @@ class PostgresStore(OfOneProcess):
 
     def _close_idle(self) -> None:
         with self._idle_lock:
-            while self._idle:
-                self._idle.pop().close()
+            for idle in (self._idle, self._idle_plain):
+                while idle:
+                    idle.pop().close()
 
     def _look(self, check: Callable[[psycopg.Connection[Any], str], object]) -> None:
         """See that the tables are there, and which log this is."""
@@ -193,7 +198,16 @@ class PostgresStore(OfOneProcess):
         with self._open_lock:  # not behind its end
             if self._plain is None:
                 raise StoreError("the store is not open", url=self.label)
-            return self._plain.submit(self.at_once, job)
+            return self._plain.submit(self._plainly, job)
+
+    def _plainly(self, job: Callable[[PostgresUnit], T]) -> T:
+        """What gave way to somebody else (a deadlock) is done again: nothing of it stands."""
+        for tries in range(1, TRIES):
+            try:
+                return self._at_once(job, plain=True)
+            except StoreBusy:
+                time.sleep(PAUSE[0] * tries)
+        return self._at_once(job, plain=True)
 
     @property
     def writer(self) -> ServerWriter:
@@ -257,8 +271,11 @@ class PostgresStore(OfOneProcess):
             raise explain(error, self.url) from error
 
     def at_once(self, job: Callable[[PostgresUnit], T]) -> T:
+        return self._at_once(job)
+
+    def _at_once(self, job: Callable[[PostgresUnit], T], *, plain: bool = False) -> T:
         try:
-            with self._connection() as conn:
+            with self._connection(plain) as conn:
                 unit = self.unit(conn)
                 result = job(unit)
         except psycopg.Error as error:
@@ -519,14 +536,18 @@ class PostgresStore(OfOneProcess):
         return time.monotonic() - self._moved if self._held_back else 0.0
 
     @contextmanager
-    def _connection(self) -> Iterator[psycopg.Connection[Any]]:
-        """One of the store's own, idle or new."""
+    def _connection(self, plain: bool = False) -> Iterator[psycopg.Connection[Any]]:
+        """One of the store's own, idle or new; ``plain``: of those for ``write_plainly``."""
         self._refuse_if_forked()
+        idle = self._idle_plain if plain else self._idle
         with self._idle_lock:
-            conn = self._idle.pop() if self._idle else None
-        if conn is None or not is_open(conn):
+            conn = idle.pop() if idle else None
+        fresh = conn is None or not is_open(conn)
+        if conn is None or fresh:
             conn = connect(self.url)
         try:
+            if plain and fresh and conn.prepare_threshold is not None:
+                conn.execute(BY_KEY)
             yield conn
         except psycopg.Error as error:
             conn.close()
@@ -536,9 +557,9 @@ class PostgresStore(OfOneProcess):
         finally:
             with self._idle_lock:
                 # Who was reading while the store was closed would leave it a connection that nobody closes.
-                keep = self._opened > 0 and len(self._idle) < 4 and is_open(conn)
+                keep = self._opened > 0 and len(idle) < 4 and is_open(conn)
                 keep = keep and conn.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
                 if keep:
-                    self._idle.append(conn)
+                    idle.append(conn)
             if not keep:
                 conn.close()
