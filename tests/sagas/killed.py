@@ -42,6 +42,7 @@ def end_of(way: str, order: int) -> End:
     return {
         "forward": End("completed", ["charge", f"ship {payment} 7"], ["reserve"]),
         "claimed": End("completed", ["charge", f"ship {payment} 7"], ["reserve"]),
+        "called": End("completed", ["charge"], ["reserve"]),
         "back": End("compensated", ["charge", f"refund {payment}"], ["reserve", "unreserve-7"]),
         "cancel": End("cancelled", ["charge", f"refund {payment}"], ["reserve", "unreserve"]),
         "child": End("completed", ["book", "charge", f"ship {payment} 3"], ["label"], "completed"),
@@ -53,12 +54,13 @@ def end_of(way: str, order: int) -> End:
     }[way]
 
 
-WAYS = ("forward", "claimed", "back", "cancel", "child", "child-back", "child-cancel", "again", "again-back", "once")
+WAYS = ("forward", "claimed", "called", "back", "cancel", "child", "child-back", "child-cancel", "again", "again-back", "once")
 
 # Points that each way must have been killed at, before and behind.
 WANTED = {
     "forward": ["start 1", "record 1", "record 2", "record 3", "reserve 1", "release 1"],
     "claimed": ["start 1", "record 1", "record 2", "record 3", "reserve 1", "release 1", "claim 1"],  # else the one who makes it has it
+    "called": ["start 1", "record 1", "reserve 1", "release 1"],  # the last line is written with the end
     "back": ["start 1", "record 1", "record 2", "record 3", "reserve 1", "release 1", "turn 1", "unreserve-7 1", "record 4", "record 5"],
     "cancel": ["turn_back 1", "act 1", "turn 1", "record 1", "record 2", "record 3", "unreserve 1", "release 1"],
     "child": ["adopt 1", "label 1", *(f"record {n}" for n in range(1, 6)), "release 1", "release 2", "release 3", "claim 1"],
@@ -159,7 +161,8 @@ def shop(url: str, folder: Path, way: str, point: Callable[[str], None]) -> App:
     async def plain(order: Placed, saga: Saga) -> None:
         payment = await saga.step(charge, order, undo=refund)
         box = await saga.step(reserve, order, undo=unreserve)
-        await saga.step(ship, order, payment, box)
+        if way != "called":
+            await saga.step(ship, order, payment, box)
 
     async def cancelled(order: Placed, saga: Saga) -> None:
         payment = await saga.step(charge, order, undo=refund)
