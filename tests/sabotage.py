@@ -1222,6 +1222,13 @@ LIST = (
         SAGA_AHEAD + "nothing_that_the_body_asks_for_is_done_before_the_line_stands[sqlite]",
     ),
     Sabotage(
+        "a saga whose worker is killed behind its step writes nothing more",
+        "sagas/driver.py",
+        "        if written.done():  # its worker was killed\n",
+        "        if False:\n",
+        SAGA_AHEAD + "whoever_is_killed_behind_the_step_writes_nothing_more[sqlite]",
+    ),
+    Sabotage(
         "a saga that went ahead with what can't be kept is read again",
         "sagas/driver.py",
         "            if self._ahead is not None:\n                raise StoreTrouble(",

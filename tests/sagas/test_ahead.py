@@ -13,6 +13,7 @@ from tests.running import until
 from tests.sagas.test_saga import Placed, harness, journal, shop
 from tidings import App, Retry, Saga
 from tidings.errors import StoreError
+from tidings.sagas.driver import Driver
 from tidings.store.sagas import SagaUnit
 
 
@@ -226,3 +227,41 @@ async def test_what_an_operator_orders_beside_the_last_step_counts(store_url: st
         state = {"compensate": "compensated", "cancel": "cancelled", "pause": "completed"}[order]
         assert shops.saga("checkout", 1).state == state
         assert called == (["last"] if order == "pause" else ["last", "undo x"])
+
+
+@pytest.mark.promise("death at any instruction")
+async def test_whoever_is_killed_behind_the_step_writes_nothing_more(store_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    app, called = shop(store_url), list[str]()
+
+    async def first() -> None:
+        called.append("first")
+
+    @app.saga(Placed)
+    async def checkout(order: Placed, saga: Saga) -> None:
+        await saga.step(first)
+
+    async with harness(app) as shops:
+        assert app.sagas is not None
+        sagas, write = app.sagas, Driver._write
+
+        def kill() -> None:
+            sagas.kill()
+            for driver in sagas.drivers:
+                for task in driver._running:
+                    task.cancel()
+
+        async def dying(self: Driver, *args: Any) -> None:
+            monkeypatch.undo()
+            asyncio.get_running_loop().call_soon(kill)
+            await write(self, *args)
+
+        monkeypatch.setattr(Driver, "_write", dying)
+        await shops.publish(Placed(order_id=1))
+        await until(lambda: called)
+        await asyncio.sleep(0.2)
+        assert journal(shops) == []
+        await shops.crash()
+        await shops.restart()
+        await shops.settle()
+        await shops.advance(60)
+        assert (shops.saga("checkout", 1).state, called) == ("completed", ["first", "first"])

@@ -441,7 +441,9 @@ class Driver:
         )
 
     def _go_ahead(self, call: Call, entry: Entry, written: asyncio.Future[bool]) -> None:
-        if self._may_go_ahead() and not written.done():
+        if written.done():  # its worker was killed
+            return
+        if self._may_go_ahead():
             self._ahead, call.entry = call, entry
             try:
                 self._body.hand(call, entry)
