@@ -33,7 +33,7 @@ from .relay.relay import Relay, RunningRelay
 from .retry import Retry
 from .sagas.operator import Operator
 from .sagas.result import Result, Watches, decoder_of
-from .sagas.runner import RunningSagas
+from .sagas.runner import AT_ONCE, RunningSagas
 from .sagas.saga import Late, Main, SagaDefinition, define
 from .spelling import misspelt, spelled, spelled_options
 from .store import store_at
@@ -75,6 +75,7 @@ class App:
         broker: ``kafka://host:9092``, or a broker object: what this app publishes goes there, and what others publish comes in from there.
         relay: how it goes there; False: not from here.
         intake: what of it, and how; False for nothing.
+        saga_concurrency: instances of sagas that this process has in hand at the same time; one that waits isn't.
 
     Raises:
         ConfigurationError: something here can't work.
@@ -96,6 +97,7 @@ class App:
         broker: str | Broker | None = None,
         relay: Relay | bool = True,
         intake: Intake | bool = True,
+        saga_concurrency: int = AT_ONCE,
     ) -> None:
         if not name or not name.replace("-", "").replace("_", "").isalnum():
             raise ConfigurationError(f"App({name!r}): {_NAME}")
@@ -108,6 +110,9 @@ class App:
         given: Any = drain  # who doesn't use a type checker may have given anything
         if not isinstance(given, (int, float)) or given < 0:
             raise ConfigurationError(f"drain={drain!r}: seconds, 0 or more")
+        if type(saga_concurrency) is not int or saga_concurrency < 1:
+            raise ConfigurationError(f"saga_concurrency={saga_concurrency!r}: a whole number from 1")
+        self._saga_concurrency = saga_concurrency
         self.name = name
         self.clock: Clock = clock or (SystemClock() if isinstance(store, str) else store.clock)
         self.store = store_at(store, synchronous=synchronous, clock=self.clock) if isinstance(store, str) else store
@@ -556,8 +561,9 @@ class App:
             self.relay = RunningRelay(self._relay_options, self.name, self.store, self.broker)
         if self._sagas:
             self.sagas = RunningSagas(
-                self._sagas, self.name, self.store, self._transactions, self._publisher, self.type_of, self._worker_options["retention"]
-            )
+                self._sagas, self.name, self.store, self._transactions, self._publisher, self.type_of, self._worker_options["retention"],
+                self._saga_concurrency,
+            )  # fmt: skip
         worker = Worker(
             self.name,
             list(self.subscriptions.values()),

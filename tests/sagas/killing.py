@@ -154,7 +154,7 @@ def in_child(job: Callable[[], None]) -> tuple[int, str]:
 def main() -> None:
     url, folder, way = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
     if way == "claimed":
-        runner.AT_START = 0
+        runner.START_SHARE = 0.0
     in_child(lambda: prepare(url))
     points: list[str | None] = [None]
     for order, at in enumerate(points, 1):  # the first one, which goes through, tells the others

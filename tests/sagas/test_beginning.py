@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from typing import Any
 
 import pytest
 
 from tests.running import until
 from tests.sagas.test_saga import Placed, shop
-from tidings import App, Saga
+from tidings import App, ConfigurationError, Saga
 from tidings.store.sagas import SagaRow, SagaUnit
 
 
@@ -109,3 +110,47 @@ async def test_beside_a_worker_that_ends_it_is_somebody_elses(store_url: str) ->
     checkout = count(other, calls)
     async with other:
         assert await other.saga_result(checkout, 1, within=20) == 1
+
+
+@pytest.mark.promise("bounded")
+@pytest.mark.parametrize("most", [1, 2])
+async def test_no_more_are_in_hand_than_said_and_none_is_left(store_url: str, most: int) -> None:
+    app, running, seen = App("shop", store=store_url, saga_concurrency=most), set[int](), list[int]()
+
+    async def slow(order_id: int) -> int:
+        running.add(order_id)
+        seen.append(len(running))
+        await asyncio.sleep(0.02)
+        running.discard(order_id)
+        return order_id
+
+    @app.saga(Placed)
+    async def checkout(order: Placed, saga: Saga) -> int:
+        return await saga.step(slow, order.order_id)
+
+    async with app:
+        await asyncio.gather(*(app.start_saga(checkout, Placed(order_id=key), tx="own") for key in range(1, 11)))
+        await asyncio.gather(*(app.publish(Placed(order_id=key), tx="own") for key in range(11, 21)))
+        assert [await app.saga_result(checkout, key, within=30) for key in range(1, 21)] == list(range(1, 21))
+    assert max(seen) == most
+
+
+async def test_as_many_steps_block_at_once_as_are_in_hand(store_url: str) -> None:
+    app, together = shop(store_url), threading.Barrier(90)
+
+    def block() -> int:
+        return together.wait(20)
+
+    @app.saga(Placed)
+    async def checkout(order: Placed, saga: Saga) -> int:
+        return await saga.step(block)
+
+    async with app:
+        await asyncio.gather(*(app.start_saga(checkout, Placed(order_id=key), tx="own") for key in range(1, 91)))
+        assert sorted([await app.saga_result(checkout, key, within=30) for key in range(1, 91)]) == list(range(90))
+
+
+@pytest.mark.parametrize("wrong", [0, -1, 1.5, "8", True])
+def test_a_number_of_instances_that_can_not_be_is_told(wrong: Any) -> None:
+    with pytest.raises(ConfigurationError, match="saga_concurrency"):
+        App("shop", store="sqlite:///x.db", saga_concurrency=wrong)

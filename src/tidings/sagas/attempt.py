@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from ..store.port import SomeTransactions, Store, Transaction, Unit
     from .journal_writer import JournalWriter
 
+CONNECTIONS = 32
+"""So many steps with a transaction run in threads at the same time, each on a connection."""
+
 Outputs = list[tuple[Envelope, int | None]]
 
 
@@ -36,18 +39,21 @@ class Attempts:
     """Runs functions for an app's sagas. ``done(result)`` makes the entry, at the last moment."""
 
     def __init__(
-        self, store: Store, transactions: SomeTransactions, publisher: Publisher, journal: JournalWriter, provided: Provided = NOTHING
-    ) -> None:
+        self, store: Store, transactions: SomeTransactions, publisher: Publisher, journal: JournalWriter, provided: Provided = NOTHING,
+        places: int = 32,
+    ) -> None:  # fmt: skip
         self._provided = provided
         self._store = store
         self._journal = journal
         self._transactions = transactions
         self._publisher = publisher
-        self._threads = ThreadPoolExecutor(32, thread_name_prefix="tidings-saga")
+        self._threads = ThreadPoolExecutor(places, thread_name_prefix="tidings-saga")
+        self._connected = ThreadPoolExecutor(CONNECTIONS, thread_name_prefix="tidings-saga-tx")
         self._shared = SharedSteps(store, transactions) if store.one_writer else None
 
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
+        self._connected.shutdown(wait=False, cancel_futures=True)
         if self._shared is not None:
             self._shared.close()
 
@@ -158,7 +164,7 @@ class Attempts:
                 transaction.told = bool(outputs)
             return entry
 
-        future = asyncio.wrap_future(self._threads.submit(work))
+        future = asyncio.wrap_future(self._connected.submit(work))
         limit = None if timeout is None else time.monotonic() + timeout
         while limit is not None and not future.done():
             await asyncio.wait([future], timeout=max(0.005, limit - time.monotonic()))

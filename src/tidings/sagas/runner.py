@@ -36,9 +36,9 @@ T = TypeVar("T")
 log = logging.getLogger("tidings.sagas")
 
 AT_ONCE = 128
-"""Instances that one worker drives at the same time; what waits takes no place."""
-AT_START = 96
-"""So many it takes as soon as they begin; the other places are for those that are due and those whose worker died."""
+"""Instances that one worker has in hand at the same time, unless told otherwise; what waits takes no place."""
+START_SHARE = 0.75
+"""Of its places for those that have just begun; the others are for those that are due and those whose worker died."""
 LOOK_SECONDS = 10.0
 """The store is asked this often for what is due, when nothing else tells; and whenever the lease of another worker may be over."""
 LAPSE_SECONDS = 0.5
@@ -69,7 +69,9 @@ class RunningSagas:
         publisher: Publisher,
         type_of: Callable[[type], EventType],
         retention: timedelta | None = None,
+        places: int = AT_ONCE,
     ) -> None:
+        self._places = places
         self._retention = retention
         self._forgetter: asyncio.Task[None] | None = None
         self.name = f"sagas-{app}"
@@ -79,7 +81,7 @@ class RunningSagas:
         self.rng = random.Random()
         self.journal = JournalWriter(store)
         provided = next((one.provided for one in definitions.values()), NOTHING)  # the app's, of each of them
-        self.attempts = Attempts(store, transactions, publisher, self.journal, provided)
+        self.attempts = Attempts(store, transactions, publisher, self.journal, provided, places)
         self.drivers: set[Driver] = set()
         self.changed: Callable[[], None] = lambda: None
         self.stopping = False
@@ -285,7 +287,7 @@ class RunningSagas:
             self._reached_head()
             self.changed()
             pause = self._patience()
-            if self._next is not None and len(self.drivers) < AT_ONCE:
+            if self._next is not None and len(self.drivers) < self._places:
                 pause = min(pause, max(0.001, (self._next - self.now()) / 1e6 + 0.001))
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause):
@@ -304,7 +306,7 @@ class RunningSagas:
         if self._doubt:
             await self._free_what_nobody_drives()
         self._crowded = False
-        while (room := AT_ONCE - self._places_taken()) > 0:
+        while (room := self._places - self._places_taken()) > 0:
             now = self.now()
             found, self._next, self._lapse = await self._asked(self._store.at_once, partial(self._ask, now=now))  # one statement
             if not found:
@@ -369,7 +371,7 @@ class RunningSagas:
         mine = not (
             self.stopping
             or self._crowded
-            or self._places_taken() >= AT_START
+            or self._places_taken() >= self._places * START_SHARE
             or instance in self._starting
             or self._clock.monotonic() > self._until
         )
