@@ -71,7 +71,10 @@ def test_list_and_show(sagas: Path, tidings: Tidings) -> None:
     assert [(row["key"], row["state"]) for row in rows] == [("1", "waiting"), ("2", "compensating"), ("3", "waiting"), ("4", "completed")]
     assert said(tidings("saga", "list", "checkout", "--state", "completed", "--json", store=sagas))[0]["key"] == "4"
     assert "another attempt at charge" in tidings("saga", "list", store=sagas).output
-    assert tidings("saga", "list", "none", store=sagas).output == "no sagas\n"
+    nothing = tidings("saga", "list", "chekcout", store=sagas)
+    assert (nothing.exit_code, nothing.stdout) == (0, "no sagas\n")
+    assert nothing.stderr == "no saga chekcout has an instance in this store; there are instances of checkout\n"
+    assert tidings("saga", "list", "checkout", "--state", "gone", store=sagas).stderr == ""
     shown = tidings("saga", "show", "order", "1", store=sagas).output
     assert shown.startswith("checkout 1 waits\n")
     assert "by shop.Placed; version 1 of shop" in shown
@@ -113,7 +116,8 @@ def test_list_by_what_is_waited_for_and_how_long_and_timers(sagas: Path, tidings
     assert keys("--older-than", "1h") == ["4"]
     assert [row["key"] for row in said(tidings("saga", "timers", "--json", store=sagas))] == ["2", "3", "1"]
     assert re.search(r"in 24 h +checkout +1 +the event shop.Shipped", tidings("saga", "timers", "checkout", store=sagas).output)
-    assert tidings("saga", "timers", "none", store=sagas).output == "no timers\n"
+    assert tidings("saga", "timers", "none", store=sagas).stdout == "no timers\n"
+    assert "instances of checkout" in tidings("saga", "timers", "none", store=sagas).stderr
 
 
 def test_operators_act_and_it_is_told_who_and_why(sagas: Path, tidings: Tidings, monkeypatch: pytest.MonkeyPatch) -> None:

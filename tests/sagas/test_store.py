@@ -192,3 +192,19 @@ def test_what_is_due_is_found_by_its_index_and_not_among_all_that_wait(store: St
         used = [str(row[3]) for row in plan if "tidings_sagas" in str(row[3])]
         assert used
         assert all("INDEX tidings_sagas_due" in one or "INDEX tidings_sagas_worker" in one for one in used), used
+
+
+def test_the_sagas_that_have_instances_are_named_without_reading_them_all(store: Store) -> None:
+    app = App("shop", store=store)
+    for number, name in enumerate(["parcel", "checkout", "return", "parcel", "nap"], 2):
+        envelope = app.envelope(Placed(order_id=number))
+        store.write(lambda unit, name=name, envelope=envelope: unit.sagas().start(name, 1, "shop", envelope, 100)).result()  # type: ignore[misc]
+    assert store.query(lambda unit: unit.sagas().names()) == ["checkout", "nap", "parcel", "return"]
+    assert store.query(lambda unit: unit.sagas().names(2)) == ["checkout", "nap"]
+
+
+def test_in_an_empty_store_no_saga_is_named(store_url: str) -> None:
+    store = store_at(store_url)
+    store.open()
+    assert store.query(lambda unit: unit.sagas().names()) == []
+    store.close()

@@ -55,6 +55,8 @@ def list_(
     before = None if older_than is None else now - round(older_than.total_seconds() * 1e6)
     with target.reading() as store:
         rows = Selection(name, states, version, waiting_for, before).first(store, limit + 1)
+        if not rows:
+            _say_if_unknown(store, name)
         more, rows = len(rows) > limit, rows[:limit]
         children = store.query(lambda unit: unit.sagas().each(_awaited(rows)))
     if as_json:
@@ -76,6 +78,14 @@ def list_(
         click.echo(f"… and more; --limit {limit * 10} shows more of them", err=True)
 
 
+def _say_if_unknown(store: Store, name: str | None) -> None:
+    """No instance was found: perhaps the name is misspelt."""
+    names = store.query(lambda unit: unit.sagas().names())
+    if name is not None and name not in names:
+        there = f"there are instances of {', '.join(names)}" if names else "there are no instances of any"
+        click.echo(f"no saga {name} has an instance in this store; {there}", err=True)
+
+
 @saga.command(epilog="Example: tidings saga timers --store sqlite:///shop.db")
 @store_options
 @click.argument("name", required=False)
@@ -84,6 +94,8 @@ def timers(target: Target, as_json: bool, name: str | None, limit: int) -> None:
     """List what goes on by itself, the next one first: sleeps, deadlines and other attempts, of the saga NAME or of all."""
     with target.reading() as store:
         rows = store.query(lambda unit: unit.sagas().timers(name, limit + 1))
+        if not rows:
+            _say_if_unknown(store, name)
     more, rows, now = len(rows) > limit, rows[:limit], time.time_ns() // 1000
     if as_json:
         print_json([_as_json(row) for row in rows])

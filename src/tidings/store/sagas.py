@@ -477,6 +477,15 @@ class SagaUnit:
         )
         return [saga_row(row) for row in rows.fetchall()]
 
+    def names(self, limit: int = 100) -> list[str]:
+        """The sagas that have instances, closed ones too. A step along the primary key for each."""
+        rows = self._run(
+            "WITH RECURSIVE names (saga) AS (SELECT min(saga) FROM tidings_sagas UNION ALL SELECT (SELECT min(saga) FROM tidings_sagas"
+            " WHERE saga > names.saga) FROM names WHERE names.saga IS NOT NULL) SELECT saga FROM names WHERE saga IS NOT NULL LIMIT ?",
+            limit,
+        )
+        return [row[0] for row in rows.fetchall()]
+
     def ended(self, asked: Sequence[tuple[str, str]]) -> list[tuple[str, str, str, str | None, str | None]]:
         """Saga, key, state, result and error of those that are closed or parked."""
         found: list[tuple[str, str, str, str | None, str | None]] = []
