@@ -70,7 +70,7 @@ class SagaStorm(Rage):
             try:
                 publishing.start()
                 self.rage(rng, running, [])
-                publishing.join(300)
+                publishing.join(300 + self.orders / self.rate)
                 if publishing.is_alive():
                     self.problems.append("orders could not be placed")
                 self._settle()
