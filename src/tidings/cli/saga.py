@@ -80,8 +80,10 @@ def list_(
 
 def _say_if_unknown(store: Store, name: str | None) -> None:
     """No instance was found: perhaps the name is misspelt."""
+    if name is None:
+        return
     names = store.query(lambda unit: unit.sagas().names())
-    if name is not None and name not in names:
+    if name not in names:
         there = f"there are instances of {', '.join(names)}" if names else "there are no instances of any"
         click.echo(f"no saga {name} has an instance in this store; {there}", err=True)
 

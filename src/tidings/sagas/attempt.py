@@ -36,11 +36,12 @@ class StoreTrouble(Exception):
 
 
 class Attempts:
-    """Runs functions for an app's sagas. ``done(result)`` makes the entry, at the last moment."""
+    """Runs functions for an app's sagas. ``done(result)`` makes the entry, at the last moment. ``places``: so many instances may be in
+    hand, and so many plain steps block at the same time."""
 
     def __init__(
-        self, store: Store, transactions: SomeTransactions, publisher: Publisher, journal: JournalWriter, provided: Provided = NOTHING,
-        places: int = 32,
+        self, store: Store, transactions: SomeTransactions, publisher: Publisher, journal: JournalWriter, places: int,
+        provided: Provided = NOTHING,
     ) -> None:  # fmt: skip
         self._provided = provided
         self._store = store

@@ -23,7 +23,7 @@ COMPANY = 8
 
 
 class _Item:
-    """What somebody asked for, and whom to tell. Of a line and a release both are written, or nothing is heard of either."""
+    """What somebody asked for, and whom to tell. Of a line with a release: whether both were written."""
 
     __slots__ = ("future", "line", "release", "settled", "start")
 

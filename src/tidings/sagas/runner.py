@@ -81,7 +81,7 @@ class RunningSagas:
         self.rng = random.Random()
         self.journal = JournalWriter(store)
         provided = next((one.provided for one in definitions.values()), NOTHING)  # the app's, of each of them
-        self.attempts = Attempts(store, transactions, publisher, self.journal, provided, places)
+        self.attempts = Attempts(store, transactions, publisher, self.journal, places, provided)
         self.drivers: set[Driver] = set()
         self.changed: Callable[[], None] = lambda: None
         self.stopping = False
@@ -131,7 +131,7 @@ class RunningSagas:
         self._loop = asyncio.get_running_loop()
         self._sweeper = self._loop.create_task(self._sweep(), name="tidings-sagas")
         if self._retention is not None:
-            self._forgetter = asyncio.get_running_loop().create_task(self._forget(), name="tidings-sagas-forget")
+            self._forgetter = self._loop.create_task(self._forget(), name="tidings-sagas-forget")
         self.hurry()
 
     @property
